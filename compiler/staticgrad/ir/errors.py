@@ -1,0 +1,58 @@
+"""The errors that staticgrad raises. Each says what was expected, what came, and where.
+
+All derive from `StaticgradError` and from the built-in that a user would catch for that kind.
+"""
+
+from __future__ import annotations
+
+
+class StaticgradError(Exception):
+    """The base of every error that staticgrad raises on purpose."""
+
+
+class ShapeError(StaticgradError, ValueError):
+    """Shapes, ranks, axes or dims that do not fit."""
+
+
+class DTypeError(StaticgradError, TypeError):
+    """A dtype that an operation does not take, or that is not supported at all."""
+
+
+class ArgumentError(StaticgradError, ValueError):
+    """An argument outside of what a function accepts."""
+
+
+class ArgumentTypeError(StaticgradError, TypeError):
+    """An argument of a wrong kind, e.g. a list where a tensor is expected."""
+
+
+class GraphError(StaticgradError, ValueError):
+    """A graph that is not well formed: an unreachable input, an update of something stateless."""
+
+
+class ParseError(StaticgradError, ValueError):
+    """Graph or kernel text that does not parse; names the line and column."""
+
+
+class VerifyError(StaticgradError):
+    """The verifier found a broken invariant: a bug in a pass or a hand-written graph."""
+
+
+class DifferentiationError(StaticgradError, ValueError):
+    """A gradient that does not exist: an integer path, an unreachable parameter."""
+
+
+class BindError(StaticgradError, ValueError):
+    """Inputs of a call that do not fit the declared shapes, dtypes or dim equalities."""
+
+
+class UnsupportedError(StaticgradError, NotImplementedError):
+    """A device, dtype, CPU or op that staticgrad does not support; says so by name."""
+
+
+class ExecutionError(StaticgradError, RuntimeError):
+    """A compiled step found bad data (an index out of range, a NaN under check); state is kept."""
+
+
+class StateError(StaticgradError, ValueError):
+    """A checkpoint or assignment that does not fit the parameters."""
