@@ -5,9 +5,29 @@ All derive from `StaticgradError` and from the built-in that a user would catch 
 
 from __future__ import annotations
 
+from staticgrad_runtime.errors import (
+    BindError,
+    ExecutionError,
+    StateError,
+    StaticgradError,
+    UnsupportedError,
+)
 
-class StaticgradError(Exception):
-    """The base of every error that staticgrad raises on purpose."""
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "BindError",
+    "DTypeError",
+    "DifferentiationError",
+    "ExecutionError",
+    "GraphError",
+    "ParseError",
+    "ShapeError",
+    "StateError",
+    "StaticgradError",
+    "UnsupportedError",
+    "VerifyError",
+]
 
 
 class ShapeError(StaticgradError, ValueError):
@@ -40,19 +60,3 @@ class VerifyError(StaticgradError):
 
 class DifferentiationError(StaticgradError, ValueError):
     """A gradient that does not exist: an integer path, an unreachable parameter."""
-
-
-class BindError(StaticgradError, ValueError):
-    """Inputs of a call that do not fit the declared shapes, dtypes or dim equalities."""
-
-
-class UnsupportedError(StaticgradError, NotImplementedError):
-    """A device, dtype, CPU or op that staticgrad does not support; says so by name."""
-
-
-class ExecutionError(StaticgradError, RuntimeError):
-    """A compiled step found bad data (an index out of range, a NaN under check); state is kept."""
-
-
-class StateError(StaticgradError, ValueError):
-    """A checkpoint or assignment that does not fit the parameters."""

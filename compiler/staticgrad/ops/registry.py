@@ -1,0 +1,234 @@
+"""One operation, one record: everything that the system knows of an op stands in its `Op`.
+
+The reference page, the gradient checks, the fuzzer and the invariance tests derive from the
+records. A record with a missing field fails when its module is imported.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from staticgrad.ir.dim import DimLike, Shape, equal_dims, shape_text
+from staticgrad.ir.errors import DTypeError, ShapeError, StaticgradError
+from staticgrad.ir.loc import Locs, current_locs, locs_text
+from staticgrad.ir.node import DimEquality, Node, Value
+from staticgrad.ir.types import TensorType
+
+from .lowering import Lowering
+
+Attrs = Mapping[str, Any]
+Types = tuple[TensorType, ...]
+
+
+@dataclass(frozen=True)
+class NotDifferentiable:
+    """What a record says in place of a `vjp`: no gradient passes, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Operands and attributes that an op accepts; arrays are NumPy's. Tests derive from these.
+
+    `differentiable` is False where the point lies on a kink or a jump (|x| at 0), so that values
+    are compared there but gradients are not.
+    """
+
+    operands: tuple[Any, ...]
+    attrs: Attrs = field(default_factory=dict)
+    differentiable: bool = True
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The relative error against the reference that the record's formula allows."""
+
+    float32: float = 1e-5
+    float64: float = 1e-12
+
+
+@dataclass(frozen=True)
+class VjpContext:
+    """What a `vjp` rule sees: the node's operands, results and attributes."""
+
+    operands: tuple[Any, ...]
+    results: tuple[Any, ...]
+    attrs: Attrs
+    needed: tuple[bool, ...]
+
+
+# A vjp rule gets the context and one cotangent for each result (None where nothing arrives) and
+# returns one cotangent, or None, for each operand. A cotangent may still have the broadcast shape:
+# `autodiff.reverse` sums it to the operand's own.
+Vjp = Callable[..., Sequence[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """The record of one operation.
+
+    name        as spelled in the API, the IR text, the dumps and the tests
+    summary     one line, with the formula
+    infer       (operand types, attrs) -> result types; raises ShapeError or DTypeError
+    reference   (*arrays, **attrs) -> array or tuple of arrays, in NumPy: the oracle
+    vjp         reverse rule, or NotDifferentiable(reason)
+    lower       how it becomes kernels: one of `ops.lowering`
+    samples     () -> Samples over dtypes, shapes, zero sizes and special values
+    source      where the definition comes from
+    traits      "commutative", "random" (never merged), "can_fail" (checks its data when it runs),
+                "elementwise"
+    tolerance   looser than the default only where the formula says why
+    """
+
+    name: str
+    summary: str
+    infer: Callable[[Types, Attrs], Types]
+    reference: Callable[..., Any]
+    vjp: Vjp | NotDifferentiable
+    lower: Lowering
+    samples: Callable[[], Iterable[Sample]]
+    source: str
+    traits: frozenset[str] = frozenset()
+    tolerance: Tolerance = Tolerance()
+
+
+_registry: dict[str, Op] = {}
+
+
+def register(op: Op) -> Op:
+    if op.name in _registry:
+        raise ValueError(f"op {op.name!r} is registered twice")
+    _registry[op.name] = op
+    return op
+
+
+def get(name: str) -> Op:
+    found = _registry.get(name)
+    if found is None:
+        raise KeyError(f"unknown op {name!r}")
+    return found
+
+
+def all_ops() -> dict[str, Op]:
+    """Every record by name, in order of registration."""
+    return dict(_registry)
+
+
+class _Pending(threading.local):
+    """The dim equalities that the `infer` under way has asked for."""
+
+    def __init__(self) -> None:
+        self.equalities: list[DimEquality] = []
+
+
+_pending = _Pending()
+
+
+def require_equal(a: DimLike, b: DimLike, message: str) -> DimLike:
+    """Asks that two sizes be equal: raises where they can't be, else, unless it can be proved,
+    leaves the question for bind time. Called by `infer`; returns the simpler of the two."""
+    same = equal_dims(a, b)
+    if same is False:
+        raise ShapeError(f"{message}: {a} and {b} differ")
+    if same is None:
+        _pending.equalities.append(DimEquality(a, b, message))
+    return a if isinstance(a, int) or not isinstance(b, int) else b
+
+
+def make(
+    name: str, operands: Sequence[Value], attrs: Attrs | None = None, *,
+    payload: Any = None, locs: Locs | None = None,
+) -> Node:  # fmt: skip
+    """A node of op `name`; infers its types and raises at the user's line what does not fit."""
+    from .tensor import Tensor
+
+    op = get(name)
+    attrs = attrs or {}
+    equalities = _pending.equalities
+    equalities.clear()
+    if locs is None:
+        locs = current_locs()
+    try:
+        types = op.infer(tuple(v.type for v in operands), attrs)
+    except StaticgradError as error:
+        if not getattr(error, "located", False):
+            where = f"\n  at {locs_text(locs)}" if locs else ""
+            located = type(error)(f"{name}: {error}{where}")
+            located.located = True  # type: ignore[attr-defined]
+            raise located from None
+        raise
+    constraints: tuple[DimEquality, ...] = ()
+    if equalities:
+        constraints = tuple(
+            DimEquality(e.left, e.right, f"{name}: {e.message}", locs) for e in equalities
+        )
+        equalities.clear()
+    value_class = Tensor if name != "state" else _state_class()
+    return Node(name, operands, attrs, types, locs, payload, constraints, value_class)
+
+
+def _state_class() -> type[Value]:
+    from .leaves import Parameter
+
+    return Parameter
+
+
+def apply(name: str, /, *operands: Value, payload: Any = None, **attrs: Any) -> Any:
+    """`make` for ops with one result: the result's handle; several results give a tuple."""
+    results = make(name, operands, attrs, payload=payload).results
+    return results[0] if len(results) == 1 else results
+
+
+def broadcast_shapes(*shapes: Shape) -> Shape:
+    """The common shape of arrays that are combined element by element, NumPy's rule.
+
+    A symbolic dim broadcasts against the int 1 and against an equal dim only; whether two different
+    names are equal is asked at bind time.
+    """
+    rank = max((len(s) for s in shapes), default=0)
+    result: list[DimLike] = []
+    for axis in range(rank):
+        size: DimLike = 1
+        for shape in shapes:
+            at = axis - rank + len(shape)
+            if at < 0 or shape[at] == 1 or shape[at] == size:
+                continue
+            if size == 1:
+                size = shape[at]
+            else:
+                text = " and ".join(shape_text(s) for s in shapes)
+                size = require_equal(size, shape[at], f"shapes {text} do not broadcast")
+        result.append(size)
+    return tuple(result)
+
+
+def infer_elementwise(types: Types) -> TensorType:
+    """The common dtype and broadcast shape of operands that were promoted already."""
+    first = types[0].dtype
+    if any(t.dtype != first for t in types):
+        raise DTypeError(f"operands differ in dtype: {', '.join(str(t) for t in types)}")
+    return TensorType(first, broadcast_shapes(*(t.shape for t in types)))
+
+
+__all__ = [
+    "Attrs",
+    "NotDifferentiable",
+    "Op",
+    "Sample",
+    "Tolerance",
+    "Types",
+    "Vjp",
+    "VjpContext",
+    "all_ops",
+    "apply",
+    "broadcast_shapes",
+    "get",
+    "infer_elementwise",
+    "make",
+    "register",
+    "require_equal",
+]

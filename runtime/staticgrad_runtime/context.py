@@ -1,0 +1,116 @@
+"""The one place that says how compiled code and the runtime share memory.
+
+A **context** is a table of 64-bit words that every entry of compiled code takes a pointer to. The
+first 16 belong to `sg_run`, the rest to the native entry `sg_entry` (`codegen/entry.py` emits it
+with the constants below). No object code holds a process address: all come from here.
+
+    word  what
+    0     pointer to the buffer table (a data pointer per buffer of the manifest)
+    1     pointer to the dims table (i64 per symbol of the manifest, in order)
+    2     status code: INT64_MAX before the run, then the smallest failing code
+    3     failing element (flat index)
+    4     failing value
+    5-15  reserved for `sg_run`
+    16-   `sg_entry`, see `Word`
+
+`i32 sg_run(ptr context)` returns 0, or another value where it failed before its commit point.
+`i32 sg_call(ptr context)` is `sg_run` under round-to-nearest without flush-to-zero.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+STATUS_OK = 2**63 - 1
+
+
+class Word(IntEnum):
+    """Indices of context words."""
+
+    BUFFERS = 0
+    DIMS = 1
+    STATUS = 2
+    ELEMENT = 3
+    VALUE = 4
+    RUN_FIRST = 5
+    RUN_LAST = 15
+    BUSY = 16  # 1 while a call uses this context
+    RELEASE_GIL = 17  # 1 where the bound cost exceeds GIL_RELEASE_NS
+    INPUTS = 18  # pointer to the input records
+    OUTPUTS = 19  # pointer to the output records
+    CELLS = 20  # pointer to the state records
+    NDARRAY_TYPE = 21  # PyTypeObject* of numpy.ndarray
+    ARRAY_NEW = 22  # PyArray_New
+    METHOD_NEW = 23  # PyMethod_New
+    VECTORCALL = 24  # PyObject_Vectorcall
+    DEC_REF = 25  # Py_DecRef
+    TUPLE_NEW = 26  # PyTuple_New
+    TUPLE_SET_ITEM = 27  # PyTuple_SetItem
+    LONG_NEW = 28  # PyLong_FromLongLong
+    SAVE_THREAD = 29  # PyEval_SaveThread
+    RESTORE_THREAD = 30  # PyEval_RestoreThread
+    CHECKED_CALL = 31  # PyObject* of the Python function that serves any call
+    RAISE_FAILURE = 32  # PyObject* of the Python function that raises for a status
+
+
+CONTEXT_WORDS = 40
+
+# Above this the GIL is released: giving it up and taking it back costs some 50 ns when nobody
+# waits, and up to a switch interval when somebody does.
+GIL_RELEASE_NS = 20_000
+
+
+class InputRecord(IntEnum):
+    """Words of one input's record: what the native entry compares an argument with."""
+
+    DESCR = 0  # PyArray_Descr* of the native dtype
+    NDIM = 1
+    BUFFER = 2  # index in the buffer table
+    SHAPE = 3  # pointer to the bound dims
+    WORDS = 4
+
+
+class OutputRecord(IntEnum):
+    """Words of one output's record: what the native entry allocates."""
+
+    TYPE_NUM = 0
+    NDIM = 1
+    BUFFER = 2
+    SHAPE = 3
+    WORDS = 4
+
+
+class CellRecord(IntEnum):
+    """Words of one state cell's record."""
+
+    CELL = 0  # pointer to the cell's words, see CellWord
+    WRITTEN = 1
+    WORDS = 2
+
+
+class CellWord(IntEnum):
+    """Words of a state cell. `NATIVE` is written by native entries alone, and only while they hold
+    the GIL, so that test and set are one step; `CLAIM` by Python alone, under a mutex."""
+
+    NATIVE = 0  # readers inside native calls, or -1 for a writer
+    CLAIM = 1  # readers holding or -1 for a writer holding or awaiting it, on the Python side
+    VERSION = 2  # bumped by every writer
+    WORDS = 8  # a cache line each
+
+
+# CPython and NumPy structures, as offsets in bytes. `layout.py` compares them with live objects
+# before the native entry is used; where one differs the portable path serves.
+OBJECT_TYPE = 8
+EXECUTABLE_CONTEXT = 16  # the executable's slot that holds the published words (an ndarray)
+NDARRAY_DATA = 16
+NDARRAY_NDIM = 24
+NDARRAY_SHAPE = 32
+NDARRAY_DESCR = 56
+NDARRAY_FLAGS = 64
+FLAG_C_CONTIGUOUS = 0x0001
+FLAG_ALIGNED = 0x0100
+VECTORCALL_OFFSET_FLAG = 1 << 63
+
+RUN_SYMBOL = "sg_run"
+CALL_SYMBOL = "sg_call"
+ENTRY_SYMBOL = "sg_entry"

@@ -1,0 +1,112 @@
+"""Object code -> addresses, by LLVM's LLJIT; llvmlite is imported at the first load."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import os
+import platform
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .errors import ArtifactError, UnsupportedError
+from .symbols import object_symbols
+
+# What a program may use of the C library; code generators emit calls of them for large copies.
+LIBC_SYMBOLS = ("memcpy", "memmove", "memset")
+
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+_lock = threading.Lock()
+_names = itertools.count()
+
+
+@functools.cache
+def _libc_addresses() -> dict[str, int]:
+    libc: Any = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
+    return {
+        name: ctypes.cast(getattr(libc, name), ctypes.c_void_p).value or 0 for name in LIBC_SYMBOLS
+    }
+
+
+@functools.cache
+def _jit() -> Any:
+    """The process's one JIT. It only links: the objects are compiled already."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    return llvm.create_lljit_compiler(machine)
+
+
+def check_host(triple: str, features: str) -> None:
+    """Refuses code for another architecture, or for CPU features that this host lacks."""
+    machine = platform.machine().lower()
+    machine = _ARCHITECTURES.get(machine, machine)
+    wanted = triple.split("-")[0]
+    if _ARCHITECTURES.get(wanted, wanted) != machine:
+        raise UnsupportedError(f"the program was compiled for {wanted}; this machine is {machine}")
+    asked = [item[1:] for item in features.split(",") if item.startswith("+")]
+    missing = sorted(name for name in asked if not _host_features().get(name, False))
+    if missing:
+        raise UnsupportedError(
+            f"the program was compiled for a CPU with {', '.join(missing)}, which this one lacks"
+        )
+
+
+@functools.cache
+def _host_features() -> dict[str, bool]:
+    import llvmlite.binding as llvm
+
+    return dict(llvm.get_host_cpu_features())
+
+
+class Library:
+    """Loaded object code; its addresses are valid as long as this object lives.
+
+    `exports` are the names wanted; `in` tells which of them the object has.
+    """
+
+    def __init__(
+        self, object_code: bytes, exports: Iterable[str], extra_symbols: Mapping[str, int]
+    ) -> None:
+        import llvmlite.binding as llvm
+
+        allowed = _libc_addresses() | dict(extra_symbols)
+        symbols = object_symbols(object_code)
+        refused = sorted(symbols.undefined - allowed.keys())
+        if refused:
+            raise ArtifactError(
+                f"object code uses {', '.join(refused)}; allowed are {', '.join(sorted(allowed))}"
+            )
+        builder = llvm.JITLibraryBuilder().add_object_img(object_code)
+        for name in sorted(symbols.undefined):
+            builder.import_symbol(name, allowed[name])
+        self._exports = frozenset(exports) & symbols.defined
+        for name in self._exports:
+            builder.export_symbol(name)
+        with _lock:
+            try:
+                self._tracker = builder.link(_jit(), f"staticgrad{next(_names)}")
+            except RuntimeError as error:
+                raise ArtifactError(f"object code does not link: {error}") from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._exports
+
+    def address(self, name: str) -> int:
+        """Where an exported symbol is."""
+        return int(self._tracker[name])
+
+
+def _reset_lock_after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_lock_after_fork)
