@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from staticgrad.ir.dim import DimLike
 from staticgrad.ir.dtype import DType
@@ -69,7 +69,7 @@ class Ref:
     dtype: DType
 
 
-Expr = Union[Load, Literal, Index, Call, Ref]
+Expr = Load | Literal | Index | Call | Ref
 
 # --- statements -----------------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class Template:
     epilogue: Kernel | None = None
 
 
-Stmt = Union[Let, Store, Check, Next, Loop, Reduce, Template]
+Stmt = Let | Store | Check | Next | Loop | Reduce | Template
 
 # --- kernels --------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 from staticgrad.ir.dim import DimLike
 from staticgrad.ir.types import TensorType
@@ -69,6 +69,14 @@ class Expand:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A generated product with blocked kernels of its own, whose element-wise consumers can ride in
+    its epilogue. `kind`: matmul, conv, conv_grad_input, conv_grad_weight."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
 class Custom:
     """A kernel of its own: `emit(k)`, with `k` a `kernels.builder.KernelBuilder` that has the
     node's operands, results and attributes."""
@@ -76,4 +84,4 @@ class Custom:
     emit: Callable[[Any], None]
 
 
-Lowering = Union[Leaf, Pointwise, Generate, Reduction, View, Expand, Custom]
+Lowering = Leaf | Pointwise | Generate | Reduction | View | Expand | Product | Custom

@@ -1,0 +1,198 @@
+"""From the shapes of a call to the values of the symbols, and to everything that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .artifact import InputSpec, Manifest
+from .context import GIL_RELEASE_NS
+from .dims import (
+    Dim,
+    DimTable,
+    dim_text,
+    evaluate,
+    evaluate_int,
+    linear,
+    shape_text,
+    solve,
+    symbols_of,
+)
+from .errors import BindError
+from .plan import Plan, Planner
+
+Shape = tuple[int, ...]
+MAX_BYTES = 1 << 47  # what an address space holds; also keeps every sum inside 64 bits
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A program at given sizes."""
+
+    dims: dict[str, int]
+    input_shapes: list[Shape]
+    output_shapes: list[Shape]
+    plan: Plan
+    flops: int
+    bytes: int
+    ns: float
+
+    @property
+    def release_gil(self) -> bool:
+        return self.ns > GIL_RELEASE_NS
+
+
+def input_text(spec: InputSpec) -> str:
+    """An input as errors name it: `input 'x' (model.py:12)`."""
+    return f"input {spec.name!r}" + (f" ({spec.location})" if spec.location else "")
+
+
+class Binder:
+    """Binds the symbols of one manifest; keeps no state of a call."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        temps = [buffer for buffer in manifest.buffers if buffer.kind == "temp"]
+        self._planner = Planner([b.first for b in temps], [b.last for b in temps])
+        self._temp_sizes = DimTable(buffer.size_bytes for buffer in temps)
+
+    def bind_shapes(self, shapes: Sequence[Shape]) -> dict[str, int]:
+        """The symbols' values for the inputs' shapes (one per input, in order).
+
+        Symbols that stand alone come first; then expressions linear in one unknown symbol are
+        solved; then every dim is checked. Raises BindError.
+        """
+        manifest = self._manifest
+        values: dict[str, int] = {}
+        source: dict[str, tuple[InputSpec, int]] = {}
+        for spec, shape in zip(manifest.inputs, shapes):
+            if len(spec.shape) != len(shape):
+                raise BindError(
+                    f"{input_text(spec)}: expected {len(spec.shape)} dims "
+                    f"{shape_text(spec.shape)}, got {len(shape)}: {shape_text(shape)}"
+                )
+            for axis, (dim, size) in enumerate(zip(spec.shape, shape)):
+                if isinstance(dim, str) and dim not in values:
+                    values[dim], source[dim] = size, (spec, axis)
+        self._solve_rest(shapes, values, source)
+        for spec, shape in zip(manifest.inputs, shapes):
+            for axis, (dim, size) in enumerate(zip(spec.shape, shape)):
+                if evaluate(dim, values) != size:
+                    raise BindError(_mismatch(spec, shape, axis, values, source))
+        self.check(values)
+        return values
+
+    def _solve_rest(
+        self,
+        shapes: Sequence[Shape],
+        values: dict[str, int],
+        source: dict[str, tuple[InputSpec, int]],
+    ) -> None:
+        """Solves dims like `2*N + 1` for the one symbol in them that has no value yet."""
+        progress = True
+        while progress and len(values) < len(self._manifest.dims):
+            progress = False
+            for spec, shape in zip(self._manifest.inputs, shapes):
+                for axis, (dim, size) in enumerate(zip(spec.shape, shape)):
+                    unknown = symbols_of(dim) - values.keys()
+                    if len(unknown) != 1:
+                        continue
+                    (symbol,) = unknown
+                    if linear(dim, symbol, values) is None:
+                        continue
+                    value = solve(dim, symbol, size, values)
+                    if value is None:
+                        raise BindError(
+                            f"{input_text(spec)}: expected shape {shape_text(spec.shape)}, got "
+                            f"{shape_text(shape)}: no {symbol} makes dim {axis}, "
+                            f"{dim_text(dim)}, equal {size}"
+                        )
+                    values[symbol], source[symbol] = value, (spec, axis)
+                    progress = True
+        missing = [name for name in self._manifest.dims if name not in values]
+        if missing:
+            raise BindError(f"the inputs' shapes do not determine {', '.join(missing)}")
+
+    def check(self, values: Mapping[str, int]) -> None:
+        """Checks that each symbol has a value and that all constraints hold; else BindError."""
+        unknown = sorted(values.keys() - set(self._manifest.dims))
+        if unknown:
+            known = ", ".join(self._manifest.dims) or "none"
+            raise BindError(f"no symbol is called {', '.join(unknown)}; known: {known}")
+        for name in self._manifest.dims:
+            if name not in values:
+                raise BindError(f"symbol {name} has no value")
+            if isinstance(values[name], bool) or not isinstance(values[name], int):
+                raise BindError(f"symbol {name}: expected an int, got {values[name]!r}")
+            if values[name] < 0:
+                raise BindError(f"symbol {name} is {values[name]}; a dim is at least 0")
+        for constraint in self._manifest.constraints:
+            left = evaluate(constraint.left, values)
+            right = evaluate(constraint.right, values)
+            if left != right:
+                raise BindError(
+                    f"{constraint.message}: {dim_text(constraint.left)} is {left}, "
+                    f"{dim_text(constraint.right)} is {right}"
+                )
+
+    def binding(self, values: Mapping[str, int]) -> Binding:
+        """Sizes, the memory plan and costs for values that `check` has passed."""
+        manifest, dims = self._manifest, dict(values)
+        shapes = [
+            [_shape(spec.shape, dims, spec.name) for spec in specs]
+            for specs in (manifest.inputs, manifest.outputs)
+        ]
+        sizes = self._temp_sizes.evaluate(dims)
+        if sum(sizes) > MAX_BYTES:
+            raise MemoryError(f"temporaries of {sum(sizes)} bytes at {dims}")
+        if min(sizes, default=0) < 0:
+            raise BindError(f"a temporary of {min(sizes)} bytes at {dims}")
+        cost = manifest.cost
+        return Binding(
+            dims,
+            shapes[0],
+            shapes[1],
+            self._planner.solve(sizes),
+            evaluate_int(cost.flops, dims),
+            evaluate_int(cost.bytes, dims),
+            float(evaluate(cost.ns, dims)),
+        )
+
+
+def _shape(shape: Sequence[Dim], values: Mapping[str, int], name: str) -> Shape:
+    bound = tuple(evaluate_int(dim, values) for dim in shape)
+    if min(bound, default=0) < 0:
+        raise BindError(f"{name!r}: shape {shape_text(shape)} is {bound} at {dict(values)}")
+    return bound
+
+
+def _mismatch(
+    spec: InputSpec,
+    shape: Shape,
+    axis: int,
+    values: Mapping[str, int],
+    source: Mapping[str, tuple[InputSpec, int]],
+) -> str:
+    """Says which dim differs, and which inputs fixed the symbols in it."""
+    dim = spec.shape[axis]
+    text = (
+        f"{input_text(spec)}: expected shape {shape_text(spec.shape)}, got {shape_text(shape)}: "
+        f"dim {axis} is {shape[axis]}, expected {dim_text(dim)}"
+    )
+    names = sorted(symbols_of(dim))
+    if not names:
+        return text
+    if not isinstance(dim, str):
+        text += f" = {evaluate(dim, values)}"
+    fixed = [
+        f"{name} is {values[name]} from {input_text(source[name][0])}, dim {source[name][1]}"
+        for name in names
+    ]
+    return f"{text}, where {' and '.join(fixed)}"
+
+
+def dims_key(values: Mapping[str, int], order: Sequence[str]) -> tuple[int, ...]:
+    """Values in the manifest's order: what bindings are remembered by."""
+    return tuple(values[name] for name in order)
+
+

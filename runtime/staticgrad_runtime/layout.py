@@ -1,0 +1,246 @@
+"""Whether this interpreter and this NumPy look as the native entry assumes, and their addresses.
+
+Nothing is taken on trust: each offset of `context.py` is compared with live objects once, when the
+first program is loaded. Where one differs (a free-threaded build, another interpreter, another
+array struct) `native_interface()` is None and the portable path through ctypes serves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+import sys
+import sysconfig
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import context
+
+# Indices in NumPy's C API table; part of its stable ABI.
+_API_NDARRAY_TYPE = 2
+_API_ARRAY_NEW = 93
+
+# CPython's C API, stable since 3.0 (vectorcall: 3.9).
+_T_PYSSIZET, _READONLY = 19, 1
+_TP_MEMBERS = 72
+_HAVE_VECTORCALL = 1 << 11
+_POINTER = ctypes.sizeof(ctypes.c_void_p)
+
+
+@dataclass(frozen=True)
+class NativeInterface:
+    """Process addresses that a context hands to the native entry."""
+
+    ndarray_type: int
+    array_new: int
+    method_new: int
+    vectorcall: int
+    dec_ref: int
+    tuple_new: int
+    tuple_set_item: int
+    long_new: int
+    save_thread: int
+    restore_thread: int
+
+
+class Head:
+    """The base of executables: its one slot lies right behind the object header, where the
+    native entry finds the published context words."""
+
+    __slots__ = ("_words",)
+    _words: Any
+
+
+class _MemberDef(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("type", ctypes.c_int),
+        ("offset", ctypes.c_ssize_t),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    )
+
+
+class _TypeSlot(ctypes.Structure):
+    _fields_ = (("slot", ctypes.c_int), ("value", ctypes.c_void_p))
+
+
+class _TypeSpec(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("basicsize", ctypes.c_int),
+        ("itemsize", ctypes.c_int),
+        ("flags", ctypes.c_uint),
+        ("slots", ctypes.POINTER(_TypeSlot)),
+    )
+
+
+_native_classes: dict[type, type] = {}
+_kept_alive: list[Any] = []  # type specs: CPython may keep pointers into them
+
+
+def native_class(cls: type) -> type:
+    """A subclass of `cls` whose instances are called through a function pointer of their own.
+
+    The pointer is the last word of the instance (`set_call`). While it is null, and for
+    `cls.__call__`, calls take the ordinary way through `cls.__call__`. CPython does not hand the
+    vectorcall flag down to classes made by a `class` statement, hence a type spec.
+    """
+    if cls in _native_classes:
+        return _native_classes[cls]
+    offset = cls.__basicsize__
+    members = (_MemberDef * 2)(
+        _MemberDef(b"__vectorcalloffset__", _T_PYSSIZET, offset, _READONLY, None)
+    )
+    slots = (_TypeSlot * 2)(_TypeSlot(_TP_MEMBERS, ctypes.addressof(members)))
+    name = f"{cls.__module__}.{cls.__qualname__}".encode()
+    spec = _TypeSpec(name, offset + _POINTER, 0, _HAVE_VECTORCALL, slots)
+    make = ctypes.pythonapi.PyType_FromSpecWithBases
+    make.restype, make.argtypes = ctypes.py_object, [ctypes.POINTER(_TypeSpec), ctypes.py_object]
+    made: type = make(ctypes.byref(spec), (cls,))
+    made.__doc__ = cls.__doc__
+    _kept_alive.extend((members, slots, spec, name))
+    _native_classes[cls] = made
+    return made
+
+
+def is_native_class(cls: type) -> bool:
+    """Whether `cls` was made by `native_class`."""
+    return cls in _native_classes.values()
+
+
+def set_call(instance: object, function: int) -> None:
+    """Sets the vectorcall pointer of an instance of a native class."""
+    offset = type(instance).__basicsize__ - _POINTER
+    ctypes.c_void_p.from_address(id(instance) + offset).value = function
+
+
+def descriptor_address(dtype: str) -> int:
+    """The address of NumPy's one descriptor object of a native dtype."""
+    return id(np.dtype(dtype))
+
+
+def _word(at: int) -> int:
+    return ctypes.c_void_p.from_address(at).value or 0
+
+
+def _array_fields_match(array: np.ndarray[Any, Any]) -> bool:
+    at, flags = id(array), array.flags
+    (ndim,) = struct.unpack("i", ctypes.string_at(at + context.NDARRAY_NDIM, 4))
+    (bits,) = struct.unpack("i", ctypes.string_at(at + context.NDARRAY_FLAGS, 4))
+    if ndim != array.ndim:
+        return False
+    shape = _word(at + context.NDARRAY_SHAPE)
+    return (
+        _word(at + context.OBJECT_TYPE) == id(type(array))
+        and _word(at + context.NDARRAY_DATA) == array.ctypes.data
+        and [_word(shape + 8 * i) for i in range(ndim)] == list(array.shape)
+        and _word(at + context.NDARRAY_DESCR) == id(array.dtype)
+        and bool(bits & context.FLAG_C_CONTIGUOUS) == flags.c_contiguous
+        and bool(bits & context.FLAG_ALIGNED) == flags.aligned
+    )
+
+
+def _arrays_match() -> bool:
+    raw = np.zeros(65, np.uint8)
+    samples: list[np.ndarray[Any, Any]] = [
+        np.zeros((2, 3), np.float32),
+        np.zeros((2, 3), np.float64).T,
+        np.zeros((3, 4, 5), np.int32)[:, ::2],
+        np.array(1, np.int64),
+        np.zeros((0, 7), np.bool_),
+        raw[1:].view(np.float64),
+    ]
+    same_descriptor = all(np.empty(1, a.dtype).dtype is np.dtype(a.dtype.name) for a in samples)
+    return same_descriptor and all(_array_fields_match(array) for array in samples)
+
+
+def _array_api() -> list[int] | None:
+    """The entries of NumPy's C API table that we use: [PyArray_Type, PyArray_New]."""
+    try:
+        from numpy._core._multiarray_umath import _ARRAY_API  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    table = get(_ARRAY_API, None)
+    return [_word(table + 8 * index) for index in (_API_NDARRAY_TYPE, _API_ARRAY_NEW)]
+
+
+def _array_new_works(function: int) -> bool:
+    """Calls PyArray_New as the native entry does and looks at the result."""
+    prototype = ctypes.PYFUNCTYPE(
+        ctypes.py_object, ctypes.py_object, ctypes.c_int, ctypes.c_void_p, ctypes.c_int,
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p,
+    )  # fmt: skip
+    shape = (ctypes.c_int64 * 2)(3, 5)
+    number = np.dtype(np.float32).num
+    made = prototype(function)(np.ndarray, 2, ctypes.addressof(shape), number, None, None, 0, 0,
+                               None)  # fmt: skip
+    return (
+        type(made) is np.ndarray
+        and made.shape == (3, 5)
+        and made.dtype is np.dtype(np.float32)
+        and made.flags.c_contiguous
+        and made.flags.owndata
+    )
+
+
+def _calls_work() -> bool:
+    """Makes a native class over a slotted one and calls it, without and with a pointer."""
+
+    class Probe(Head):
+        __slots__ = ("__weakref__", "other")
+
+        def __call__(self, *args: int) -> tuple[int, ...]:
+            return args
+
+    probe: Any = object.__new__(native_class(Probe))
+    del _native_classes[Probe]
+    probe._words = marker = object()
+    if _word(id(probe) + context.EXECUTABLE_CONTEXT) != id(marker) or probe(1, 2) != (1, 2):
+        return False
+    seen: list[tuple[int, int]] = []
+
+    def vectorcall(callee: int, args: int, nargsf: int, names: int | None) -> Any:
+        seen.append((callee, nargsf & (context.VECTORCALL_OFFSET_FLAG - 1)))
+        return "native"
+
+    prototype = ctypes.PYFUNCTYPE(
+        ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p
+    )
+    function = prototype(vectorcall)
+    set_call(probe, ctypes.cast(function, ctypes.c_void_p).value or 0)
+    answer = probe(1, 2)
+    set_call(probe, 0)
+    return bool(answer == "native" and seen == [(id(probe), 2)])
+
+
+@functools.cache
+def native_interface() -> NativeInterface | None:
+    """The addresses that the native entry needs, or None where it must not be used."""
+    ordinary = (
+        sys.implementation.name == "cpython"
+        and not sysconfig.get_config_var("Py_GIL_DISABLED")
+        and _POINTER == 8
+        and sys.byteorder == "little"
+        and object.__basicsize__ == 16
+    )
+    if not ordinary or not _arrays_match():
+        return None
+    api = _array_api()
+    if api is None or api[0] != id(np.ndarray) or not _array_new_works(api[1]):
+        return None
+    if not _calls_work():
+        return None
+    python: Any = ctypes.pythonapi
+    functions = (
+        python.PyMethod_New, python.PyObject_Vectorcall, python.Py_DecRef, python.PyTuple_New,
+        python.PyTuple_SetItem, python.PyLong_FromLongLong, python.PyEval_SaveThread,
+        python.PyEval_RestoreThread,
+    )  # fmt: skip
+    addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
+    return NativeInterface(api[0], api[1], *addresses)
