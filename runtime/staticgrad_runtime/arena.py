@@ -26,7 +26,7 @@ def aligned_words(count: int) -> NDArray[np.int64]:
     """`count` zeroed 64-bit words, 64-byte aligned."""
     words = aligned_bytes(8 * max(count, 1)).view(np.int64)
     words[:] = 0
-    return words
+    return words[:count]
 
 
 def address(array: NDArray[np.generic]) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .layout import data_address
+
 Array = NDArray[Any]
 
 
@@ -30,11 +32,13 @@ def cast_checked(array: Array, dtype: np.dtype[Any]) -> Array:
         low, high = int(array.min()), int(array.max())
         if low < info.min or high > info.max:
             raise ConversionError(f"the value {low if low < info.min else high}")
-    with np.errstate(over="ignore"):
-        cast = array.astype(dtype)
-    if dtype.kind == "f" and bool(np.any(np.isinf(cast) & np.isfinite(array))):
-        raise ConversionError("a finite value that overflows to infinity")
-    return cast
+    if array.dtype.kind == "f" and array.dtype.itemsize > dtype.itemsize:
+        with np.errstate(over="ignore"):
+            cast = array.astype(dtype)
+        if not np.isfinite(cast).all() and bool(np.any(np.isinf(cast) & np.isfinite(array))):
+            raise ConversionError("a finite value that overflows to infinity")
+        return cast
+    return array.astype(dtype)
 
 
 def has_python_leaves(value: Any) -> bool:
@@ -48,7 +52,7 @@ def has_python_leaves(value: Any) -> bool:
 
 def byte_range(array: Array) -> tuple[int, int]:
     """The [start, stop) addresses of a C-contiguous array."""
-    start = int(array.ctypes.data)
+    start = data_address(array)
     return start, start + array.nbytes
 
 

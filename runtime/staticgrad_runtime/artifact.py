@@ -1,8 +1,8 @@
 """A compiled program as data: object code, a manifest, and the constants.
 
 The manifest is plain data that survives a JSON round trip; nothing in it is executed. On disk an
-artifact is one file: a header (magic, version, lengths, SHA-256 of the rest), the manifest as
-JSON, the constants, the object code.
+artifact is one file: a header (magic, version, SHA-256 of the rest), lengths, the manifest as JSON,
+the constants, the object code.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import struct
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,8 @@ from .errors import ArtifactError
 
 FORMAT_VERSION = 1
 MAGIC = b"SGRAD\x00\r\n"
-_HEADER = struct.Struct("<8sIIQQQ32s")  # magic, version, blob count, json, blobs, object, digest
+_LENGTHS = struct.Struct("<QQQQQ")  # blob count, then bytes: manifest, blobs, object, entry
+_HEADER = struct.Struct("<8sI32s")  # magic, version, SHA-256 of all that follows
 
 DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
           "float32", "float64")  # fmt: skip
@@ -229,18 +231,23 @@ _SPECS: dict[str, Any] = {
 
 @dataclass
 class Artifact:
-    """A compiled program: what an `Executable` is made of."""
+    """A compiled program: what an `Executable` is made of.
+
+    `object_code` defines `sg_run`; `entry_code`, the same for all programs of a target, defines
+    `sg_call` and `sg_entry`, and may be empty (calls then take the checked path through ctypes).
+    """
 
     manifest: Manifest
     object_code: bytes
     blobs: list[bytes] = field(default_factory=list)
+    entry_code: bytes = b""
 
     def __post_init__(self) -> None:
         self.manifest.validate()
         for spec in self.manifest.constants:
             if not 0 <= spec.blob < len(self.blobs):
                 raise ArtifactError(f"a constant names blob {spec.blob} of {len(self.blobs)}")
-            expected = int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+            expected = math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
             if len(self.blobs[spec.blob]) != expected:
                 raise ArtifactError(
                     f"constant blob {spec.blob} has {len(self.blobs[spec.blob])} bytes, "
@@ -250,38 +257,38 @@ class Artifact:
     def to_bytes(self) -> bytes:
         """The on-disk form; equal artifacts give equal bytes."""
         manifest = self.manifest.to_json().encode()
-        lengths = struct.pack(f"<{len(self.blobs)}Q", *(len(blob) for blob in self.blobs))
-        blobs = lengths + b"".join(self.blobs)
-        sizes = struct.pack("<IQQQ", len(self.blobs), len(manifest), len(blobs),
-                            len(self.object_code))  # fmt: skip
-        body = manifest + blobs + self.object_code
-        digest = hashlib.sha256(sizes + body).digest()
-        head = _HEADER.pack(MAGIC, FORMAT_VERSION, len(self.blobs), len(manifest), len(blobs),
-                            len(self.object_code), digest)  # fmt: skip
-        return head + body
+        count = len(self.blobs)
+        blobs = struct.pack(f"<{count}Q", *map(len, self.blobs)) + b"".join(self.blobs)
+        parts = (manifest, blobs, self.object_code, self.entry_code)
+        body = _LENGTHS.pack(count, *map(len, parts)) + b"".join(parts)
+        return _HEADER.pack(MAGIC, FORMAT_VERSION, hashlib.sha256(body).digest()) + body
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Artifact:
         """Reads `to_bytes`' result; ArtifactError where a byte of it differs."""
-        if len(data) < _HEADER.size:
+        if len(data) < _HEADER.size + _LENGTHS.size:
             raise ArtifactError("not an artifact: too short")
-        magic, version, count, n_manifest, n_blobs, n_object, digest = _HEADER.unpack_from(data)
+        magic, version, digest = _HEADER.unpack_from(data)
         if magic != MAGIC:
             raise ArtifactError("not an artifact: wrong magic")
         if version != FORMAT_VERSION:
             raise ArtifactError(f"artifact of format version {version}, expected {FORMAT_VERSION}")
         body = memoryview(data)[_HEADER.size :]
-        if len(body) != n_manifest + n_blobs + n_object or n_blobs < 8 * count:
-            raise ArtifactError("artifact is cut short or has trailing bytes")
-        sizes = struct.pack("<IQQQ", count, n_manifest, n_blobs, n_object)
-        if hashlib.sha256(sizes + body).digest() != digest:
+        if hashlib.sha256(body).digest() != digest:
             raise ArtifactError("artifact is damaged: its digest differs")
-        manifest = Manifest.from_json(bytes(body[:n_manifest]).decode())
-        lengths = struct.unpack_from(f"<{count}Q", body, n_manifest)
-        if sum(lengths) + 8 * count != n_blobs:
+        count, *sizes = _LENGTHS.unpack_from(body)
+        if _LENGTHS.size + sum(sizes) != len(body) or sizes[1] < 8 * count:
+            raise ArtifactError("artifact is damaged: its parts do not add up")
+        parts, at = [], _LENGTHS.size
+        for size in sizes:
+            parts.append(body[at : at + size])
+            at += size
+        manifest = Manifest.from_json(bytes(parts[0]).decode())
+        lengths = struct.unpack_from(f"<{count}Q", parts[1])
+        if sum(lengths) + 8 * count != sizes[1]:
             raise ArtifactError("artifact is damaged: its constants do not add up")
-        blobs, at = [], n_manifest + 8 * count
+        blobs, at = [], 8 * count
         for length in lengths:
-            blobs.append(bytes(body[at : at + length]))
+            blobs.append(bytes(parts[1][at : at + length]))
             at += length
-        return cls(manifest, bytes(body[at:]), blobs)
+        return cls(manifest, bytes(parts[2]), blobs, bytes(parts[3]))

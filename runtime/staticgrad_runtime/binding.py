@@ -98,7 +98,8 @@ class Binder:
                     if len(unknown) != 1:
                         continue
                     (symbol,) = unknown
-                    if linear(dim, symbol, values) is None:
+                    found = linear(dim, symbol, values)
+                    if found is None or found[0] == 0:
                         continue
                     value = solve(dim, symbol, size, values)
                     if value is None:
@@ -194,5 +195,3 @@ def _mismatch(
 def dims_key(values: Mapping[str, int], order: Sequence[str]) -> tuple[int, ...]:
     """Values in the manifest's order: what bindings are remembered by."""
     return tuple(values[name] for name in order)
-
-

@@ -1,8 +1,9 @@
 """The one place that says how compiled code and the runtime share memory.
 
 A **context** is a table of 64-bit words that every entry of compiled code takes a pointer to. The
-first 16 belong to `sg_run`, the rest to the native entry `sg_entry` (`codegen/entry.py` emits it
-with the constants below). No object code holds a process address: all come from here.
+first 16 belong to `sg_run`, the rest to the native entry `sg_entry`, which is the same code for
+every program (`codegen/entry.py` emits it with the constants below). No object code holds a process
+address: all come from here.
 
     word  what
     0     pointer to the buffer table (a data pointer per buffer of the manifest)
@@ -51,6 +52,11 @@ class Word(IntEnum):
     RESTORE_THREAD = 30  # PyEval_RestoreThread
     CHECKED_CALL = 31  # PyObject* of the Python function that serves any call
     RAISE_FAILURE = 32  # PyObject* of the Python function that raises for a status
+    N_INPUTS = 33
+    N_OUTPUTS = 34
+    N_CELLS = 35
+    SINGLE = 36  # 1 where the one output is returned bare, not in a tuple
+    ARRAYS = 37  # pointer to a table of the outputs that a call has made (PyObject*)
 
 
 CONTEXT_WORDS = 40
@@ -67,7 +73,6 @@ class InputRecord(IntEnum):
     NDIM = 1
     BUFFER = 2  # index in the buffer table
     SHAPE = 3  # pointer to the bound dims
-    WORDS = 4
 
 
 class OutputRecord(IntEnum):
@@ -77,7 +82,6 @@ class OutputRecord(IntEnum):
     NDIM = 1
     BUFFER = 2
     SHAPE = 3
-    WORDS = 4
 
 
 class CellRecord(IntEnum):
@@ -85,7 +89,6 @@ class CellRecord(IntEnum):
 
     CELL = 0  # pointer to the cell's words, see CellWord
     WRITTEN = 1
-    WORDS = 2
 
 
 class CellWord(IntEnum):
@@ -95,7 +98,11 @@ class CellWord(IntEnum):
     NATIVE = 0  # readers inside native calls, or -1 for a writer
     CLAIM = 1  # readers holding or -1 for a writer holding or awaiting it, on the Python side
     VERSION = 2  # bumped by every writer
-    WORDS = 8  # a cache line each
+
+
+RECORD_WORDS = 4  # of an input or output record
+CELL_RECORD_WORDS = 2
+CELL_WORDS = 8  # a cache line each
 
 
 # CPython and NumPy structures, as offsets in bytes. `layout.py` compares them with live objects

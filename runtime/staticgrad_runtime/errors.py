@@ -1,4 +1,4 @@
-"""The errors that running a compiled program can raise; the compiler's own errors build on these."""
+"""The errors that a compiled program can raise; the compiler's own errors build on these."""
 
 from __future__ import annotations
 

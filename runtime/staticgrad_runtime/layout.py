@@ -13,7 +13,7 @@ import struct
 import sys
 import sysconfig
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -78,10 +78,6 @@ class _TypeSpec(ctypes.Structure):
     )
 
 
-_native_classes: dict[type, type] = {}
-_kept_alive: list[Any] = []  # type specs: CPython may keep pointers into them
-
-
 def native_class(cls: type) -> type:
     """A subclass of `cls` whose instances are called through a function pointer of their own.
 
@@ -89,8 +85,9 @@ def native_class(cls: type) -> type:
     `cls.__call__`, calls take the ordinary way through `cls.__call__`. CPython does not hand the
     vectorcall flag down to classes made by a `class` statement, hence a type spec.
     """
-    if cls in _native_classes:
-        return _native_classes[cls]
+    found: type | None = cls.__dict__.get("_native_class")
+    if found is not None:
+        return found
     offset = cls.__basicsize__
     members = (_MemberDef * 2)(
         _MemberDef(b"__vectorcalloffset__", _T_PYSSIZET, offset, _READONLY, None)
@@ -100,16 +97,17 @@ def native_class(cls: type) -> type:
     spec = _TypeSpec(name, offset + _POINTER, 0, _HAVE_VECTORCALL, slots)
     make = ctypes.pythonapi.PyType_FromSpecWithBases
     make.restype, make.argtypes = ctypes.py_object, [ctypes.POINTER(_TypeSpec), ctypes.py_object]
-    made: type = make(ctypes.byref(spec), (cls,))
+    made: Any = make(ctypes.byref(spec), (cls,))
     made.__doc__ = cls.__doc__
-    _kept_alive.extend((members, slots, spec, name))
-    _native_classes[cls] = made
-    return made
+    made._native_spec = (members, slots, spec, name)  # CPython may keep pointers into it
+    made._native_class = made
+    cls._native_class = made  # type: ignore[attr-defined]
+    return cast(type, made)
 
 
 def is_native_class(cls: type) -> bool:
     """Whether `cls` was made by `native_class`."""
-    return cls in _native_classes.values()
+    return cls.__dict__.get("_native_class") is cls
 
 
 def set_call(instance: object, function: int) -> None:
@@ -161,7 +159,7 @@ def _arrays_match() -> bool:
 def _array_api() -> list[int] | None:
     """The entries of NumPy's C API table that we use: [PyArray_Type, PyArray_New]."""
     try:
-        from numpy._core._multiarray_umath import _ARRAY_API  # type: ignore[attr-defined]
+        from numpy._core._multiarray_umath import _ARRAY_API
     except ImportError:
         return None
     get = ctypes.pythonapi.PyCapsule_GetPointer
@@ -199,7 +197,6 @@ def _calls_work() -> bool:
             return args
 
     probe: Any = object.__new__(native_class(Probe))
-    del _native_classes[Probe]
     probe._words = marker = object()
     if _word(id(probe) + context.EXECUTABLE_CONTEXT) != id(marker) or probe(1, 2) != (1, 2):
         return False
@@ -244,3 +241,10 @@ def native_interface() -> NativeInterface | None:
     )  # fmt: skip
     addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
     return NativeInterface(api[0], api[1], *addresses)
+
+
+def data_address(array: np.ndarray[Any, Any]) -> int:
+    """Where an array's data starts: 200 ns by its probed field, 1,000 ns by `array.ctypes`."""
+    if native_interface() is None:
+        return int(array.ctypes.data)
+    return ctypes.c_void_p.from_address(id(array) + context.NDARRAY_DATA).value or 0

@@ -66,27 +66,34 @@ def _host_features() -> dict[str, bool]:
 
 
 class Library:
-    """Loaded object code; its addresses are valid as long as this object lives.
+    """Object files linked together; their addresses are valid as long as this object lives.
 
-    `exports` are the names wanted; `in` tells which of them the object has.
+    `exports` are the names wanted; `in` tells which of them the objects have.
     """
 
     def __init__(
-        self, object_code: bytes, exports: Iterable[str], extra_symbols: Mapping[str, int]
+        self, objects: Iterable[bytes], exports: Iterable[str], extra_symbols: Mapping[str, int]
     ) -> None:
         import llvmlite.binding as llvm
 
         allowed = _libc_addresses() | dict(extra_symbols)
-        symbols = object_symbols(object_code)
-        refused = sorted(symbols.undefined - allowed.keys())
+        builder = llvm.JITLibraryBuilder()
+        defined: set[str] = set()
+        wanted: set[str] = set()
+        for code in objects:
+            symbols = object_symbols(code)
+            defined |= symbols.defined
+            wanted |= symbols.undefined
+            builder.add_object_img(code)
+        wanted -= defined
+        refused = sorted(wanted - allowed.keys())
         if refused:
             raise ArtifactError(
                 f"object code uses {', '.join(refused)}; allowed are {', '.join(sorted(allowed))}"
             )
-        builder = llvm.JITLibraryBuilder().add_object_img(object_code)
-        for name in sorted(symbols.undefined):
+        for name in sorted(wanted):
             builder.import_symbol(name, allowed[name])
-        self._exports = frozenset(exports) & symbols.defined
+        self._exports = frozenset(exports) & defined
         for name in self._exports:
             builder.export_symbol(name)
         with _lock:
@@ -101,6 +108,21 @@ class Library:
     def address(self, name: str) -> int:
         """Where an exported symbol is."""
         return int(self._tracker[name])
+
+
+def compile_text(text: str, exports: Iterable[str]) -> Library:
+    """A library of the runtime's own LLVM text, compiled for this host."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=2,
+        reloc="pic",
+    )
+    return Library([machine.emit_object(llvm.parse_assembly(text))], exports, {})
 
 
 def _reset_lock_after_fork() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from .arena import ALIGN_BYTES
 
 Ints = NDArray[np.int64]
+
+# Below this many buffers Python places them in less than the native loop takes to compile.
+NATIVE_FROM = 64
 
 
 @dataclass(frozen=True)
@@ -53,27 +57,35 @@ def lower_bound(first: Ints, last: Ints, sizes: Ints) -> int:
 
 def place(first: Ints, last: Ints, sizes: Ints) -> Ints:
     """Largest first, each into the tightest gap among the buffers alive with it."""
+    order = np.lexsort((first - last, -sizes))
+    if sizes.size < NATIVE_FROM:
+        return place_in_order(order, first, last, sizes)
+    from .plan_native import place_native
+
+    return place_native(order, first, last, sizes)
+
+
+def place_in_order(order: Ints, first: Ints, last: Ints, sizes: Ints) -> Ints:
+    """Each buffer, in this order, into the tightest gap, else above all that live with it."""
     offsets = np.zeros(sizes.size, np.int64)
-    order = np.lexsort((np.arange(sizes.size), first - last, -sizes)).tolist()
     placed: list[tuple[int, int, int, int]] = []  # (start, stop, first, last), sorted
     firsts, lasts, lengths = first.tolist(), last.tolist(), sizes.tolist()
-    for buffer in order:
+    for buffer in order.tolist():
         size, begin, end = lengths[buffer], firsts[buffer], lasts[buffer]
         if size == 0:
             continue
-        top, best, best_gap, at = 0, -1, 1 << 62, 0
+        top, offset, tightest = 0, -1, 1 << 62
         for start, stop, other_begin, other_end in placed:
             if other_begin > end or other_end < begin:
                 continue
-            if size <= start - top < best_gap:
-                best, best_gap = top, start - top
+            if size <= start - top < tightest:
+                offset, tightest = top, start - top
+                if tightest == size:
+                    break
             if stop > top:
                 top = stop
-        offset = best if best >= 0 else top
+        if offset < 0:
+            offset = top
         offsets[buffer] = offset
-        item = (offset, offset + size, begin, end)
-        at = len(placed)
-        while at and placed[at - 1] > item:
-            at -= 1
-        placed.insert(at, item)
+        bisect.insort(placed, (offset, offset + size, begin, end))
     return offsets

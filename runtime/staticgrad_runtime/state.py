@@ -24,7 +24,8 @@ from numpy.typing import DTypeLike
 
 from .arena import address, aligned_bytes, aligned_words
 from .arrays import Array, ConversionError, cast_checked
-from .context import CellWord
+from .artifact import DTYPES
+from .context import CELL_WORDS, CellWord
 from .dims import shape_text
 from .errors import StateError
 
@@ -44,14 +45,14 @@ class StateCell:
 
     def __init__(self, value: Any, name: str = "", dtype: DTypeLike | None = None) -> None:
         source = np.asarray(value, dtype=dtype)
-        if source.dtype.kind not in "biuf" or not source.dtype.isnative:
+        if source.dtype.name not in DTYPES or not source.dtype.isnative:
             raise StateError(f"state {name!r}: dtype {source.dtype} is not supported")
         self.id = next(_ids)
         self.name = name
         memory = aligned_bytes(source.nbytes)[: source.nbytes]
         self._array: Array = memory.view(source.dtype).reshape(source.shape)
         np.copyto(self._array, source)
-        self._words = aligned_words(CellWord.WORDS)
+        self._words = aligned_words(CELL_WORDS)
         self._readers: dict[int, int] = {}  # thread -> holds, on the Python side
         self._writer: int | None = None
         self._pending = 0  # writers that wait; they come before new readers
@@ -167,6 +168,8 @@ class CellLocks:
         )
 
     def __enter__(self) -> None:
+        if not self._requests:
+            return
         thread = threading.get_ident()
         held = 0
         try:
@@ -189,7 +192,8 @@ class CellLocks:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._give_back(len(self._requests), threading.get_ident())
+        if self._requests:
+            self._give_back(len(self._requests), threading.get_ident())
 
     def _give_back(self, held: int, thread: int) -> None:
         with _turn:

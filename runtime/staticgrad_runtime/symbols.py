@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from .errors import ArtifactError
 
 _ELF_SYMTAB = 2  # SHT_SYMTAB
+_ELF_GOT = "_GLOBAL_OFFSET_TABLE_"  # named by position-independent code, made by the linker
 _MACHO_SYMTAB = 2  # LC_SYMTAB
 _COFF_EXTERNAL = 2  # IMAGE_SYM_CLASS_EXTERNAL
 
@@ -62,6 +63,7 @@ def _elf(data: bytes) -> ObjectSymbols:
             name, info, _, section = struct.unpack_from("<IBBH", data, symbol)
             if name and info >> 4:  # not local
                 found.add(_name(data, names_at + name, names_at + names_size), section != 0)
+    found.undefined.discard(_ELF_GOT)
     return found
 
 

@@ -7,6 +7,7 @@ objects that are printed afterwards, and what is read in a dump is what was writ
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from .target import Target
 
@@ -111,6 +112,17 @@ class Module:
         return "\n".join(parts) + "\n"
 
 
+Lines = Any  # a line, or a list of Lines: a place that was reserved
+
+
+def _flatten(lines: list[Any], flat: list[str]) -> None:
+    for line in lines:
+        if isinstance(line, str):
+            flat.append(line)
+        else:
+            _flatten(line, flat)
+
+
 class Function:
     """Builds one LLVM function as text, in final form (no pass runs after it).
 
@@ -129,7 +141,8 @@ class Function:
             + ", ".join(f"{ty} %{p}" for ty, p in params)
             + f") {attributes} {{"
         )
-        self._lines: list[str] = []
+        self._all: list[Lines] = []
+        self._lines = self._all
         self._next = 0
         self._labels = 0
         self.block = "entry"  # the label of the block being filled: what a phi names
@@ -186,7 +199,24 @@ class Function:
         )
 
     def to_text(self) -> str:
-        return "\n".join([self._head, "entry:", *self._lines, "}"])
+        flat: list[str] = [self._head, "entry:"]
+        _flatten(self._all, flat)
+        flat.append("}")
+        return "\n".join(flat)
+
+    def open_list(self, lines: list[Any]) -> None:
+        """Reserves a place here, to which code can be added later (see `redirect`)."""
+        self._lines.append(lines)
+
+    def redirect(self, lines: list[Any]) -> list[Any]:
+        """Sends what is emitted next to a place opened before; no block may start or end there.
+        Returns what `restore` needs."""
+        saved = self._lines
+        self._lines = lines
+        return saved
+
+    def restore(self, saved: list[Any]) -> None:
+        self._lines = saved
 
     def finish(self) -> None:
         """Adds the finished function to the module."""

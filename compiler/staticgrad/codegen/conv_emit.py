@@ -1,242 +1,215 @@
-"""Structured loops and integer arithmetic on top of the LLVM text builder, for convolution."""
+"""What the convolution kernels share: geometry, the plan of one image pass, loops and masks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from enum import IntEnum
 
-from .builder import Function, Module, element, mangled, memory_type, vector, width
-from .target import Target
+from .gemm_emit import Emitter
 
-Operand = str | int  # a value's name or an integer constant
-
-ITEMSIZE = {"float32": 4, "float64": 8, "int8": 1, "int16": 2, "int32": 4, "int64": 8,
-            "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8}  # fmt: skip
+KC = 512  # at most this many products to a block of the sum: see `emit_box_steps`
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The register tile of one dtype: `rows` x (`vectors` * `lanes`) accumulators.
+# For functions that run few instructions of their own: LLVM then takes a third of the time.
+COLD = "nounwind noinline optnone"
 
-    8 x 3 vectors fill 24 of 32 registers and divide the channel counts that networks use (a
-    14 x 2 tile spends 42 rows on 32 channels, 28 on 16); 4 x 3 vectors fill 12 of 16.
+
+class Geometry(IntEnum):
+    """The slots of the geometry array that callers pass (i64 each)."""
+
+    N = 0
+    C = 1
+    H = 2
+    W = 3
+    O = 4  # noqa: E741 - the letter that the layouts use
+    KH = 5
+    KW = 6
+    OH = 7
+    OW = 8
+    STRIDE_H = 9
+    STRIDE_W = 10
+    PAD_TOP = 11
+    PAD_LEFT = 12
+    DILATION_H = 13
+    DILATION_W = 14
+    GROUPS = 15
+
+
+class Plan(IntEnum):
+    """The slots of a plan: one pass over images that sums taps of a source plane.
+
+    out[n, r, i, j] = sum over c < CHANNELS, h < TAPS_H, w < TAPS_W of weight[r, c, h, w] *
+    source[n, c, i * STRIDE_H + ROW_0 + h * ROW_STEP, j * STRIDE_W + COL_0 + w * COL_STEP],
+    where a source outside of the plane counts as zero. Forward is one such pass; the gradient of
+    the input is one for each of its stride_h * stride_w phases. Strides count elements.
     """
 
-    dtype: str
-    scalar: str
-    itemsize: int
-    lanes: int
-    rows: int
-    vectors: int = 3
+    SRC_IMAGE = 0
+    SRC_CHANNEL = 1
+    SRC_H = 2
+    SRC_W = 3
+    CHANNELS = 4
+    TAPS_H = 5
+    TAPS_W = 6
+    ROW_0 = 7
+    ROW_STEP = 8
+    COL_0 = 9
+    COL_STEP = 10
+    STRIDE_H = 11
+    STRIDE_W = 12
+    OUT_W = 13  # positions in a row
+    POSITIONS = 14  # positions of an image
+    ROWS = 15  # output channels r
+    DST_IMAGE = 16
+    DST_ROW = 17  # from channel to channel
+    DST_RUN = 18  # from run to run
+    DST_COL = 19  # from position to position inside a run
+    RUN = 20  # positions at one distance: a row, or the whole image where rows adjoin
+    W_ROW = 21  # weights: from output channel to output channel
+    W_CHANNEL = 22
+    W_TAP_H = 23
+    W_TAP_W = 24
+    FIRST_ROW = 25  # channel number of r = 0, for the epilogue
+    # The box of the sum that is packed now: a range of channels, of tap rows, of tap columns.
+    BOX_C = 26
+    BOX_C_COUNT = 27
+    BOX_H = 28
+    BOX_H_COUNT = 29
+    BOX_W = 30
+    BOX_W_COUNT = 31
 
-    @property
-    def vector(self) -> str:
-        return vector(self.scalar, self.lanes)
 
-    @property
-    def columns(self) -> int:
-        return self.vectors * self.lanes
+class Code(Emitter):
+    """`Emitter` with what convolution needs more: carried loops, ranges of lanes, slots."""
 
-    @property
-    def heights(self) -> tuple[int, ...]:
-        """The heights for which tiles exist: full, half, one (depthwise, a single channel)."""
-        return (self.rows, self.rows // 2, 1)
+    def slot(self, block: str, index: int) -> str:
+        """The i64 in slot `index` of an array."""
+        pointer = self.emit(f"getelementptr i64, ptr {block}, i64 {int(index)}")
+        return self.emit(f"load i64, ptr {pointer}, align 8")
 
+    def slots(self, block: str, *indices: int) -> list[str]:
+        return [self.slot(block, i) for i in indices]
 
-def tile_of(target: Target, dtype: str) -> Shape:
-    """The register tile of `dtype` on `target`."""
-    if dtype not in ITEMSIZE:
-        raise ValueError(f"convolution of {dtype}: expected one of {', '.join(ITEMSIZE)}")
-    itemsize = ITEMSIZE[dtype]
-    rows = 8 if target.vector_registers >= 32 else 4
-    return Shape(dtype, memory_type(dtype), itemsize, target.lanes(itemsize), rows)
+    def set_slot(self, block: str, index: int, value: str | int) -> None:
+        pointer = self.emit(f"getelementptr i64, ptr {block}, i64 {int(index)}")
+        self.stmt(f"store i64 {value}, ptr {pointer}, align 8")
 
+    def sum(self, *values: str | int) -> str:
+        total = str(values[0])
+        for value in values[1:]:
+            total = self.add(total, value)
+        return total
 
-class Code(Function):
-    """A function under construction with loops, conditions and i64 arithmetic.
+    def multiply_sum(self, *pairs: tuple[str | int, str | int]) -> str:
+        """The sum of the products of `pairs`."""
+        return self.sum(*[self.mul(a, b) for a, b in pairs])
 
-    Parameters are named on creation and used as `%name`.
-    """
-
-    def __init__(self, module: Module, name: str, params: str) -> None:
-        """`params` is e.g. `"i64 k, ptr a"`."""
-        pairs = [tuple(p.split()) for p in params.split(", ")]
-        super().__init__(module, name, [(ty, p) for ty, p in pairs])
-
-    def _binary(self, op: str, a: Operand, b: Operand) -> str:
-        return self.emit(f"{op} i64 {a}, {b}")
-
-    def add(self, a: Operand, b: Operand) -> str:
-        return self._binary("add", a, b)
-
-    def sub(self, a: Operand, b: Operand) -> str:
-        return self._binary("sub", a, b)
-
-    def mul(self, a: Operand, b: Operand) -> str:
-        return self._binary("mul", a, b)
-
-    def div(self, a: Operand, b: Operand) -> str:
-        """The quotient of two non-negative values."""
-        return self._binary("udiv", a, b)
-
-    def rem(self, a: Operand, b: Operand) -> str:
+    def rem(self, a: str | int, b: str | int) -> str:
         """The remainder of two non-negative values."""
-        return self._binary("urem", a, b)
+        return self.emit(f"urem i64 {a}, {b}")
 
-    def ceil_div(self, a: Operand, b: Operand) -> str:
+    def ceil_div(self, a: str | int, b: str | int) -> str:
         return self.div(self.add(a, self.sub(b, 1)), b)
 
-    def min(self, a: Operand, b: Operand) -> str:
-        return self.call_intrinsic("llvm.smin", "i64", str(a), str(b))
-
-    def max(self, a: Operand, b: Operand) -> str:
-        return self.call_intrinsic("llvm.smax", "i64", str(a), str(b))
-
-    def compare(self, predicate: str, a: Operand, b: Operand) -> str:
-        return self._binary(f"icmp {predicate}", a, b)
-
-    def both(self, a: str, b: str) -> str:
-        return self.emit(f"and i1 {a}, {b}")
-
-    def select(self, condition: str, a: Operand, b: Operand) -> str:
-        return self.emit(f"select i1 {condition}, i64 {a}, i64 {b}")
-
-    def at(self, pointer: str, index: Operand, scalar: str = "i64") -> str:
-        """The address of element `index`."""
-        return self.emit(f"getelementptr {scalar}, ptr {pointer}, i64 {index}")
-
-    def load(self, ty: str, pointer: str) -> str:
-        """Loads a scalar or a vector that is aligned as its element."""
-        return self.emit(f"load {ty}, ptr {pointer}, align {_align(ty)}")
-
-    def store(self, ty: str, value: Operand, pointer: str) -> None:
-        self.stmt(f"store {ty} {value}, ptr {pointer}, align {_align(ty)}")
-
-    def load_slot(self, block: str, slot: int) -> str:
-        return self.load("i64", self.at(block, slot))
-
-    def store_slot(self, block: str, slot: int, value: Operand) -> None:
-        self.store("i64", value, self.at(block, slot))
-
-    def masked_load(self, ty: str, pointer: str, mask: str) -> str:
-        """The lanes of `mask`; zero in the others, whose memory is not touched."""
-        name = f"llvm.masked.load.{mangled(ty)}.p0"
-        lanes = f"<{width(ty)} x i1>"
-        self.module.intrinsic(name, ty, "ptr", lanes, ty)
-        return self.emit(
-            f"call {ty} @{name}(ptr align {_align(ty)} {pointer}, {lanes} {mask}, "
-            f"{ty} zeroinitializer)"
-        )
-
-    def masked_store(self, ty: str, value: str, pointer: str, mask: str) -> None:
-        name = f"llvm.masked.store.{mangled(ty)}.p0"
-        lanes = f"<{width(ty)} x i1>"
-        self.module.intrinsic(name, "void", ty, "ptr", lanes)
-        self.stmt(
-            f"call void @{name}({ty} {value}, ptr align {_align(ty)} {pointer}, {lanes} {mask})"
-        )
-
-    def lane_range(self, lanes: int, low: Operand, high: Operand, first: int = 0) -> str:
-        """The mask of the lanes l for which low <= first + l < high."""
-        ty = f"<{lanes} x i32>"
-        iota = f"<{', '.join(f'i32 {first + i}' for i in range(lanes))}>"
-        splats = [self.splat(self.emit(f"trunc i64 {v} to i32"), ty) for v in (low, high)]
-        above = self.emit(f"icmp sge {ty} {iota}, {splats[0]}")
-        below = self.emit(f"icmp slt {ty} {iota}, {splats[1]}")
-        return self.emit(f"and <{lanes} x i1> {above}, {below}")
-
-    def add_elements(self, ty: str, a: str, b: str) -> str:
-        op = "fadd" if element(ty) in ("float", "double") else "add"
-        return self.emit(f"{op} {ty} {a}, {b}")
-
-    def multiply_add(self, ty: str, a: str, b: str, c: str) -> str:
-        """a * b + c: fused for floats, wrapping for integers."""
-        if element(ty) in ("float", "double"):
-            return self.call_intrinsic("llvm.fma", ty, a, b, c)
-        return self.emit(f"add {ty} {self.emit(f'mul {ty} {a}, {b}')}, {c}")
-
     @contextmanager
-    def loop(self, low: Operand, high: Operand, step: Operand = 1) -> Iterator[str]:
-        """`for i in range(low, high, step)`; yields i."""
-        with self.loop_carrying(low, high, [], step) as (i, _, _):
-            yield i
-
-    @contextmanager
-    def loop_carrying(
-        self, low: Operand, high: Operand, start: list[tuple[str, str]], step: Operand = 1
-    ) -> Iterator[tuple[str, list[str], list[str]]]:
-        """A loop with values that live in registers from turn to turn.
-
-        `start` lists their types and first values; yields (i, values, following): append the
-        values of the next turn to `following`. The test stands at the foot: one branch a turn.
-        """
-        body, latch, done = (self.new_label(h) for h in ("loop", "latch", "done"))
-        before = self.block
-        self.branch_if(self.compare("slt", low, high), body, done)
-        self.label(body)
-        i, following_i = self.reserve(), self.reserve()
-        self.assign(i, f"phi i64 [{low}, %{before}], [{following_i}, %{latch}]")
-        values = [self.reserve() for _ in start]
-        joints = [self.reserve() for _ in start]
-        for name, joint, (ty, first) in zip(values, joints, start):
-            self.assign(name, f"phi {ty} [{first}, %{before}], [{joint}, %{latch}]")
-        following: list[str] = []
-        yield i, values, following
-        end = self.block
-        self.branch(latch)
-        self.label(latch)
-        for joint, value, (ty, _) in zip(joints, following, start):
-            self.assign(joint, f"phi {ty} [{value}, %{end}]")
-        self.assign(following_i, f"add i64 {i}, {step}")
-        self.branch_if(self.compare("slt", following_i, high), body, done)
-        self.label(done)
-        self.after_loop = [
-            self.emit(f"phi {ty} [{first}, %{before}], [{joint}, %{latch}]")
-            for joint, (ty, first) in zip(joints, start)
-        ]
-
-    @contextmanager
-    def when(self, condition: str) -> Iterator[None]:
-        """`if condition:`"""
-        then, after = self.new_label("then"), self.new_label("after")
-        self.branch_if(condition, then, after)
+    def choice(self, condition: str) -> Iterator[Choice]:
+        """`if (condition) { ... }` whose values are joined afterwards with `Choice.phi`."""
+        then, done = self.new_label("then"), self.new_label("joined")
+        chosen = Choice(self, self.block)
+        self.branch_if(condition, then, done)
         self.label(then)
-        yield
-        self.branch(after)
-        self.label(after)
+        yield chosen
+        chosen.taken = self.block
+        self.branch(done)
+        self.label(done)
 
     @contextmanager
-    def choose(self, condition: str) -> Iterator[Choice]:
-        """`if condition: ... else: ...`, the second part after `otherwise()`."""
-        choice = Choice(self, self.new_label("then"), self.new_label("else"), self.new_label())
-        self.branch_if(condition, choice.then, choice.other)
-        self.label(choice.then)
-        yield choice
-        self.branch(choice.after)
-        self.label(choice.after)
+    def carrying(
+        self, start: str | int, stop: str | int, *values: tuple[str, str]
+    ) -> Iterator[Turn]:
+        """`while (i < stop) { ... i += step; }` with `values` (type, first value) that go from
+        turn to turn in registers; set `following` (and `step`, else 1) on what it yields."""
+        body, done = self.new_label("turn"), self.new_label("done")
+        before = self.block
+        self.branch_if(self.compare("slt", start, stop), body, done)
+        self.label(body)
+        mark = len(self._lines)
+        index = self.reserve()
+        turn = Turn(index, [self.reserve() for _ in values])
+        yield turn
+        # `freeze` hides the inductions from loop-strength reduction, as `Emitter.advance` says.
+        new_values = [
+            self.emit(f"freeze {ty} {new}") if ty in ("i64", "ptr") else new
+            for new, (ty, _) in zip(turn.following, values, strict=True)
+        ]
+        end = self.block
+        following = self.reserve()
+        self.advance(following, "i64", f"add i64 {index}, {turn.step}")
+        self.branch_if(self.compare("slt", following, stop), body, done)
+        phis = [f"  {index} = phi i64 [{start}, %{before}], [{following}, %{end}]"]
+        for name, (ty, first), new in zip(turn.values, values, new_values):
+            phis.append(f"  {name} = phi {ty} [{first}, %{before}], [{new}, %{end}]")
+        self._lines[mark:mark] = phis
+        self.label(done)
+        for (ty, first), new in zip(values, new_values):
+            turn.after.append(self.emit(f"phi {ty} [{first}, %{before}], [{new}, %{end}]"))
 
-    def define(self) -> str:
-        """Ends the function, adds it to the module and returns its name."""
-        self.stmt("ret void")
-        self.finish()
-        return self.name
 
-
-@dataclass
 class Choice:
-    """The two branches of `Code.choose`."""
+    """The join after `Code.choice`: a value of the branch that was taken, or else one from before."""
 
-    code: Code
-    then: str
-    other: str
-    after: str
+    def __init__(self, f: Code, before: str) -> None:
+        self._f, self._before, self.taken = f, before, ""
 
-    def otherwise(self) -> None:
-        self.code.branch(self.after)
-        self.code.label(self.other)
+    def phi(self, ty: str, taken: str, otherwise: str) -> str:
+        return self._f.emit(f"phi {ty} [{taken}, %{self.taken}], [{otherwise}, %{self._before}]")
 
 
-def _align(ty: str) -> int:
-    scalar = element(ty)
-    return {"float": 4, "double": 8, "ptr": 8}.get(scalar) or int(scalar[1:]) // 8
+class Turn:
+    """One turn of `Code.carrying`: its index and carried values, and those of the next turn."""
+
+    def __init__(self, index: str, values: list[str]) -> None:
+        self.index = index
+        self.values = values
+        self.following: list[str] = []
+        self.after: list[str] = []  # the values after the loop
+        self.step: str | int = 1
+
+
+def multiply_add(f: Code, ty: str, a: str, b: str, c: str) -> str:
+    """a * b + c: fused and rounded once for floats, wrapping for integers."""
+    if f.element.is_float:
+        return f.call_intrinsic("llvm.fma", ty, a, b, c)
+    return f.emit(f"add {ty} {f.emit(f'mul {ty} {a}, {b}')}, {c}")
+
+
+def emit_box_steps(
+    f: Code, channels: str, taps_h: str, taps_w: str, limit: int
+) -> tuple[str, str, str]:
+    """How many channels, tap rows and tap columns one block of at most `limit` taps takes.
+
+    Whole channels while a channel's taps fit, evenly many in each block; else rows of one channel;
+    else parts of one row: so ascending boxes are ascending taps. It depends on these extents alone,
+    as the bits of a sum must.
+    """
+    taps_h, taps_w = f.maximum(taps_h, 1), f.maximum(taps_w, 1)
+    taps = f.mul(taps_h, taps_w)
+    whole = f.compare("sle", taps, limit)
+    most = f.maximum(f.div(limit, taps), 1)
+    blocks = f.maximum(f.ceil_div(channels, most), 1)
+    step_c = f.maximum(f.ceil_div(channels, blocks), 1)
+    step_h = f.select(whole, taps_h, f.maximum(f.div(limit, taps_w), 1))
+    return step_c, step_h, f.minimum(taps_w, limit)
+
+
+def emit_set_box(
+    f: Code, starts: tuple[str, str, str], steps: tuple[str, str, str]
+) -> list[str]:
+    """Writes the box of the sum from `starts` on to %plan; -> its extents."""
+    extents = f.slots("%plan", Plan.CHANNELS, Plan.TAPS_H, Plan.TAPS_W)
+    counts = [f.minimum(s, f.sub(e, b)) for s, e, b in zip(steps, extents, starts)]
+    for slot, start, count in zip((Plan.BOX_C, Plan.BOX_H, Plan.BOX_W), starts, counts):
+        f.set_slot("%plan", slot, start)
+        f.set_slot("%plan", slot + 1, count)
+    return counts

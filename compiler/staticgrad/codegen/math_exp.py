@@ -7,16 +7,22 @@ first, the rest fitted anew); the error that is given with each is what its roun
 
 from __future__ import annotations
 
+import math
+
 from .math_lanes import (
     Lanes,
     at_least,
     at_most,
     copysign,
+    divide_parts,
     fabs,
+    fast_two_sum,
     fma,
     horner,
     round_magic,
     scale_by_power,
+    two_product,
+    two_sum,
 )
 
 LOG2E = 1.4426950408889634
@@ -50,6 +56,22 @@ EXPM1_TAIL = {
         0.16666666666666669, 0.5,
     ),
 }  # fmt: skip
+# The first of EXPM1_TAIL with float64 coefficients: 2**-28.8.
+_EXPM1_WIDE = (
+    0.0001996256830025612, 0.0013943053005629736, 0.008334043643569355, 0.041666346478444236,
+    0.16666658631814085, 0.500000004421755,
+)  # fmt: skip
+# (2**r - 1) / r for |r| <= 1/2, relative to 2**r: 2**-31.9.
+_EXP2_SERIES = (
+    1.4336726053443272e-05, 0.00015452558000106364, 0.001333791995421052, 0.009618088603019714,
+    0.055504050105810165, 0.24022650718688965, 0.6931471824645996,
+)  # fmt: skip
+# (2**r - 1 - r ln 2) / r**2, relative to 2**r: 2**-62.5.
+_EXP2_TAIL = (
+    2.521558283917111e-11, 4.456398529268514e-10, 7.055272000015457e-09, 1.017805342311825e-07,
+    1.3215485804794749e-06, 1.5252733849666628e-05, 0.00015403530394570705, 0.0013333558146399287,
+    0.00961812910762787, 0.055504108664821646, 0.24022650695910072,
+)  # fmt: skip
 # Beyond these the result is 0 (or -1 for expm1), and infinity: one step past the true limits.
 EXP_RANGE = {"float": (-104.0, 89.0), "double": (-745.2, 709.8)}
 EXP2_RANGE = {"float": (-151.0, 129.0), "double": (-1076.0, 1025.0)}
@@ -78,48 +100,106 @@ def exp_reduced(r: Lanes) -> Lanes:
     tail = horner(r, EXP_TAIL[r.scalar])
     if r.scalar == "float":
         return fma(fma(tail, r, 1.0), r, 1.0)
-    return fma(tail, r * r, r) + 1.0
+    # The rounding of 1 + r is added back: 0.8 instead of 0.96 ULP.
+    first, error = fast_two_sum(r.const(1.0), r)
+    return first + fma(tail, r * r, error)
 
 
-def expm1_reduced(r: Lanes) -> Lanes:
-    """expm1(r) for |r| <= ln 2 / 2."""
-    return fma(horner(r, EXPM1_TAIL[r.scalar]), r * r, r)
-
-
-def minus_power(shifted: Lanes) -> Lanes:
-    """2**-n from the shifted n of `round_magic`, |n| in the range of normal exponents."""
+def plus_power(shifted: Lanes, factor: float = 1.0) -> Lanes:
+    """factor * 2**n from the shifted n of `round_magic`; the result has to be a normal number."""
     mantissa, bias = (23, 127) if shifted.scalar == "float" else (52, 1023)
-    bits = shifted.bits() << mantissa
-    return (bits.const(bias << mantissa) - bits).as_float()
-
-
-def plus_power(shifted: Lanes) -> Lanes:
-    """2**n from the shifted n of `round_magic`, n in the range of normal exponents."""
-    mantissa, bias = (23, 127) if shifted.scalar == "float" else (52, 1023)
-    return ((shifted.bits() << mantissa) + (bias << mantissa)).as_float()
+    exponent = bias + int(math.log2(factor))
+    return ((shifted.bits() << mantissa) + (exponent << mantissa)).as_float()
 
 
 def expm1(x: Lanes) -> Lanes:
-    """2**n (expm1(r) + (1 - 2**-n)); the sign is that of x, -0 included."""
-    low, high = EXPM1_LOW[x.scalar], EXP_RANGE[x.scalar][1]
-    shifted, n, r = reduce_exp(clamp(x, (low, high)))
-    y = expm1_reduced(r) + (1.0 - minus_power(shifted))
-    return copysign(scale_by_power(y, n), x)
+    """2**n (expm1(r) + (1 - 2**-n)); the sign is that of x, -0 included.
+
+    At n = 1 the sum cancels, so r and its addition are carried with their rounding errors.
+    """
+    shifted, n, r, tail = _reduce_with_tail(clamp(x, (EXPM1_LOW[x.scalar], EXP_RANGE[x.scalar][1])))
+    mantissa, bias = (23, 127) if x.scalar == "float" else (52, 1023)
+    # 2**(1 - n) and not 2**-n: the largest n is bias + 1.
+    bits = shifted.bits() << mantissa
+    twice = (bits.const((bias + 1) << mantissa) - bits).as_float()
+    one = fma(twice, -0.5, 1.0)
+    # What `one` lost: 2**-n from n = 25 (54) on, worth half an ULP there.
+    lost = fma(twice, -0.5, 1.0 - one)
+    total, error = fast_two_sum(one, r)
+    return copysign(scale_by_power(total + (tail + (error + lost)), n), x)
+
+
+def _reduce_with_tail(x: Lanes) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+    """`reduce_exp` and tail: expm1(x - n ln 2) = r + tail, the rounding error of r included."""
+    high, low = LN2[x.scalar]
+    shifted, n = round_magic(x, LOG2E)
+    first = fma(n, -high, x)  # exact
+    r = fma(n, -low, first)
+    r_low = fma(n, -low, first - r)
+    # The derivative 1 + r of expm1, to first order.
+    tail = fma(horner(r, EXPM1_TAIL[r.scalar]), r * r, fma(r_low, r, r_low))
+    return shifted, n, r, tail
+
+
+def exp_parts(x: Lanes) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+    """exp(x) = 2**n (high + low) in float64: shifted n, n, high, low; right to about 0.05 ULP."""
+    shifted, n, r, tail = _reduce_with_tail(x)
+    first, error = fast_two_sum(r.const(1.0), r)
+    high, low = fast_two_sum(first, error + tail)
+    return shifted, n, high, low
+
+
+def expm1_parts(x: Lanes, factor: float) -> tuple[Lanes, Lanes]:
+    """factor * expm1(x) in float64 as an unevaluated sum, x >= 0; factor: a power of two."""
+    shifted, _, r, tail = _reduce_with_tail(x)
+    s = plus_power(shifted, factor)
+    first, lost = fast_two_sum(s, s.const(-factor))
+    high, error = two_sum(first, s * r)
+    return fast_two_sum(high, fma(s, tail, error + lost))
+
+
+def exp_wide(x: Lanes) -> Lanes:
+    """exp in float64 lanes, |x| <= 700, to 2**-28: what a float32 result needs."""
+    shifted, n = round_magic(x, LOG2E)
+    r = fma(n, -LN2["double"][0], x)
+    value = fma(fma(horner(r, EXP_TAIL["float"]), r, 1.0), r, 1.0)
+    return (value.bits() + (shifted.bits() << 52)).as_float()
 
 
 def sigmoid(x: Lanes) -> Lanes:
-    """1 / (1 + e) for x >= 0 and e / (1 + e) for x < 0, where e = exp(-|x|) = s (1 + q).
+    if x.scalar == "float":
+        # In float64 lanes: 15 instructions twice, where float32 needs 35 to hold 1 ULP.
+        return (1.0 / (exp_wide(-clamp(x, (-104.0, 104.0)).widen()) + 1.0)).narrow()
+    return _sigmoid64(x)
 
-    The quotient 1 / (1 + e) is kept as `y + low`, so that the last addition is nearly the only
-    rounding.
-    """
-    u = at_most(fabs(x), -EXP_RANGE[x.scalar][0])
-    shifted, n, r = reduce_exp(-u)
-    q = fma(horner(r, EXP_TAIL[r.scalar]), r * r, r)
-    e = scale_by_power(q + 1.0, n)
-    z = e + 1.0
-    y = 1.0 / z
-    low = y * fma(-y, e - (z - 1.0), fma(-y, z, 1.0))
+
+def _sigmoid64(x: Lanes) -> Lanes:
+    """1 / (1 + e) for x >= 0 and e / (1 + e) for x < 0, e = exp(-|x|) = 2**n (high + low)."""
+    _, n, high, low = exp_parts(-at_most(fabs(x), -EXP_RANGE["double"][0]))
+    e = scale_by_power(high, n)
+    z, error = fast_two_sum(x.const(1.0), e)
+    y, y_low = divide_parts(x.const(1.0), x.const(0.0), z, error + scale_by_power(low, n))
     negative = x.lt(0.0)
-    value = y + fma(negative.where(q, 0.0), y, low)
+    high, low = negative.where(high, 1.0), negative.where(low, 0.0)
+    product, rest = two_product(y, high)
+    value = product + (rest + fma(y, low, y_low * high))
     return scale_by_power(value, negative.where(n, 0.0))
+
+
+def exp2(x: Lanes) -> Lanes:
+    """2**n 2**r with r = x - n, which is exact."""
+    clamped = clamp(x, EXP2_RANGE[x.scalar])
+    _, n = round_magic(clamped, 1.0)
+    r = clamped - n
+    if x.scalar == "float":
+        return scale_by_power(fma(horner(r, _EXP2_SERIES), r, 1.0), n)
+    tail = fma(horner(r, _EXP2_TAIL), r * r, r * LN2["double"][1])
+    return scale_by_power(fma(r, LN2["double"][0], tail) + 1.0, n)
+
+
+def expm1_wide(x: Lanes) -> Lanes:
+    """expm1(x) in float64 lanes, 0 <= x <= 700, to 2**-28: what a float32 result needs."""
+    shifted, n = round_magic(x, LOG2E)
+    r = fma(n, -LN2["double"][0], x)
+    s = plus_power(shifted)
+    return fma(s, fma(horner(r, _EXPM1_WIDE), r * r, r), s - 1.0)

@@ -134,6 +134,10 @@ class Lanes:
     def is_nan(self) -> Lanes:
         return self._compare("uno", "", self)
 
+    def is_unordered(self, other: Lanes) -> Lanes:
+        """Whether either is NaN."""
+        return self._compare("uno", "", other)
+
     def where(self, yes: Lanes | float | int, no: Lanes | float | int) -> Lanes:
         """`yes` where this mask is set, else `no`; at least one of them is a `Lanes`."""
         like = yes if isinstance(yes, Lanes) else no
@@ -246,12 +250,52 @@ def flip_sign(x: Lanes, sign: Lanes) -> Lanes:
     return (x.bits() ^ sign).as_float()
 
 
-def round_magic(x: Lanes, scale: float) -> tuple[Lanes, Lanes]:
-    """`x * scale` rounded to an integer n (half to even), |n| < 2**22 (2**51 in float64).
+def two_sum(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:
+    """a + b and its rounding error, exactly, whatever their order (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
 
-    Returns the shifted sum, whose low bits hold n, and n as a float: two instructions for both.
+
+def fast_two_sum(a: Lanes, b: Lanes | float) -> tuple[Lanes, Lanes]:
+    """a + b and its rounding error, for |a| >= |b| or a == 0 (Dekker)."""
+    total = a + b
+    error = total - a
+    return total, (b - error)
+
+
+def two_product(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:
+    """a * b and its rounding error."""
+    product = a * b
+    return product, fma(a, b, -product)
+
+
+def divide_parts(top: Lanes, top_low: Lanes, bottom: Lanes, bottom_low: Lanes) -> tuple[Lanes, Lanes]:
+    """(top + top_low) / (bottom + bottom_low) as a quotient and what is missing to it.
+
+    The quotient is within a few ULP; the rest is its residual over the divisor, to first order.
     """
-    shifted = fma(x, scale, _MAGIC[x.scalar])
+    inverse = 1.0 / bottom
+    quotient = top * inverse
+    residual = fma(-quotient, bottom, top) + fma(-quotient, bottom_low, top_low)
+    return quotient, residual * inverse
+
+
+def divide_sums(top: Lanes, top_low: Lanes, bottom: Lanes, bottom_low: Lanes) -> Lanes:
+    quotient, rest = divide_parts(top, top_low, bottom, bottom_low)
+    return quotient + rest
+
+
+def round_magic(x: Lanes, scale: float, shift: float = 0.0) -> tuple[Lanes, Lanes]:
+    """`x * scale + shift` rounded to an integer n, |n| < 2**22 (2**51 in float64).
+
+    Returns the shifted sum, whose low bits hold n, and n as a float: two instructions for both
+    where `shift` is 0.
+    """
+    if shift:
+        shifted = fma(x, scale, shift) + _MAGIC[x.scalar]
+    else:
+        shifted = fma(x, scale, _MAGIC[x.scalar])
     return shifted, shifted - _MAGIC[x.scalar]
 
 
@@ -321,17 +365,22 @@ def _by_halves(function: Callable[..., Lanes], *args: Lanes) -> Lanes:
     return Lanes(f, joined, args[0].ty)
 
 
+def any_lane(mask: Lanes) -> str:
+    """An i1: whether the mask is set in any lane. For branches only, never for values."""
+    f, lanes = mask.f, width(mask.ty)
+    if lanes == 1:
+        return mask.name
+    packed = f.emit(f"bitcast {mask.ty} {mask.name} to i{lanes}")
+    return f.emit(f"icmp ne i{lanes} {packed}, 0")
+
+
 def when_any(mask: Lanes, common: Lanes, rare: Callable[[], Lanes]) -> Lanes:
     """`rare()` where `mask` is set, else `common`; the code of `rare` is skipped when no lane needs it.
 
     Opens blocks, so it belongs into functions of their own. The bits of a lane depend on its own
     mask alone, not on which way the branch went.
     """
-    f, lanes = mask.f, width(mask.ty)
-    condition = mask.name
-    if lanes > 1:
-        packed = f.emit(f"bitcast {mask.ty} {mask.name} to i{lanes}")
-        condition = f.emit(f"icmp ne i{lanes} {packed}, 0")
+    f, condition = mask.f, any_lane(mask)
     slow, done = f.new_label("rare"), f.new_label("done")
     before = f.block
     f.branch_if(condition, slow, done)

@@ -1,43 +1,61 @@
 """log, log2, log10, log1p.
 
-x = 2**k m with sqrt(1/2) <= m < sqrt(2), f = m - 1, and log(x) = k ln 2 + log1p(f). In float32
+x = 2**k m with 3/4 <= m < 3/2, f = m - 1, and log(x) = k ln 2 + log1p(f). In float32
 log1p(f) is a polynomial; in float64 it goes through s = f / (2 + f), log1p(f) = 2 atanh(s)
 (fdlibm's e_log.c has the same form; the coefficients here are our own minimax fits).
 """
 
 from __future__ import annotations
 
-from .math_exp import LN2
-from .math_lanes import Lanes, copysign, fma, horner
+from .math_exp import LN2, exp_parts, exp_wide
+from .math_lanes import (
+    Lanes,
+    at_least,
+    at_most,
+    copysign,
+    fabs,
+    fast_two_sum,
+    fma,
+    horner,
+    scale_by_power,
+    two_product,
+    two_sum,
+)
 
+# ln 2 in two parts of which the first has 42 bits: k times it is exact.
+LN2_HEAD = 0.6931471805598903
+LN2_REST = 5.497923018708371e-14
+# The first of LOG_SERIES: 2**-35.3.
+_LOG_WIDE = (0.24101140374064353, 0.28506972012307963, 0.40000863412209026, 0.6666666308420814)
 INF = float("inf")
 NAN = float("nan")
-# Bits of sqrt(1/2): subtracting them makes the exponent field count from there.
-_SQRT_HALF = {"float": 0x3F3504F3, "double": 0x3FE6A09E667F3BCD}
+# Bits of 3/4: subtracting them makes the exponent field count from there. With m in [3/4, 3/2) the
+# f of log1p is exact for every k (from sqrt(1/2) it is not, which costs half an ULP).
+_THREE_QUARTERS = {"float": 0x3F400001, "double": 0x3FE8000000000001}
 _EXPONENT = {"float": -(1 << 23), "double": -(1 << 52)}
 _SMALLEST_NORMAL = {"float": 2.0**-126, "double": 2.0**-1022}
 _LIFT = {"float": 23, "double": 54}
-# (log1p(f) - f + f**2 / 2) / f**3, relative to log1p(f): 2**-27.2.
+# (log1p(f) - f + f**2 / 2) / f**3, relative to log1p(f): 2**-26.7.
 _LOG_TAIL = (
-    -0.07644693553447723, 0.12768346071243286, -0.13159732520580292, 0.14200910925865173,
-    -0.16623330116271973, 0.20001260936260223, -0.250008225440979, 0.3333333134651184,
+    -0.03992130979895592, 0.09860003739595413, -0.1301388442516327, 0.14529919624328613,
+    -0.1666688323020935, 0.19989871978759766, -0.24999569356441498, 0.3333345055580139,
 )  # fmt: skip
-# (2 atanh(s) / s - 2) / s**2 in powers of s**2, relative to 2 atanh(s): 2**-59.5.
+# (2 atanh(s) / s - 2) / s**2 in powers of s**2, relative to 2 atanh(s): 2**-62.6.
 LOG_SERIES = (
-    0.14798662706355614, 0.15313797956424, 0.18183573440980666, 0.2222219841312563,
-    0.2857142874378971, 0.39999999999409125, 0.6666666666666735,
+    0.13843204197700404, 0.131735805394417, 0.1539111270634729, 0.18181665863880944,
+    0.22222224296477655, 0.2857142855582968, 0.4000000000005667, 0.666666666666666,
 )  # fmt: skip
 
 
 def split(x: Lanes) -> tuple[Lanes, Lanes]:
-    """k and m of a positive finite x = 2**k m, sqrt(1/2) <= m < sqrt(2); subnormals too.
+    """k and m of a positive finite x = 2**k m, 3/4 <= m < 3/2; subnormals too.
 
     k comes as a float holding k * 2**23 in float32 (a power of two less work), k in float64.
     """
     small = x.lt(_SMALLEST_NORMAL[x.scalar])
     lift = _LIFT[x.scalar]
     bits = small.where(x * 2.0**lift, x).bits()
-    exponent = (bits - _SQRT_HALF[x.scalar]) & _EXPONENT[x.scalar]
+    exponent = (bits - _THREE_QUARTERS[x.scalar]) & _EXPONENT[x.scalar]
     m = (bits - exponent).as_float()
     if x.scalar == "float":
         return (exponent - small.where(x.bits().const(lift << 23), 0)).to_float("float"), m
@@ -56,33 +74,145 @@ def log(x: Lanes) -> Lanes:
     return log_specials(x, _log_sum(k, m - 1.0))
 
 
-def _log_sum(k: Lanes, f: Lanes) -> Lanes:
-    """k ln 2 + log1p(f), k as `split` gives it, sqrt(1/2) - 1 <= f < sqrt(2) - 1."""
-    if f.scalar == "float":
-        tail = fma(horner(f, _LOG_TAIL), f, -0.5)
-        return fma(k, LN2["float"][0] * 2.0**-23, fma(tail, f * f, f))
-    high, low = LN2["double"]
+def _log_sum(k: Lanes, f: Lanes, f_low: Lanes | None = None) -> Lanes:
+    """k ln 2 + log1p(f + f_low), k as `split` gives it, -1/4 <= f < 1/2."""
+    if f.scalar == "double":
+        high, low = log_parts(k, f, f_low)
+        return high + low
+    tail = fma(horner(f, _LOG_TAIL), f, -0.5)
+    if f_low is None:
+        value = fma(tail, f * f, f)
+    else:
+        value = f + fma(tail, f * f, f_low)
+    return fma(k, LN2["float"][0] * 2.0**-23, value)
+
+
+def log_parts(k: Lanes, f: Lanes, f_low: Lanes | None = None) -> tuple[Lanes, Lanes]:
+    """The same in float64 as an unevaluated sum, right to about 0.1 ULP of its high part.
+
+    log1p(f) = f - f**2 / 2 + s (f**2 / 2 + R), R a polynomial in s**2 (fdlibm's e_log.c).
+    """
     s = f / (f + 2.0)
     z = s * s
-    half_square = (f * 0.5) * f
-    series = fma(horner(z, LOG_SERIES), z, half_square)
-    return fma(k, high, f - (half_square - fma(s, series, k * low)))
+    half = f * 0.5
+    half_square = half * f
+    rest = fma(s, fma(horner(z, LOG_SERIES), z, half_square), k * LN2_REST)
+    # f - f**2 / 2 with its errors: up to 0.4 ULP of a result near log(3/2).
+    head, head_error = fast_two_sum(f, -half_square)
+    rest = rest + (head_error - fma(half, f, -half_square))
+    high, error = fast_two_sum(k * LN2_HEAD, head)
+    rest = rest + error
+    if f_low is not None:
+        # The derivative of log1p: 1 / (1 + f) = 1 - f + ..., of a term of 2**-54 at most.
+        rest = rest + (f_low - f * f_low)
+    return high, rest
 
 
 def log1p(x: Lanes) -> Lanes:
-    """1 + x = 2**k m picks k only; f = 2**-k x + (2**-k - 1) has no rounding of 1 + x in it.
-
-    The scaling of x is a subtraction from its exponent field, which cannot overflow: k = 0 for
-    small x. The form is that of N. Juffa's log1pf.
-    """
-    exponent = ((x + 1.0).bits() - _SQRT_HALF[x.scalar]) & _EXPONENT[x.scalar]
-    four = 0x40800000 if x.scalar == "float" else 0x4010000000000000
-    inverse = (exponent.const(four) - exponent).as_float()
-    f = (x.bits() - exponent).as_float() + fma(inverse, 0.25, -1.0)
-    if x.scalar == "float":
-        k = exponent.to_float("float")
-    else:
-        k = (exponent >> 52).resize("i32").to_float("double")
-    value = copysign(_log_sum(k, f), x)
+    k, f, f_low = split_log1p(x)
+    value = copysign(_log_sum(k, f, f_low), x)
     value = x.lt(INF).where(value, x)
     return x.le(-1.0).where(x.lt(-1.0).where(x.const(NAN), -INF), value)
+
+
+def split_log1p(x: Lanes, x_low: Lanes | None = None) -> tuple[Lanes, Lanes, Lanes]:
+    """k (as `split`), f, f_low of 1 + x + x_low = 2**k (1 + f + f_low), for finite x > -1.
+
+    f = 2**-k x + (2**-k - 1), where k alone comes from the rounded 1 + x. The scaling of x is a
+    subtraction from its exponent field, which cannot overflow since k = 0 for small x (the form
+    of N. Juffa's log1pf). f is exact but for a few x next to -1/4, for which there is f_low.
+    """
+    exponent = ((x + 1.0).bits() - _THREE_QUARTERS[x.scalar]) & _EXPONENT[x.scalar]
+    four = 0x40800000 if x.scalar == "float" else 0x4010000000000000
+    inverse = (exponent.const(four) - exponent).as_float()
+    scaled = (x.bits() - exponent).as_float()
+    offset = fma(inverse, 0.25, -1.0)
+    f = scaled + offset
+    f_low = scaled - (f - offset)
+    if x_low is not None:
+        f, f_low = fast_two_sum(f, f_low + x_low * (inverse * 0.25))
+    if x.scalar == "float":
+        return exponent.to_float("float"), f, f_low
+    return (exponent >> 52).resize("i32").to_float("double"), f, f_low
+
+
+def log1p_parts(x: Lanes, x_low: Lanes) -> tuple[Lanes, Lanes]:
+    """log1p(x + x_low) in float64 as an unevaluated sum, for finite x >= 0."""
+    return log_parts(*split_log1p(x, x_low))
+
+
+def log1p_wide(x: Lanes) -> Lanes:
+    """log1p(x) in float64 lanes, finite x >= 0, to 2**-35: what a float32 result needs."""
+    k, f, _ = split_log1p(x)
+    return _wide_sum(k, f)
+
+
+def log_wide(x: Lanes, series: tuple[float, ...] = _LOG_WIDE) -> Lanes:
+    """log(x) in float64 lanes for a positive float32, subnormals included, to 2**-35 (to 2**-51
+    with LOG_SERIES)."""
+    bits = x.bits()
+    exponent = (bits - _THREE_QUARTERS["double"]) & _EXPONENT["double"]
+    k = (exponent >> 52).resize("i32").to_float("double")
+    return _wide_sum(k, (bits - exponent).as_float() - 1.0, series)
+
+
+def _wide_sum(k: Lanes, f: Lanes, series: tuple[float, ...] = _LOG_WIDE) -> Lanes:
+    s = f / (f + 2.0)
+    z = s * s
+    return fma(k, LN2["double"][0], fma(horner(z, series), z * s, s + s))
+
+
+def log2(x: Lanes) -> Lanes:
+    return _log_base(x, (1.4426950408889634, 2.0355273740931033e-17))
+
+
+def log10(x: Lanes) -> Lanes:
+    return _log_base(x, (0.4342944819032518, 1.098319650216765e-17))
+
+
+def _log_base(x: Lanes, factor: tuple[float, float]) -> Lanes:
+    """log(x) times 1 / log(base), given in two parts."""
+    if x.scalar == "float":
+        return log_specials(x, (log_wide(x.widen()) * factor[0]).narrow())
+    k, m = split(x)
+    high, low = fast_two_sum(*log_parts(k, m - 1.0))
+    product, rest = two_product(high, high.const(factor[0]))
+    return log_specials(x, product + (rest + fma(high, factor[1], low * factor[0])))
+
+
+def softplus(x: Lanes) -> Lanes:
+    """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|))."""
+    above = at_least(x, 0.0)
+    if x.scalar == "float":
+        tail = log1p_wide(exp_wide(-at_most(fabs(x), 104.0).widen()))
+        return (above.widen() + tail).narrow()
+    return _plus_log1p_exp(above, at_most(fabs(x), 746.0), x.const(0.0))
+
+
+def logaddexp(x: Lanes, y: Lanes) -> Lanes:
+    """log(exp(x) + exp(y)) = max(x, y) + log1p(exp(-|x - y|)).
+
+    Where the sum cancels (a result near 0, so operands within -1 and 0) the error of the terms
+    remains: 2**-56 absolute. Elsewhere 1 ULP holds.
+    """
+    if x.scalar == "float":
+        return logaddexp(x.widen(), y.widen()).narrow()
+    swap = y.gt(x)
+    larger, smaller = swap.where(y, x), swap.where(x, y)
+    difference, error = two_sum(larger, -smaller)
+    # Equal infinities have the distance 0; far operands and their NaN errors do not matter.
+    near = difference.lt(746.0)
+    distance = x.eq(y).where(0.0, near.where(difference, 746.0))
+    value = _plus_log1p_exp(larger, distance, near.where(error, 0.0))
+    return x.is_unordered(y).where(x + y, value)
+
+
+def _plus_log1p_exp(base: Lanes, distance: Lanes, error: Lanes) -> Lanes:
+    """base + log1p(exp(-(distance + error))) in float64, distance >= 0 and error tiny."""
+    _, n, high, low = exp_parts(-distance)
+    low = fma(-high, error, low)
+    tail, tail_low = log1p_parts(scale_by_power(high, n), scale_by_power(low, n))
+    total, rest = two_sum(base, tail)
+    # An infinite base makes the rest NaN.
+    finite = fabs(base).lt(INF)
+    return total + finite.where(rest + tail_low, 0.0)

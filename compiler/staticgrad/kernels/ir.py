@@ -121,7 +121,8 @@ class Next:
 class Loop:
     """`for var in 0 .. extent`. Kinds: "parallel" (outermost; iterations are independent and may be
     split over threads), "serial", "vector" (innermost; lanes are consecutive values of `var`, the
-    tail is masked)."""
+    tail is masked), "parallel_vector" (both at once: a flat kernel), and in an epilogue "rows" and
+    "columns" (the block that the product just finished; columns in lanes)."""
 
     var: str
     extent: DimLike

@@ -1,3 +1,29 @@
 """Operations: one record each. Importing this package registers all of them."""
 
-from . import arithmetic, convert, leaves, reduction, shape  # noqa: F401
+from . import (  # noqa: F401
+    activation,
+    arithmetic,
+    comparison,
+    convert,
+    creation,
+    cumulative,
+    einsum,
+    exponential,
+    gather,
+    indexing,
+    joining,
+    leaves,
+    linalg,
+    logical,
+    random,
+    reduction,
+    rounding,
+    searching,
+    selection,
+    shape,
+    slicing,
+    softmax,
+    sorting,
+    special,
+    trigonometric,
+)

@@ -42,3 +42,64 @@ def pairs(dtypes: tuple[str, ...]) -> list[Sample]:
     for a, b in BROADCASTS:
         found.append(Sample((random_array(a, wide, 5), random_array(b, wide, 6))))
     return found
+
+
+def uniform_array(
+    shape: tuple[int, ...], dtype: str, low: float, high: float, seed: int = 0
+) -> np.ndarray[Any, Any]:
+    """Values between `low` and `high`: for functions with a bounded domain."""
+    rng = np.random.default_rng([seed, *shape])
+    return rng.uniform(low, high, shape).astype(dtype)
+
+
+def away_from_zero(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Normal values moved off 0 by 0.3: for denominators and for functions singular at 0."""
+    x = random_array(shape, dtype, seed)
+    return (x + np.copysign(0.3, x)).astype(dtype)
+
+
+def off_halves(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Values from -8 to 8 at least 0.05 from every multiple of 1/2: off jumps and kinks."""
+    rng = np.random.default_rng([seed, *shape])
+    return (rng.integers(-16, 16, shape) / 2 + rng.uniform(0.05, 0.45, shape)).astype(dtype)
+
+
+def special_values(dtype: str) -> np.ndarray[Any, Any]:
+    """Both signs of NaN, infinity, zero, the extremes, subnormals and some exact values."""
+    if dtype == "bool":
+        return np.array([False, True])
+    if dtype not in FLOATS:
+        ends = np.iinfo(dtype)
+        near = [v for v in (-8, -3, -2, -1, 0, 1, 2, 3, 7, 31, 63, 64) if v >= ends.min]
+        return np.array([ends.min, ends.max, ends.max // 3, *near], dtype)
+    info = np.finfo(dtype)
+    extremes = [np.nan, np.inf, 0.0, info.tiny, info.smallest_subnormal, info.max]
+    values = np.array([*extremes, 0.5, 1.0, 1.5, 2.5, 3.0, 100.0], dtype)
+    return np.concatenate([values, -values])
+
+
+def singles(
+    dtypes: tuple[str, ...], low: float | None = None, high: float | None = None,
+    make: Any = None,
+) -> list[Sample]:  # fmt: skip
+    """One operand: every dtype on one shape, every shape in float64 or the first, and specials.
+
+    Values lie between `low` and `high` where given, or come from `make(shape, dtype, seed)`.
+    """
+    if make is None:
+        make = random_array
+        if low is not None and high is not None:
+            make = lambda shape, dtype, seed: uniform_array(shape, dtype, low, high, seed)  # noqa: E731
+    wide = "float64" if "float64" in dtypes else dtypes[0]
+    found = [Sample((make((5, 33), d, 1),)) for d in dtypes]
+    found += [Sample((make(shape, wide, 2),)) for shape in SHAPES]
+    return found + [Sample((special_values(d),), differentiable=False) for d in dtypes]
+
+
+def special_pairs(dtypes: tuple[str, ...]) -> list[Sample]:
+    """Every special value beside every other."""
+    found = []
+    for d in dtypes:
+        values = special_values(d)
+        found.append(Sample((values[:, None], values[None, :]), differentiable=False))
+    return found

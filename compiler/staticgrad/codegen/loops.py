@@ -1,0 +1,716 @@
+"""Kernel IR -> one LLVM function: loops, addresses, lanes, reductions.
+
+Every value has a level: the number of open loops that it depends on. It is emitted in the preheader
+of the next loop, so whatever an inner loop does not change is computed outside of it; no LLVM pass
+has to find that again. Vector loops run whole vectors first and then, if the extent is not a known
+multiple, the same code once more under a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from staticgrad.ir.dim import Dim, DimCall, DimLike, symbols
+from staticgrad.ir.dtype import DType, float32, int64
+from staticgrad.kernels.ir import (
+    Buffer,
+    Call,
+    Check,
+    Expr,
+    Index,
+    Kernel,
+    Let,
+    Literal,
+    Load,
+    Loop,
+    Next,
+    Reduce,
+    Ref,
+    Stmt,
+    Store,
+    Template,
+)
+
+from .builder import (
+    Function,
+    Module,
+    constant,
+    memory_type,
+    register_type,
+    vector,
+)
+from .scalar import emit_scalar
+
+# A reduction's order is a function of its extents and dtype alone, so these are part of what a
+# program means. 128 bytes of lanes are two 512-bit vectors: enough to hide an add's latency of 4
+# cycles at one load a cycle from L2. Blocks bound the rounding error and are what threads share.
+LANE_BYTES = 128
+BLOCK = 4096
+COLUMN_BLOCK = 256
+
+_IDENTITY: dict[str, Callable[[DType], float | int | bool]] = {
+    # -0.0 is the exact identity of float addition (0.0 would turn a sum of -0.0 into 0.0).
+    "sum": lambda d: -0.0 if d.is_float else 0,
+    "prod": lambda d: 1,
+    "max": lambda d: _extreme(d, -1),
+    "min": lambda d: _extreme(d, 1),
+    "any": lambda d: False,
+    "all": lambda d: True,
+}
+_COMBINE = {
+    "sum": "add",
+    "prod": "multiply",
+    "max": "maximum",
+    "min": "minimum",
+    "any": "logical_or",
+    "all": "logical_and",
+}
+
+
+def _extreme(d: DType, sign: int) -> float | int | bool:
+    from staticgrad.ir.dtype import integer_range
+
+    if d.is_float:
+        return sign * float("inf")
+    low, high = integer_range(d)
+    return high if sign > 0 else low
+
+
+@dataclass
+class Lane:
+    """An emitted value: its name, dtype, lanes (1 means the same in every lane), level."""
+
+    name: str
+    dtype: DType
+    lanes: int
+    level: int
+
+
+@dataclass
+class Scope:
+    """An open loop, or the function itself at level 0."""
+
+    prelude: list[str]  # where code that this loop does not change is put
+    vars: dict[str, str] = field(default_factory=dict)
+    memo: dict[object, Lane] = field(default_factory=dict)
+    names: dict[str, Lane] = field(default_factory=dict)
+
+
+def emit_kernel(module: Module, kernel: Kernel, name: str) -> None:
+    """Defines `void @name(ptr buffers.., i64 sizes.., ptr context, i64 begin, i64 end)`.
+
+    `[begin, end)` is the share of the outermost parallel loop; a kernel without one ignores it.
+    """
+    params = [("ptr", f"b_{b.name}") for b in kernel.buffers]
+    params += [("i64", f"n_{s}") for s in kernel.sizes]
+    params += [("ptr", "context"), ("i64", "begin"), ("i64", "end")]
+    emitter = KernelEmitter(module, kernel, Function(module, name, params))
+    emitter.scopes[0].vars.update(begin="%begin", end="%end")
+    emitter.run()
+
+
+class KernelEmitter:
+    """Emits the body of a kernel into a function whose parameters `%b_<buffer>` and `%n_<size>`
+    are defined."""
+
+    def __init__(self, module: Module, kernel: Kernel, function: Function) -> None:
+        self.f = function
+        self.module = module
+        self.kernel = kernel
+        self.buffers: dict[str, Buffer] = {b.name: b for b in kernel.buffers}
+        self.scopes: list[Scope] = [Scope([])]
+        self.scopes[0].vars = {s: f"%n_{s}" for s in kernel.sizes}
+        self.lanes = 1  # of the open vector loop
+        self.vector_var: str | None = None
+        self.mask: str | None = None  # of the tail being emitted
+
+    def run(self) -> None:
+        self.f.open_list(self.scopes[0].prelude)
+        self.body(self.kernel.body)
+        self.f.stmt("ret void")
+        self.f.finish()
+
+    # --- levels -----------------------------------------------------------------------------------
+
+    @property
+    def level(self) -> int:
+        return len(self.scopes) - 1
+
+    def at(self, level: int, build: Callable[[], str]) -> str:
+        """Runs `build`, which emits instructions, at the given level."""
+        if level >= self.level:
+            return build()
+        saved = self.f.redirect(self.scopes[level + 1].prelude)
+        try:
+            return build()
+        finally:
+            self.f.restore(saved)
+
+    def level_of_dim(self, d: DimLike) -> int:
+        return max((self.level_of_var(s) for s in symbols(d)), default=0)
+
+    def level_of_var(self, name: str) -> int:
+        for level in range(self.level, -1, -1):
+            if name in self.scopes[level].vars:
+                return level
+        raise KeyError(f"{self.kernel.name}: unknown index variable {name!r}")
+
+    def var(self, name: str) -> str:
+        return self.scopes[self.level_of_var(name)].vars[name]
+
+    # --- index arithmetic -------------------------------------------------------------------------
+
+    def integer(self, d: DimLike) -> str:
+        """An i64 scalar with the value of `d`; the vector variable counts as its first lane."""
+        if isinstance(d, int):
+            return str(d)
+        level = self.level_of_dim(d)
+        memo = self.scopes[level].memo
+        key = ("int", d)
+        if key in memo:
+            return memo[key].name
+        # Split by level, so that the part an outer loop fixes is computed there.
+        inner = tuple(t for t in d.terms if self._term_level(t[0]) == level)
+        outer = tuple(t for t in d.terms if self._term_level(t[0]) < level)
+        total = self.integer(Dim(outer)) if outer else None
+        name = self.at(level, lambda: self._sum_terms(inner, total))
+        memo[key] = Lane(name, int64, 1, level)
+        return name
+
+    def _term_level(self, monomial: tuple[object, ...]) -> int:
+        return self.level_of_dim(Dim(((monomial, 1),)))  # type: ignore[arg-type]
+
+    def _sum_terms(self, terms: tuple[tuple[tuple[object, ...], int], ...], total: str | None) -> str:
+        for monomial, factor in terms:
+            text = str(factor)
+            product = None if factor != 1 or not monomial else ""
+            if product is None:
+                product = text
+            for atom in monomial:
+                value = self.var(atom) if isinstance(atom, str) else self._atom(atom)  # type: ignore[arg-type]
+                product = value if product == "" else self.f.emit(f"mul i64 {product}, {value}")
+            total = product if total is None else self.f.emit(f"add i64 {total}, {product}")
+        assert total is not None
+        return total
+
+    def _atom(self, atom: DimCall) -> str:
+        a, b = self.integer(atom.left), self.integer(atom.right)
+        if atom.op in ("max", "min"):
+            return self.f.call_intrinsic(f"llvm.s{atom.op}", "i64", a, b)
+        # Sizes and indices are not negative and divisors are positive: unsigned division is exact.
+        return self.f.emit(f"{'udiv' if atom.op == '//' else 'urem'} i64 {a}, {b}")
+
+    def coefficient(self, d: DimLike) -> tuple[DimLike, bool]:
+        """How `d` moves with the vector variable: (its factor, whether `d` is affine in it)."""
+        v = self.vector_var
+        if v is None or isinstance(d, int) or v not in symbols(d):
+            return 0, True
+        factor: DimLike = 0
+        for monomial, f in d.terms:
+            names = [a for a in monomial if isinstance(a, str)]
+            inside = [a for a in monomial if not isinstance(a, str) and v in symbols(
+                Dim((((a,), 1),)))]  # fmt: skip
+            if inside or names.count(v) > 1:
+                return 0, False
+            if v in names:
+                rest = list(monomial)
+                rest.remove(v)
+                factor = factor + Dim(((tuple(rest), f),)) if rest else factor + f
+        return factor, True
+
+    def index_lanes(self, d: DimLike) -> str:
+        """A vector of i64 with the value of `d` in each lane (the index differs by lane)."""
+        ty = vector("i64", self.lanes)
+        factor, affine = self.coefficient(d)
+        if affine:
+            base = self.f.splat(self.integer(d), ty)
+            step = self._iota()
+            if factor != 1:
+                step = self.f.emit(
+                    f"mul {ty} {step}, {self.f.splat(self.integer(factor), ty)}"
+                )
+            return self.f.emit(f"add {ty} {base}, {step}")
+        assert isinstance(d, Dim)
+        total: str | None = None
+        for monomial, f in d.terms:
+            product: str | None = None
+            for atom in monomial:
+                value = self._atom_lanes(atom)
+                product = value if product is None else self.f.emit(f"mul {ty} {product}, {value}")
+            if f != 1 or product is None:
+                scale = constant(f, ty)
+                product = scale if product is None else self.f.emit(f"mul {ty} {product}, {scale}")
+            total = product if total is None else self.f.emit(f"add {ty} {total}, {product}")
+        assert total is not None
+        return total
+
+    def _iota(self) -> str:
+        return "<" + ", ".join(f"i64 {i}" for i in range(self.lanes)) + ">"
+
+    def _atom_lanes(self, atom: str | DimCall) -> str:
+        ty = vector("i64", self.lanes)
+        if isinstance(atom, str):
+            base = self.f.splat(self.var(atom), ty)
+            return self.f.emit(f"add {ty} {base}, {self._iota()}") if atom == self.vector_var else base
+        a, b = self.index_lanes(atom.left), self.index_lanes(atom.right)
+        if atom.op in ("max", "min"):
+            return self.f.call_intrinsic(f"llvm.s{atom.op}", ty, a, b)
+        return self.f.emit(f"{'udiv' if atom.op == '//' else 'urem'} {ty} {a}, {b}")
+
+    # --- values -----------------------------------------------------------------------------------
+
+    def value(self, e: Expr) -> Lane:
+        """Emits `e` once for each place where it is valid, at the outermost such place."""
+        match e:
+            case Ref(name=name):
+                return self.named(name)
+            case Literal(value=v, dtype=d):
+                return Lane(constant(v, register_type(d)), d, 1, 0)
+        for scope in reversed(self.scopes):
+            if id(e) in scope.memo:
+                return scope.memo[id(e)]
+        match e:
+            case Index():
+                lane = self._index(e)
+            case Load():
+                lane = self._load(e)
+            case Call():
+                lane = self._call(e)
+            case _:
+                raise TypeError(f"{e!r} is no kernel expression")
+        self.scopes[min(lane.level, self.level)].memo[id(e)] = lane
+        return lane
+
+    def named(self, name: str) -> Lane:
+        for scope in reversed(self.scopes):
+            if name in scope.names:
+                return scope.names[name]
+        raise KeyError(f"{self.kernel.name}: unknown name {name!r}")
+
+    def spread(self, lane: Lane) -> str:
+        """The value in every lane of the open vector loop."""
+        if lane.lanes == self.lanes or self.lanes == 1:
+            return lane.name
+        ty = vector(register_type(lane.dtype), self.lanes)
+        if not lane.name.startswith("%"):
+            return f"splat ({register_type(lane.dtype)} {lane.name})"
+        memo = self.scopes[min(lane.level, self.level)].memo
+        key = ("splat", lane.name, self.lanes)
+        if key not in memo:
+            name = self.at(lane.level, lambda: self.f.splat(lane.name, ty))
+            memo[key] = Lane(name, lane.dtype, self.lanes, lane.level)
+        return memo[key].name
+
+    def _varies(self, d: DimLike) -> bool:
+        return self.vector_var is not None and self.vector_var in symbols(d)
+
+    def _index(self, e: Index) -> Lane:
+        if self._varies(e.index):
+            return Lane(self.index_lanes(e.index), int64, self.lanes, self.level)
+        return Lane(self.integer(e.index), int64, 1, self.level_of_dim(e.index))
+
+    def _call(self, e: Call) -> Lane:
+        args = [self.value(a) for a in e.args]
+        lanes = max(a.lanes for a in args)
+        level = max(a.level for a in args)
+        names = [self.spread(a) if lanes > 1 else a.name for a in args]
+        dtypes = [str(a.dtype) for a in args]
+        name = self.at(
+            level, lambda: emit_scalar(self.f, e.op, str(e.dtype), dtypes, lanes, names)
+        )
+        return Lane(name, e.dtype, lanes, level)
+
+    def _load(self, e: Load) -> Lane:
+        buffer = self.buffers[e.buffer]
+        gathers = [(self.value(g), s) for g, s in e.gathers]
+        guard = self.value(e.guard) if e.guard is not None else None
+        fixed = buffer.mode == "in"
+        varies = (
+            self._varies(e.index)
+            or any(g.lanes > 1 for g, _ in gathers)
+            or (guard is not None and guard.lanes > 1)
+        )
+        if varies:
+            return Lane(self._load_lanes(e, gathers, guard), e.dtype, self.lanes, self.level)
+        level = max([self.level_of_dim(e.index), *(g.level for g, _ in gathers),
+                     *(self.level_of_dim(s) for _, s in gathers),
+                     *([guard.level] if guard else [])])  # fmt: skip
+        # The content of a buffer that this kernel writes may change from one iteration to the next.
+        level = level if fixed else self.level
+        name = self.at(level, lambda: self._load_one(e, gathers, guard))
+        return Lane(name, e.dtype, 1, level)
+
+    def _offset_one(self, index: DimLike, gathers: list[tuple[Lane, DimLike]]) -> str:
+        total = self.integer(index)
+        for g, stride in gathers:
+            step = self.f.emit(f"mul i64 {g.name}, {self.integer(stride)}")
+            total = self.f.emit(f"add i64 {total}, {step}")
+        return total
+
+    def _address(self, buffer: str, offset: str, dtype: DType) -> str:
+        return self.f.emit(f"getelementptr {memory_type(dtype)}, ptr %b_{buffer}, i64 {offset}")
+
+    def _load_one(self, e: Load, gathers: list[tuple[Lane, DimLike]], guard: Lane | None) -> str:
+        mem = memory_type(e.dtype)
+        offset = self._offset_one(e.index, gathers)
+        if guard is None:
+            name = self.f.emit(f"load {mem}, ptr {self._address(e.buffer, offset, e.dtype)}, "
+                               f"align {e.dtype.itemsize_bytes}")  # fmt: skip
+        else:
+            # A one-lane masked load reads nothing where the guard is false.
+            address = self._address(e.buffer, offset, e.dtype)
+            one = self._masked_load(address, e.dtype, 1, self._one_lane(guard.name),
+                                    constant(e.fill, f"<1 x {mem}>"))  # fmt: skip
+            name = self.f.emit(f"extractelement <1 x {mem}> {one}, i32 0")
+        return self._from_memory(name, e.dtype, 1)
+
+    def _one_lane(self, bit: str) -> str:
+        return self.f.emit(f"insertelement <1 x i1> poison, i1 {bit}, i32 0")
+
+    def _masked_load(self, address: str, dtype: DType, lanes: int, mask: str, fill: str) -> str:
+        ty = f"<{lanes} x {memory_type(dtype)}>"
+        intrinsic = f"llvm.masked.load.v{lanes}{_short(dtype)}.p0"
+        self.module.intrinsic(intrinsic, ty, "ptr", f"<{lanes} x i1>", ty)
+        return self.f.emit(f"call {ty} @{intrinsic}(ptr align {dtype.itemsize_bytes} {address}, "
+                           f"<{lanes} x i1> {mask}, {ty} {fill})")  # fmt: skip
+
+    def _from_memory(self, name: str, dtype: DType, lanes: int) -> str:
+        if dtype.kind != "b":
+            return name
+        ty = vector("i8", lanes)
+        return self.f.emit(f"icmp ne {ty} {name}, {constant(0, ty)}")
+
+    def _combined_mask(self, guard: Lane | None) -> str | None:
+        if guard is None:
+            return self.mask
+        bits = self.spread(guard)
+        if self.mask is None:
+            return bits
+        return self.f.emit(f"and <{self.lanes} x i1> {bits}, {self.mask}")
+
+    def _load_lanes(self, e: Load, gathers: list[tuple[Lane, DimLike]], guard: Lane | None) -> str:
+        mem, w = memory_type(e.dtype), self.lanes
+        ty = f"<{w} x {mem}>"
+        mask = self._combined_mask(guard)
+        factor, affine = self.coefficient(e.index)
+        fill = constant(e.fill if guard is not None else 0, ty)
+        if affine and factor == 1 and all(g.lanes == 1 for g, _ in gathers):
+            address = self._address(e.buffer, self._offset_one(e.index, gathers), e.dtype)
+            if mask is None:
+                name = self.f.emit(f"load {ty}, ptr {address}, align {e.dtype.itemsize_bytes}")
+            else:
+                name = self._masked_load(address, e.dtype, w, mask, fill)
+        else:
+            pointers = self._pointers(e.buffer, e.dtype, e.index, gathers)
+            intrinsic = f"llvm.masked.gather.v{w}{_short(e.dtype)}.v{w}p0"
+            self.module.intrinsic(intrinsic, ty, f"<{w} x ptr>", f"<{w} x i1>", ty)
+            lanes_on = mask or "splat (i1 true)"
+            name = self.f.emit(
+                f"call {ty} @{intrinsic}(<{w} x ptr> align {e.dtype.itemsize_bytes} {pointers}, "
+                f"<{w} x i1> {lanes_on}, {ty} {fill})"
+            )
+        return self._from_memory(name, e.dtype, w)
+
+    def _pointers(
+        self, buffer: str, dtype: DType, index: DimLike, gathers: list[tuple[Lane, DimLike]]
+    ) -> str:
+        ty = vector("i64", self.lanes)
+        total = (
+            self.index_lanes(index) if self._varies(index)
+            else self.f.splat(self.integer(index), ty)
+        )  # fmt: skip
+        for g, stride in gathers:
+            step = self.f.emit(
+                f"mul {ty} {self.spread(g)}, {self.f.splat(self.integer(stride), ty)}"
+            )
+            total = self.f.emit(f"add {ty} {total}, {step}")
+        return self.f.emit(f"getelementptr {memory_type(dtype)}, ptr %b_{buffer}, {ty} {total}")
+
+    # --- statements -------------------------------------------------------------------------------
+
+    def body(self, statements: tuple[Stmt, ...]) -> None:
+        for i, s in enumerate(statements):
+            match s:
+                case Let(name=name, value=value):
+                    self.scopes[-1].names[name] = self.value(value)
+                case Store():
+                    # What neighbouring stores need is loaded before the first of them: a result may
+                    # lie where an operand lay.
+                    for following in statements[i + 1 :]:
+                        if not isinstance(following, Store):
+                            break
+                        self.value(following.value)
+                    self._store(s)
+                case Check():
+                    self._check(s)
+                case Next(name=name, value=value):
+                    self._next(name, value)
+                case Loop(kind="vector" | "parallel_vector" | "columns"):
+                    self._vector_loop(s)
+                case Loop():
+                    self._serial_loop(s)
+                case Reduce():
+                    from .reduce import emit_reduce
+
+                    emit_reduce(self, s)
+                case Template():
+                    from .templates import emit_template
+
+                    emit_template(self, s)
+
+    def _store(self, s: Store) -> None:
+        value = self.value(s.value)
+        gathers = [(self.value(g), stride) for g, stride in s.gathers]
+        guard = self.value(s.guard) if s.guard is not None else None
+        dtype = self.buffers[s.buffer].dtype
+        mem = memory_type(dtype)
+        if self.lanes == 1 or not (
+            self._varies(s.index) or any(g.lanes > 1 for g, _ in gathers)
+        ):
+            name = self._to_memory(value.name, dtype, 1)
+            address = self._address(s.buffer, self._offset_one(s.index, gathers), dtype)
+            self._store_one(name, mem, address, dtype, guard)
+            return
+        w = self.lanes
+        ty = f"<{w} x {mem}>"
+        name = self._to_memory(self.spread(value), dtype, w)
+        mask = self._combined_mask(guard)
+        factor, affine = self.coefficient(s.index)
+        if affine and factor == 1 and all(g.lanes == 1 for g, _ in gathers):
+            address = self._address(s.buffer, self._offset_one(s.index, gathers), dtype)
+            if mask is None:
+                self.f.stmt(f"store {ty} {name}, ptr {address}, align {dtype.itemsize_bytes}")
+                return
+            intrinsic = f"llvm.masked.store.v{w}{_short(dtype)}.p0"
+            self.module.intrinsic(intrinsic, "void", ty, "ptr", f"<{w} x i1>")
+            self.f.stmt(f"call void @{intrinsic}({ty} {name}, "
+                        f"ptr align {dtype.itemsize_bytes} {address}, <{w} x i1> {mask})")  # fmt: skip
+            return
+        pointers = self._pointers(s.buffer, dtype, s.index, gathers)
+        intrinsic = f"llvm.masked.scatter.v{w}{_short(dtype)}.v{w}p0"
+        self.module.intrinsic(intrinsic, "void", ty, f"<{w} x ptr>", f"<{w} x i1>")
+        self.f.stmt(
+            f"call void @{intrinsic}({ty} {name}, <{w} x ptr> align {dtype.itemsize_bytes} "
+            f"{pointers}, <{w} x i1> {mask or 'splat (i1 true)'})"
+        )
+
+    def _store_one(
+        self, name: str, mem: str, address: str, dtype: DType, guard: Lane | None
+    ) -> None:
+        if guard is None:
+            self.f.stmt(f"store {mem} {name}, ptr {address}, align {dtype.itemsize_bytes}")
+            return
+        then, after = self.f.new_label("store"), self.f.new_label("stored")
+        self.f.branch_if(guard.name, then, after)
+        self.f.label(then)
+        self.f.stmt(f"store {mem} {name}, ptr {address}, align {dtype.itemsize_bytes}")
+        self.f.branch(after)
+        self.f.label(after)
+
+    def _to_memory(self, name: str, dtype: DType, lanes: int) -> str:
+        if dtype.kind != "b":
+            return name
+        return self.f.emit(f"zext {vector('i1', lanes)} {name} to {vector('i8', lanes)}")
+
+    def _check(self, s: Check) -> None:
+        """Leaves the smallest (code, element) in the context's words 2 and 3, the value in 4."""
+        condition = self.value(s.condition)
+        if condition.lanes > 1:
+            raise ValueError(f"{self.kernel.name}: a check inside a vector loop")
+        element, value = self.integer(s.element), self.value(s.value)
+        bad, after = self.f.new_label("bad"), self.f.new_label("checked")
+        self.f.branch_if(condition.name, after, bad)
+        self.f.label(bad)
+        words = [self.f.emit(f"getelementptr i64, ptr %context, i64 {w}") for w in (2, 3, 4)]
+        code = self.f.emit(f"load i64, ptr {words[0]}")
+        known = self.f.emit(f"load i64, ptr {words[1]}")
+        lower = self.f.emit(f"icmp slt i64 {s.code}, {code}")
+        same = self.f.emit(f"icmp eq i64 {s.code}, {code}")
+        earlier = self.f.emit(f"icmp slt i64 {element}, {known}")
+        first = self.f.emit(f"and i1 {same}, {earlier}")
+        wins = self.f.emit(f"or i1 {lower}, {first}")
+        record = self.f.new_label("record")
+        self.f.branch_if(wins, record, after)
+        self.f.label(record)
+        for word, content in zip(words, (str(s.code), element, value.name)):
+            self.f.stmt(f"store i64 {content}, ptr {word}")
+        self.f.branch(after)
+        self.f.label(after)
+
+    # --- loops ------------------------------------------------------------------------------------
+
+    def _bounds(self, loop: Loop) -> tuple[str, str]:
+        if loop.kind.startswith("parallel"):
+            return "%begin", "%end"
+        if loop.kind == "rows":
+            return "%r0", "%r1"
+        if loop.kind == "columns":
+            return "%c0", "%c1"
+        return "0", self.integer(loop.extent)
+
+    def open_loop(
+        self, var: str, begin: str, end: str, step: int, carried: list[tuple[str, str]]
+    ) -> OpenLoop:
+        """Starts `for (i = begin; i < end; i += step)` with loop-carried values (type, init)."""
+        f = self.f
+        scope = Scope([])
+        f.open_list(scope.prelude)
+        head, inside, after = f.new_label("loop"), f.new_label("body"), f.new_label("done")
+        entry = f.block
+        f.branch(head)
+        f.label(head)
+        i, following = f.reserve(), f.reserve()
+        phis = [f.reserve() for _ in carried]
+        # The latch's label is only known when the loop is closed: the phis are written then.
+        slot: list[str] = []
+        f.open_list(slot)
+        go = f.emit(f"icmp slt i64 {i}, {end}")
+        f.branch_if(go, inside, after)
+        f.label(inside)
+        scope.vars[var] = i
+        self.scopes.append(scope)
+        return OpenLoop(i, following, begin, step, carried, phis, entry, head, after, slot)
+
+    def close_loop(self, loop: OpenLoop, values: list[str]) -> None:
+        f = self.f
+        latch = f.block
+        loop.slot.append(f"  {loop.i} = phi i64 [{loop.begin}, %{loop.entry}], "
+                         f"[{loop.following}, %{latch}]")  # fmt: skip
+        for phi, (ty, init), value in zip(loop.phis, loop.carried, values):
+            loop.slot.append(f"  {phi} = phi {ty} [{init}, %{loop.entry}], [{value}, %{latch}]")
+        f.assign(loop.following, f"add i64 {loop.i}, {loop.step}")
+        f.branch(loop.head)
+        f.label(loop.after)
+        self.scopes.pop()
+
+    def _serial_loop(self, loop: Loop) -> None:
+        begin, end = self._bounds(loop)
+        inits = [self.value(c.init) for c in loop.carries]
+        lanes = self.lanes if self.vector_var is not None else 1
+        carried = []
+        for lane in inits:
+            name = self.spread(lane) if lanes > 1 else lane.name
+            carried.append((vector(register_type(lane.dtype), lanes), name))
+        opened = self.open_loop(loop.var, begin, end, 1, carried)
+        scope = self.scopes[-1]
+        for c, lane, phi in zip(loop.carries, inits, opened.phis):
+            scope.names[c.name] = Lane(phi, lane.dtype, lanes, self.level)
+            scope.names["next " + c.name] = scope.names[c.name]
+        self.body(loop.body)
+        values = []
+        for c in loop.carries:
+            final = scope.names["next " + c.name]
+            values.append(self.spread(final) if lanes > 1 else final.name)
+        self.close_loop(opened, values)
+        for c, lane, phi in zip(loop.carries, inits, opened.phis):
+            self.scopes[-1].names[c.name] = Lane(phi, lane.dtype, lanes, self.level)
+
+    def _next(self, name: str, value: Expr) -> None:
+        key = "next " + name
+        for scope in reversed(self.scopes):
+            if key in scope.names:
+                # The value may have been computed at an outer level or in this body: either way
+                # it dominates the latch.
+                scope.names[key] = self.value(value)
+                return
+        raise KeyError(f"{self.kernel.name}: no loop carries {name!r}")
+
+    def _vector_loop(self, loop: Loop) -> None:
+        if self.vector_var is not None:
+            raise ValueError(f"{self.kernel.name}: a vector loop inside a vector loop")
+        begin, end = self._bounds(loop)
+        width = self.vector_width(loop)
+        self.run_vector(loop.var, begin, end, loop.extent, width, lambda: self.body(loop.body),
+                        whole=loop.kind == "vector")  # fmt: skip
+
+    def run_vector(
+        self, var: str, begin: str, end: str, extent: DimLike, width: int,
+        body: Callable[[], None], whole: bool,
+    ) -> None:  # fmt: skip
+        """Whole vectors, then the masked tail (left out where the extent is a known multiple)."""
+        f = self.f
+        known = extent if isinstance(extent, int) and whole else None
+        if known is not None and known <= 0:
+            return
+        start = begin
+        self.lanes, self.vector_var = width, var
+        if known is None or known >= width:
+            count = f.emit(f"sub i64 {end}, {begin}")
+            whole_count = f.emit(f"and i64 {count}, {-width}")
+            stop = f.emit(f"add i64 {begin}, {whole_count}")
+            opened = self.open_loop(var, begin, stop, width, [])
+            body()
+            self.close_loop(opened, [])
+            start = stop
+        if known is None or known % width:
+            self._tail(var, start, end, width, body, skip=known is None)
+        self.lanes, self.vector_var, self.mask = 1, None, None
+
+    def _tail(
+        self, var: str, start: str, end: str, width: int, body: Callable[[], None], skip: bool
+    ) -> None:
+        f = self.f
+        scope = Scope([])
+        f.open_list(scope.prelude)
+        after = f.new_label("whole")
+        if skip:
+            inside = f.new_label("tail")
+            f.branch_if(f.emit(f"icmp slt i64 {start}, {end}"), inside, after)
+            f.label(inside)
+        scope.vars[var] = start
+        self.scopes.append(scope)
+        self.mask = self.tail_mask(start, end, width)
+        body()
+        self.mask = None
+        self.scopes.pop()
+        if skip:
+            f.branch(after)
+            f.label(after)
+
+    def tail_mask(self, start: str, end: str, width: int) -> str:
+        f = self.f
+        ty = vector("i32", width)
+        left = f.emit(f"trunc i64 {f.emit(f'sub i64 {end}, {start}')} to i32")
+        iota = "<" + ", ".join(f"i32 {i}" for i in range(width)) + ">"
+        return f.emit(f"icmp slt {ty} {iota}, {f.splat(left, ty)}")
+
+    def vector_width(self, loop: Loop) -> int:
+        """Lanes of a loop: one register of its widest float, or of its widest integer."""
+        sizes = [b.dtype.itemsize_bytes for b in self.kernel.buffers if b.dtype.is_float]
+        if not sizes:
+            sizes = [b.dtype.itemsize_bytes for b in self.kernel.buffers] or [4]
+        lanes = self.module.target.lanes(max(sizes))
+        # Lanes that a column reduction adds one after another hide no latency: two registers do.
+        return 2 * lanes if any(isinstance(s, Reduce) for s in loop.body) else max(lanes, 4)
+
+
+@dataclass
+class OpenLoop:
+    i: str
+    following: str
+    begin: str
+    step: int
+    carried: list[tuple[str, str]]
+    phis: list[str]
+    entry: str
+    head: str
+    after: str
+    slot: list[str]
+
+
+def _short(dtype: DType) -> str:
+    return {"float32": "f32", "float64": "f64"}.get(str(dtype)) or memory_type(dtype)
+
+
+def identity(op: str, dtype: DType) -> float | int | bool:
+    """The value that leaves every other one as it is."""
+    return _IDENTITY[op](dtype)
+
+
+def combine_op(op: str) -> str:
+    return _COMBINE[op]
+
+
+def reduce_lanes(dtype: DType) -> int:
+    return LANE_BYTES // max(dtype.itemsize_bytes, float32.itemsize_bytes)

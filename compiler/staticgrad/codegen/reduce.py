@@ -1,0 +1,251 @@
+"""Reductions: the fixed order in which elements are folded.
+
+Row form (`Reduce.vector`): element j of the last reduced axis goes to lane j mod L, L = 128 bytes of
+lanes; lanes are folded by halves. With one reduced axis, blocks of BLOCK elements are folded each
+and added in order; with several, each step of the first axis is such a block. Column form: elements
+are taken one after another, in blocks of COLUMN_BLOCK (or of one step of the first axis) that are
+added in order. Nothing here depends on the vector width, on threads or on what was fused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from staticgrad.ir.dim import DimLike, product
+from staticgrad.kernels.ir import Reduce
+
+from .builder import constant, register_type, vector
+from .scalar import emit_scalar
+
+if TYPE_CHECKING:
+    from .loops import KernelEmitter
+
+UNROLL = 16  # a reduction over at most this many elements known at compile time has no loop
+
+
+def emit_reduce(em: KernelEmitter, s: Reduce) -> None:
+    """Emits the reduction and binds its accumulators' names."""
+    ReduceEmitter(em, s).run()
+
+
+class ReduceEmitter:
+    def __init__(self, em: KernelEmitter, s: Reduce) -> None:
+        from .loops import BLOCK, COLUMN_BLOCK, reduce_lanes
+
+        self.em, self.s = em, s
+        self.ops = [a.op for a in s.accumulators]
+        self.dtypes = [a.value.dtype for a in s.accumulators]
+        if s.vector:
+            lanes = {reduce_lanes(d) for d in self.dtypes}
+            if em.vector_var is not None or len(lanes) != 1:
+                raise ValueError(f"{em.kernel.name}: a row reduction of mixed lanes or in lanes")
+            self.lanes = lanes.pop()
+        else:
+            self.lanes = em.lanes if em.vector_var is not None else 1
+        self.block = BLOCK if s.vector else COLUMN_BLOCK
+
+    def run(self) -> None:
+        em, s = self.em, self.s
+        if not s.vector and self._small():
+            results = self._unrolled(list(s.vars), self._identities(self.lanes))
+        elif len(s.vars) == 1:
+            results = self._one_axis()
+        else:
+            results = self._several_axes()
+        result_lanes = 1 if s.vector else self.lanes
+        from .loops import Lane
+
+        for a, name, dtype in zip(s.accumulators, results, self.dtypes):
+            em.scopes[-1].names[a.name] = Lane(name, dtype, result_lanes, em.level)
+
+    def _small(self) -> bool:
+        total = product(self.s.extents)
+        return isinstance(total, int) and total <= UNROLL
+
+    def _identities(self, lanes: int) -> list[str]:
+        from .loops import identity
+
+        return [
+            constant(identity(op, d), vector(register_type(d), lanes))
+            for op, d in zip(self.ops, self.dtypes)
+        ]
+
+    def _types(self, lanes: int) -> list[str]:
+        return [vector(register_type(d), lanes) for d in self.dtypes]
+
+    def _combine(self, lanes: int, a: list[str], b: list[str]) -> list[str]:
+        from .loops import combine_op
+
+        return [
+            emit_scalar(self.em.f, combine_op(op), str(d), [str(d), str(d)], lanes, [x, y])
+            for op, d, x, y in zip(self.ops, self.dtypes, a, b)
+        ]
+
+    # --- blocks -----------------------------------------------------------------------------------
+
+    def _one_axis(self) -> list[str]:
+        em = self.em
+        (var,), (extent,) = self.s.vars, self.s.extents
+        if isinstance(extent, int) and extent <= self.block:
+            return self._fold(self._axis(var, "0", em.integer(extent), extent))
+        outer_lanes = 1 if self.s.vector else self.lanes
+        inits = self._identities(outer_lanes)
+        end = em.integer(extent)
+        opened = em.open_loop(
+            "block of " + var, "0", end, self.block, list(zip(self._types(outer_lanes), inits))
+        )
+        limit = em.f.emit(f"add i64 {opened.i}, {self.block}")
+        stop = em.f.call_intrinsic("llvm.smin", "i64", limit, end)
+        found = self._fold(self._axis(var, opened.i, stop, None))
+        em.close_loop(opened, self._combine(outer_lanes, opened.phis, found))
+        return opened.phis
+
+    def _several_axes(self) -> list[str]:
+        em, s = self.em, self.s
+        outer_lanes = 1 if s.vector else self.lanes
+        opened = em.open_loop(
+            s.vars[0], "0", em.integer(s.extents[0]), 1,
+            list(zip(self._types(outer_lanes), self._identities(outer_lanes))),
+        )  # fmt: skip
+        found = self._fold(self._inner(1, self._identities(self.lanes)))
+        em.close_loop(opened, self._combine(outer_lanes, opened.phis, found))
+        return opened.phis
+
+    def _inner(self, axis: int, accumulated: list[str]) -> list[str]:
+        em, s = self.em, self.s
+        extent = s.extents[axis]
+        if axis == len(s.vars) - 1:
+            return self._axis(s.vars[axis], "0", em.integer(extent), extent, accumulated)
+        opened = em.open_loop(
+            s.vars[axis], "0", em.integer(extent), 1,
+            list(zip(self._types(self.lanes), accumulated)),
+        )  # fmt: skip
+        found = self._inner(axis + 1, opened.phis)
+        em.close_loop(opened, found)
+        return opened.phis
+
+    def _fold(self, accumulated: list[str]) -> list[str]:
+        """The lanes of a row's accumulators, folded by halves."""
+        if not self.s.vector:
+            return accumulated
+        f, lanes = self.em.f, self.lanes
+        while lanes > 1:
+            half = lanes // 2
+            low = ", ".join(f"i32 {i}" for i in range(half))
+            high = ", ".join(f"i32 {i}" for i in range(half, lanes))
+            a, b = [], []
+            for name, d in zip(accumulated, self.dtypes):
+                ty = vector(register_type(d), lanes)
+                pick = f"shufflevector {ty} {name}, {ty} poison, <{half} x i32> "
+                a.append(f.emit(f"{pick}<{low}>"))
+                b.append(f.emit(f"{pick}<{high}>"))
+            accumulated = self._combine(half, a, b) if half > 1 else self._last(a, b)
+            lanes = half
+        return accumulated
+
+    def _last(self, a: list[str], b: list[str]) -> list[str]:
+        """Two vectors of one lane each: combined as scalars."""
+        f = self.em.f
+        first, second = [], []
+        for x, y, d in zip(a, b, self.dtypes):
+            ty = f"<1 x {register_type(d)}>"
+            first.append(f.emit(f"extractelement {ty} {x}, i32 0"))
+            second.append(f.emit(f"extractelement {ty} {y}, i32 0"))
+        return self._combine(1, first, second)
+
+    # --- one axis ---------------------------------------------------------------------------------
+
+    def _axis(
+        self, var: str, begin: str, end: str, extent: DimLike | None,
+        accumulated: list[str] | None = None,
+    ) -> list[str]:  # fmt: skip
+        """Accumulates over `[begin, end)` of one axis."""
+        if accumulated is None:
+            accumulated = self._identities(self.lanes)
+        if self.s.vector:
+            return self._axis_lanes(var, begin, end, extent, accumulated)
+        em = self.em
+        opened = em.open_loop(var, begin, end, 1, list(zip(self._types(self.lanes), accumulated)))
+        values = self._step(opened.phis)
+        em.close_loop(opened, values)
+        return opened.phis
+
+    def _step(self, accumulated: list[str]) -> list[str]:
+        """The accumulators after one element (of each lane)."""
+        em = self.em
+        em.body(self.s.body)
+        values = []
+        for a in self.s.accumulators:
+            lane = em.value(a.value)
+            values.append(em.spread(lane) if self.lanes > 1 else lane.name)
+        return self._combine(self.lanes, accumulated, values)
+
+    def _unrolled(self, left: list[str], accumulated: list[str]) -> list[str]:
+        from .loops import Scope
+
+        em = self.em
+        if not left:
+            return self._step(accumulated)
+        extent = self.s.extents[len(self.s.vars) - len(left)]
+        assert isinstance(extent, int)
+        for i in range(extent):
+            scope = Scope([])
+            em.f.open_list(scope.prelude)
+            scope.vars[left[0]] = str(i)
+            em.scopes.append(scope)
+            accumulated = self._unrolled(left[1:], accumulated)
+            em.scopes.pop()
+        return accumulated
+
+    def _axis_lanes(
+        self, var: str, begin: str, end: str, extent: DimLike | None, accumulated: list[str]
+    ) -> list[str]:
+        em, width = self.em, self.lanes
+        f = em.f
+        known = extent if isinstance(extent, int) else None
+        em.lanes, em.vector_var = width, var
+        start = begin
+        if known is None or known >= width:
+            count = f.emit(f"sub i64 {end}, {begin}")
+            stop = f.emit(f"add i64 {begin}, {f.emit(f'and i64 {count}, {-width}')}")
+            opened = em.open_loop(
+                var, begin, stop, width, list(zip(self._types(width), accumulated))
+            )
+            em.close_loop(opened, self._step(opened.phis))
+            accumulated, start = opened.phis, stop
+        if known is None or known % width:
+            accumulated = self._masked_step(var, start, end, accumulated, skip=known is None)
+        em.lanes, em.vector_var = 1, None
+        return accumulated
+
+    def _masked_step(
+        self, var: str, start: str, end: str, accumulated: list[str], skip: bool
+    ) -> list[str]:
+        from .loops import Scope
+
+        em, f, width = self.em, self.em.f, self.lanes
+        scope = Scope([])
+        f.open_list(scope.prelude)
+        inside, after, before = f.new_label("tail"), f.new_label("whole"), f.block
+        if skip:
+            f.branch_if(f.emit(f"icmp slt i64 {start}, {end}"), inside, after)
+            f.label(inside)
+        scope.vars[var] = start
+        em.scopes.append(scope)
+        em.mask = em.tail_mask(start, end, width)
+        stepped = self._step(accumulated)
+        kept = [
+            f.emit(f"select <{width} x i1> {em.mask}, {ty} {new}, {ty} {old}")
+            for ty, new, old in zip(self._types(width), stepped, accumulated)
+        ]
+        em.mask = None
+        em.scopes.pop()
+        if not skip:
+            return kept
+        last = f.block
+        f.branch(after)
+        f.label(after)
+        merged: list[str] = []
+        for ty, old, new in zip(self._types(width), accumulated, kept):
+            merged.append(f.emit(f"phi {ty} [{old}, %{before}], [{new}, %{last}]"))
+        return merged

@@ -1,0 +1,118 @@
+"""Calls of the shared generated functions from kernels: matrix products, convolutions, sorting.
+
+    matmul   buffers a, b, c, workspace
+             sizes   m, n, k, a_start, a_rs, a_cs, b_start, b_rs, b_cs, c_start, c_rs, batch,
+                     r0, r1 (the share of the rows)
+             attrs   dtype
+    conv, conv_grad_input, conv_grad_weight
+             buffers x, w, y, workspace
+             sizes   the geometry (`codegen.conv_emit.Geometry`), then begin and end of the share
+             attrs   dtype
+    sort     as `codegen.sort` has it
+
+An epilogue is a kernel of its own that the product calls on each finished block. Its buffers and
+sizes reach it through a table of words that the caller fills once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from staticgrad.kernels.ir import Kernel, Template
+
+from .builder import Function
+from .conv import require_conv_forward, require_conv_grad_input, require_conv_grad_weight
+from .gemm import require_gemm
+from .sort import emit_template_sort
+
+if TYPE_CHECKING:
+    from .loops import KernelEmitter
+
+_CONV = {
+    "conv": require_conv_forward,
+    "conv_grad_input": require_conv_grad_input,
+    "conv_grad_weight": require_conv_grad_weight,
+}
+EPILOGUE_PARAMS = [("ptr", "table"), ("i64", "batch"), ("i64", "r0"), ("i64", "r1"), ("i64", "c0"),
+                   ("i64", "c1")]  # fmt: skip
+
+
+def emit_template(em: KernelEmitter, s: Template) -> None:
+    if s.name == "matmul":
+        _emit_matmul(em, s)
+    elif s.name in _CONV:
+        _emit_conv(em, s)
+    elif s.name == "sort":
+        pointers = [f"%b_{b}" for b in s.buffers]
+        emit_template_sort(em.f, pointers, [em.integer(d) for d in s.sizes], s.attrs)
+    else:
+        raise ValueError(f"{em.kernel.name}: unknown template {s.name!r}")
+
+
+def _emit_matmul(em: KernelEmitter, s: Template) -> None:
+    f = em.f
+    name = require_gemm(em.module, s.attrs["dtype"])
+    m, n, k, a0, a_rs, a_cs, b0, b_rs, b_cs, c0, c_rs, batch, r0, r1 = map(em.integer, s.sizes)
+    scalar = _scalar(s.attrs["dtype"])
+    a, b, c = (
+        f.emit(f"getelementptr {scalar}, ptr %b_{buffer}, i64 {start}")
+        for buffer, start in zip(s.buffers, (a0, b0, c0))
+    )
+    epilogue, table = _epilogue(em, s.epilogue)
+    f.stmt(
+        f"call void @{name}(i64 {m}, i64 {n}, i64 {k}, ptr {a}, i64 {a_rs}, i64 {a_cs}, "
+        f"ptr {b}, i64 {b_rs}, i64 {b_cs}, ptr {c}, i64 {c_rs}, ptr %b_{s.buffers[3]}, "
+        f"ptr {epilogue}, ptr {table}, i64 {batch}, i64 {r0}, i64 {r1}, i64 0, i64 {n})"
+    )
+
+
+def _emit_conv(em: KernelEmitter, s: Template) -> None:
+    f = em.f
+    name = _CONV[s.name](em.module, s.attrs["dtype"])
+    *geometry, begin, end = map(em.integer, s.sizes)
+    words = _table(em, [("i64", g) for g in geometry])
+    epilogue, table = _epilogue(em, s.epilogue)
+    x, w, y, workspace = (f"%b_{b}" for b in s.buffers)
+    f.stmt(
+        f"call void @{name}(ptr {words}, ptr {x}, ptr {w}, ptr {y}, ptr {workspace}, "
+        f"ptr {epilogue}, ptr {table}, i64 {begin}, i64 {end})"
+    )
+
+
+def _scalar(dtype: str) -> str:
+    from .builder import memory_type
+
+    return memory_type(dtype)
+
+
+def _table(em: KernelEmitter, words: list[tuple[str, str]]) -> str:
+    """Words on the stack, filled at the function's start."""
+
+    def build() -> str:
+        table = em.f.emit(f"alloca i64, i64 {len(words)}, align 64")
+        for i, (ty, word) in enumerate(words):
+            place = em.f.emit(f"getelementptr i64, ptr {table}, i64 {i}")
+            em.f.stmt(f"store {ty} {word}, ptr {place}")
+        return table
+
+    return em.at(0, build)
+
+
+def _epilogue(em: KernelEmitter, kernel: Kernel | None) -> tuple[str, str]:
+    """The function of an epilogue and its table; the epilogue's buffers and sizes are the
+    caller's, by name."""
+    if kernel is None:
+        return "null", "null"
+    from .loops import KernelEmitter
+
+    name = f"{em.f.name}.epilogue"
+    words = [("ptr", f"%b_{b.name}") for b in kernel.buffers]
+    words += [("i64", f"%n_{s}") for s in kernel.sizes]
+    function = Function(em.module, name, EPILOGUE_PARAMS)
+    for i, (ty, word) in enumerate(words):
+        place = function.emit(f"getelementptr i64, ptr %table, i64 {i}")
+        function.assign(word, f"load {ty}, ptr {place}")
+    inner = KernelEmitter(em.module, kernel, function)
+    inner.scopes[0].vars["batch"] = "%batch"
+    inner.run()
+    return f"@{name}", _table(em, words)

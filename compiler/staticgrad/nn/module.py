@@ -1,0 +1,495 @@
+"""`Module`: the base of layers and models, with PyTorch's names. Pure graph building, no kernel."""
+
+from __future__ import annotations
+
+import contextvars
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from staticgrad_runtime.arrays import ConversionError, cast_checked
+from staticgrad_runtime.state import StateCell
+
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, StateError, UnsupportedError
+from staticgrad.ops.convert import to_array
+from staticgrad.ops.leaves import Parameter as StateParameter
+from staticgrad.ops.leaves import parameter
+
+_CPU = ("cpu", "cpu:0")
+_DEVICES = ("cuda", "gpu", "tpu", "mps", "xpu", "rocm", "hip")
+
+_calling: contextvars.ContextVar[bool] = contextvars.ContextVar("module_call", default=False)
+# The cells whose name a module has given; a name that the user gave is kept.
+_named: weakref.WeakSet[StateCell] = weakref.WeakSet()
+
+
+class SymbolicMode:
+    """The value of `training` until `train()` or `eval()` is called: bound when compiling."""
+
+    def __bool__(self) -> bool:
+        raise ArgumentTypeError(
+            "whether a module trains is not known while the graph is declared: it is bound by "
+            "sg.compile(training=...). Record both values with nn.functional.dropout(..., "
+            "training=self.training) or training_switch, or fix the mode with model.train() or "
+            "model.eval()"
+        )
+
+    def __repr__(self) -> str:
+        return "symbolic"
+
+
+SYMBOLIC = SymbolicMode()
+
+
+def mode_of(training: Any) -> bool | None:
+    """A `training` argument (True, False, or open: None or the symbolic mode) as bool or None."""
+    if training is None or training is SYMBOLIC:
+        return None
+    if isinstance(training, (bool, np.bool_)):
+        return bool(training)
+    raise ArgumentTypeError(f"training must be True, False or None, got {training!r}")
+
+
+def Parameter(data: Any, requires_grad: bool = True) -> StateParameter:
+    """State with a first value, as a module holds it: `sg.parameter`, by PyTorch's name."""
+    return parameter(data, trainable=requires_grad)
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict(strict=False)` could not match."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Module:
+    """The base class of layers and models.
+
+    A subclass calls `super().__init__()`, assigns parameters and modules as attributes, and defines
+    `forward`, which builds graph; gradients are derived from it. A module's mode is symbolic until
+    `train()` or `eval()` fixes it: an executable of `sg.compile` binds it.
+    """
+
+    _parameters: dict[str, StateParameter | None]
+    _buffers: dict[str, StateParameter | None]
+    _modules: dict[str, Module | None]
+    _transient: set[str]
+    _mode: bool | None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Module:
+        if getattr(cls, "backward", None) is not None:
+            raise UnsupportedError(
+                f"{cls.__name__} defines `backward`, which is never called: gradients are derived "
+                "from `forward`. Remove it, or wrap a function with sg.custom_vjp and call that in "
+                "`forward`"
+            )
+        return super().__new__(cls)
+
+    def __init__(self) -> None:
+        for name in ("_parameters", "_buffers", "_modules"):
+            object.__setattr__(self, name, OrderedDict())
+        object.__setattr__(self, "_transient", set())
+        object.__setattr__(self, "_mode", None)
+
+    # --- calling ------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's formula; every subclass defines it."""
+        raise UnsupportedError(f"{type(self).__name__} does not define `forward`")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _calling.get():
+            return self.forward(*args, **kwargs)
+        self._registries()
+        name_parameters(self)
+        token = _calling.set(True)
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            _calling.reset(token)
+
+    # --- registration -------------------------------------------------------------------------
+
+    def _registries(self) -> tuple[dict[str, Any], ...]:
+        try:
+            return self._parameters, self._buffers, self._modules
+        except AttributeError:
+            raise ArgumentError(
+                f"{type(self).__name__}: call super().__init__() before assigning parameters or "
+                "modules"
+            ) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":
+            self.train(value)
+            return
+        is_state = isinstance(value, StateParameter)
+        if not is_state and not isinstance(value, Module):
+            self._set_plain(name, value)
+            return
+        parameters, buffers, modules = self._registries()
+        self.__dict__.pop(name, None)
+        for registry in (parameters, buffers, modules):
+            registry.pop(name, None)
+        if isinstance(value, Module):
+            modules[name] = value
+            name_parameters(value, name)
+        else:
+            (parameters if value.trainable else buffers)[name] = value
+            _set_name(value, name)
+
+    def _set_plain(self, name: str, value: Any) -> None:
+        for registry in ("_parameters", "_buffers", "_modules"):
+            known = self.__dict__.get(registry)
+            if known is not None and name in known:
+                if value is not None:
+                    raise ArgumentTypeError(
+                        f"{type(self).__name__}.{name} is registered state or a module; it can be "
+                        f"replaced by such or None, not by {type(value).__name__}. To set its "
+                        f"value, use {name}.assign(...)"
+                    )
+                known[name] = None
+                return
+        object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        for registry in ("_parameters", "_buffers", "_modules"):
+            known = self.__dict__.get(registry)
+            if known is not None and name in known:
+                return known[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        for registry in self._registries():
+            if name in registry:
+                del registry[name]
+                self._transient.discard(name)
+                return
+        object.__delattr__(self, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *(n for r in self._registries() for n in r)})
+
+    def register_parameter(self, name: str, param: StateParameter | None) -> None:
+        """Adds trainable state under `name`; None keeps the name without state."""
+        self._check_name(name)
+        if param is not None and not isinstance(param, StateParameter):
+            raise ArgumentTypeError(
+                f"register_parameter: expected a parameter or None, got {type(param).__name__}"
+            )
+        self._registries()[0][name] = None
+        if param is not None:
+            setattr(self, name, param)
+
+    def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
+        """Adds state that is not trained: an array or non-trainable parameter, or None.
+
+        With `persistent=False` it is left out of `state_dict()`.
+        """
+        self._check_name(name)
+        self._registries()[1][name] = None
+        if tensor is not None:
+            if not isinstance(tensor, StateParameter):
+                tensor = parameter(tensor, trainable=False)
+            elif tensor.trainable:
+                raise ArgumentError(f"register_buffer: {name!r} is trainable; use an attribute")
+            setattr(self, name, tensor)
+        if not persistent:
+            self._transient.add(name)
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """Adds a sub-module under `name`, which may be a digit."""
+        self._check_name(name)
+        if module is not None and not isinstance(module, Module):
+            raise ArgumentTypeError(
+                f"{type(self).__name__}: expected a Module, got {type(module).__name__}"
+            )
+        self._registries()[2][name] = module
+        if module is not None:
+            name_parameters(module, name)
+
+    register_module = add_module
+
+    def _check_name(self, name: str) -> None:
+        if not isinstance(name, str) or not name or "." in name:
+            raise ArgumentError(f"a name of state or a module is a str without '.', got {name!r}")
+        if name not in {n for r in self._registries() for n in r} and hasattr(self, name):
+            raise ArgumentError(f"{type(self).__name__} already has an attribute {name!r}")
+
+    # --- traversal ----------------------------------------------------------------------------
+
+    def named_modules(
+        self, memo: set[Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
+        """This module and all below it with their dotted paths; each once."""
+        seen = set() if memo is None else memo
+        if remove_duplicate:
+            if self in seen:
+                return
+            seen.add(self)
+        yield prefix, self
+        for name, module in self._registries()[2].items():
+            if module is not None:
+                path = f"{prefix}.{name}" if prefix else name
+                yield from module.named_modules(seen, path, remove_duplicate)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it."""
+        return (m for _, m in self.named_modules())
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly below this one."""
+        seen: set[Module] = set()
+        for name, module in self._registries()[2].items():
+            if module is not None and module not in seen:
+                seen.add(module)
+                yield name, module
+
+    def children(self) -> Iterator[Module]:
+        """The modules directly below this one."""
+        return (m for _, m in self.named_children())
+
+    def _named_state(
+        self, which: int, prefix: str, recurse: bool, remove_duplicate: bool
+    ) -> Iterator[tuple[str, StateParameter]]:
+        owners = (
+            self.named_modules(prefix=prefix, remove_duplicate=remove_duplicate)
+            if recurse
+            else [(prefix, self)]
+        )
+        seen: set[StateParameter] = set()
+        for path, module in owners:
+            for name, value in module._registries()[which].items():
+                if value is None or (remove_duplicate and value in seen):
+                    continue
+                seen.add(value)
+                yield (f"{path}.{name}" if path else name), value
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, StateParameter]]:
+        """The trainable state with its dotted paths, as in PyTorch's state_dict; each once."""
+        return self._named_state(0, prefix, recurse, remove_duplicate)
+
+    def parameters(self, recurse: bool = True) -> Iterator[StateParameter]:
+        """The trainable state: what an optimiser is given."""
+        return (p for _, p in self.named_parameters(recurse=recurse))
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, StateParameter]]:
+        """The state that is not trained, such as running statistics, with its dotted paths."""
+        return self._named_state(1, prefix, recurse, remove_duplicate)
+
+    def buffers(self, recurse: bool = True) -> Iterator[StateParameter]:
+        """The state that is not trained."""
+        return (b for _, b in self.named_buffers(recurse=recurse))
+
+    def get_submodule(self, target: str) -> Module:
+        """The module at a dotted path; "" is this one. Raises AttributeError."""
+        found: Any = self
+        for name in target.split(".") if target else ():
+            found = getattr(found, name)
+            if not isinstance(found, Module):
+                raise AttributeError(f"{target!r}: {name!r} is not a module")
+        return found
+
+    def get_parameter(self, target: str) -> StateParameter:
+        """The parameter or buffer at a dotted path. Raises AttributeError."""
+        path, _, name = target.rpartition(".")
+        found = getattr(self.get_submodule(path), name)
+        if not isinstance(found, StateParameter):
+            raise AttributeError(f"{target!r} is not a parameter")
+        return found
+
+    def apply(self, fn: Callable[[Module], None]) -> Module:
+        """Calls `fn` on every module below this one, then on this one; returns this one."""
+        for child in self.children():
+            child.apply(fn)
+        fn(self)
+        return self
+
+    # --- mode, device, dtype ------------------------------------------------------------------
+
+    @property
+    def training(self) -> bool | SymbolicMode:
+        """True or False where `train()` or `eval()` fixed it, else the symbolic mode."""
+        return SYMBOLIC if self._mode is None else self._mode
+
+    def train(self, mode: bool | None = True) -> Module:
+        """Fixes the mode of this module and all below it; None makes it symbolic again."""
+        fixed = mode_of(mode)
+        for module in self.modules():
+            object.__setattr__(module, "_mode", fixed)
+        return self
+
+    def eval(self) -> Module:
+        """Fixes evaluation: `train(False)`."""
+        return self.train(False)
+
+    def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Module:
+        """`to("cpu")` changes nothing; `to("float64")` gives floating state another dtype.
+
+        A change of dtype replaces the parameters by new ones, so it belongs before the optimiser
+        and before any call. Raises `UnsupportedError` for other devices.
+        """
+        for a in args:
+            if isinstance(a, str) and _is_device(a):
+                device = a
+            elif a is not None:
+                dtype = a
+        if device is not None:
+            check_device(device)
+        if dtype is not None:
+            self._convert(dtype)
+        return self
+
+    def _convert(self, dtype: Any) -> None:
+        from staticgrad.ir.dtype import dtype as as_dtype
+
+        wanted = as_dtype(dtype)
+        if not wanted.is_float:
+            raise ArgumentError(f"a module's dtype must be floating, got {wanted}")
+        converted: dict[StateParameter, StateParameter] = {}
+        for module in self.modules():
+            for registry in module._registries()[:2]:
+                for name, value in registry.items():
+                    if value is None or not value.dtype.is_float or value.dtype == wanted:
+                        continue
+                    if value not in converted:
+                        array = value.numpy().astype(wanted.numpy)
+                        converted[value] = parameter(array, trainable=value.trainable)
+                    registry[name] = converted[value]
+        name_parameters(self)
+
+    def cpu(self) -> Module:
+        return self
+
+    def cuda(self, device: Any = None) -> Module:
+        return self.to(device="cuda")
+
+    def double(self) -> Module:
+        """`to("float64")`."""
+        return self.to(dtype="float64")
+
+    def float(self) -> Module:
+        """`to("float32")`."""
+        return self.to(dtype="float32")
+
+    # --- state --------------------------------------------------------------------------------
+
+    def _persistent_state(self) -> Iterator[tuple[str, StateParameter]]:
+        for path, module in self.named_modules(remove_duplicate=False):
+            parameters, buffers, _ = module._registries()
+            kept = {n: b for n, b in buffers.items() if n not in module._transient}
+            for name, value in (*parameters.items(), *kept.items()):
+                if value is not None:
+                    yield (f"{path}.{name}" if path else name), value
+
+    def state_dict(self, prefix: str = "") -> dict[str, np.ndarray[Any, Any]]:
+        """Copies of all parameters and persistent buffers by dotted path, for `sg.save`."""
+        return {prefix + name: value.numpy() for name, value in self._persistent_state()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Sets parameters and buffers from arrays by dotted path.
+
+        Nothing is written unless everything fits. Raises `StateError` that names every key that
+        has another shape or dtype and, with `strict`, that is missing or surplus.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise ArgumentTypeError(
+                f"load_state_dict: expected a dict of arrays, got {type(state_dict).__name__}"
+            )
+        own = dict(self._persistent_state())
+        missing = [name for name in own if name not in state_dict]
+        surplus = [name for name in state_dict if name not in own]
+        problems = []
+        if strict and missing:
+            problems.append(f"missing keys: {', '.join(missing)}")
+        if strict and surplus:
+            problems.append(f"surplus keys: {', '.join(map(str, surplus))}")
+        fitting: list[tuple[StateParameter, np.ndarray[Any, Any]]] = []
+        for name, value in own.items():
+            if name in state_dict:
+                try:
+                    fitting.append((value, _fitted(value, state_dict[name])))
+                except ConversionError as error:
+                    problems.append(f"{name}: expected {value.type}, got {error}")
+        if problems:
+            lines = "\n  ".join(problems)
+            raise StateError(f"load_state_dict of {type(self).__name__}:\n  {lines}")
+        for value, array in fitting:
+            value.assign(array)
+        return IncompatibleKeys(missing, surplus)
+
+    # --- printing -----------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        """The arguments in the module's repr."""
+        return ""
+
+    def __repr__(self) -> str:
+        lines = []
+        for name, module in self._registries()[2].items():
+            text = "None" if module is None else repr(module).replace("\n", "\n  ")
+            lines.append(f"  ({name}): {text}")
+        extra = self.extra_repr()
+        if not lines:
+            return f"{type(self).__name__}({extra})"
+        head = f"{type(self).__name__}({extra}" + ("," if extra else "")
+        return "\n".join([head, *lines, ")"])
+
+
+def _fitted(value: StateParameter, given: Any) -> np.ndarray[Any, Any]:
+    array = given.numpy() if isinstance(given, StateParameter) else to_array(np.asarray(given))
+    if array.shape != tuple(value.cell.shape):
+        raise ConversionError(f"{array.dtype}{list(array.shape)}")
+    return cast_checked(array, value.dtype.numpy)
+
+
+def _is_device(text: str) -> bool:
+    return text in _CPU or text.split(":")[0] in _DEVICES
+
+
+def check_device(device: Any) -> None:
+    """Accepts "cpu" (and None); refuses other devices by name."""
+    if device is not None and str(device) not in _CPU:
+        raise UnsupportedError(
+            f"device {str(device)!r} is not supported: staticgrad compiles for CPUs only; "
+            'use "cpu" or leave the device out'
+        )
+
+
+def _set_name(value: StateParameter, name: str) -> None:
+    """A name is a label, no part of what a node computes; it is all that changes here."""
+    cell = value.cell
+    if cell.name and cell not in _named:
+        return
+    _named.add(cell)
+    if cell.name != name and not (cell.name or "").endswith(f".{name}"):
+        cell.name = name
+        value.node.attrs = {**value.node.attrs, "name": name}
+
+
+def name_parameters(root: Module, prefix: str = "") -> None:
+    """Names all state below `root` by its dotted path, so that errors and dumps can.
+
+    A longer path that ends in the new one stays: it was given by a larger model.
+    """
+    for values in (root.named_parameters(prefix), root.named_buffers(prefix)):
+        for name, value in values:
+            _set_name(value, name)
+
+
+__all__ = [
+    "SYMBOLIC",
+    "IncompatibleKeys",
+    "Module",
+    "Parameter",
+    "SymbolicMode",
+    "check_device",
+    "mode_of",
+    "name_parameters",
+]

@@ -1,0 +1,127 @@
+"""Training or evaluation: a choice that is made when a graph is compiled, not when it is declared.
+
+A layer that behaves differently in training (dropout, batch norm) records both values and, as
+pairs of operands, the updates of its state. `compile(training=...)` picks one of them; in training
+the pairs become updates of the executable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from staticgrad.ir.dim import shape_text
+from staticgrad.ir.errors import ArgumentTypeError, DTypeError, GraphError, ShapeError
+from staticgrad.ir.graph import reachable
+from staticgrad.ir.node import Value
+
+from .convert import as_tensor, constant_array, promoted
+from .lowering import Expand
+from .registry import Attrs, Op, Sample, Types, apply, register, require_equal
+from .samples import random_array
+from .shape import broadcast_to
+from .tensor import Tensor
+
+Updates = Sequence[tuple[Value, Value]]
+
+
+def _infer(types: Types, attrs: Attrs) -> Types:
+    if len(types) < 2 or len(types) % 2:
+        raise GraphError(
+            "expected the value in training, the value in evaluation and pairs of state and new "
+            f"value, got {len(types)} operands"
+        )
+    for first, second in zip(types[::2], types[1::2]):
+        if first.dtype != second.dtype:
+            raise DTypeError(f"{first} and {second} must have one dtype")
+        if first.ndim != second.ndim:
+            raise ShapeError(f"{first} and {second} must have one shape")
+        for a, b in zip(first.shape, second.shape):
+            require_equal(
+                a, b, f"{shape_text(first.shape)} and {shape_text(second.shape)} must be one shape"
+            )
+    return (types[0],)
+
+
+def _zeros_like(ct: Tensor) -> Tensor:
+    return broadcast_to(constant_array(np.zeros((), ct.dtype.numpy)), ct.shape)
+
+
+def _vjp(c: Any, ct: Tensor) -> tuple[Any, ...]:
+    mode = c.attrs["training"]
+    rest = (None,) * (len(c.operands) - 2)
+    if mode is not None:
+        return (ct, None, *rest) if mode else (None, ct, *rest)
+    zero = _zeros_like(ct)
+    return (
+        apply("training_switch", ct, zero, training=None) if c.needed[0] else None,
+        apply("training_switch", zero, ct, training=None) if c.needed[1] else None,
+        *rest,
+    )
+
+
+def _samples() -> list[Sample]:
+    a, b = random_array((3, 5), "float64", 1), random_array((3, 5), "float64", 2)
+    state, new = random_array((5,), "float32", 3), random_array((5,), "float32", 4)
+    return [
+        Sample((a, b), {"training": None}),
+        Sample((a, b, state, new), {"training": True}),
+        Sample((a, b, state, new), {"training": False}),
+    ]
+
+
+register(
+    Op(
+        name="training_switch",
+        summary="the first operand in training, the second in evaluation; then (state, new) pairs",
+        infer=_infer,
+        reference=lambda train, evaluation, *pairs, training: train if training else evaluation,
+        vjp=_vjp,
+        # What is left where no mode was bound is evaluation.
+        lower=Expand(lambda operands, attrs: operands[0 if attrs["training"] else 1]),
+        samples=_samples,
+        source="this project",
+    )
+)
+
+
+def training_switch(
+    train: Any, evaluation: Any, updates: Updates = (), *, training: bool | None = None
+) -> Tensor:
+    """`train` in a training executable, `evaluation` in every other.
+
+    Both are of one shape; they are promoted to one dtype. `updates` are pairs (state, new value)
+    that a training executable writes with its own updates. With `training` True or False the choice
+    is made now, whatever `compile` says; the updates of True are still found by `compile`.
+
+    Raises `ArgumentTypeError` where an updated value is no state.
+    """
+    for state, _ in updates:
+        if not isinstance(state, Value) or state.node.op != "state":
+            raise ArgumentTypeError(
+                f"training_switch: only state (sg.parameter) can be updated, got {state!r}"
+            )
+    if training is False:
+        return as_tensor(evaluation, "training_switch")
+    a, b = promoted(train, evaluation)
+    if training and not updates:
+        return a
+    pairs = [v for pair in updates for v in pair]
+    return apply("training_switch", a, b, *pairs, training=training)
+
+
+def state_updates(roots: Iterable[Value], *, training: bool) -> list[tuple[Value, Value]]:
+    """The (state, new value) pairs of all switches that `roots` reach and whose mode, bound to
+    `training` where it is open, is training; in order of their declaration."""
+    found = []
+    for node in reachable(roots):
+        if node.op == "training_switch":
+            mode = node.attrs["training"]
+            if training if mode is None else mode:
+                found += list(zip(node.operands[2::2], node.operands[3::2]))
+    return found
+
+
+__all__ = ["state_updates", "training_switch"]

@@ -1,0 +1,327 @@
+"""The kernels of `pooling`: parallel over planes, vectors along a row of windows.
+
+The taps of windows up to `UNROLLED` elements are unrolled inside the vector loop; of larger ones
+they are loops around it, with the row of results as the accumulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product as cartesian
+from typing import Any
+
+from staticgrad.ir.dim import Dim, DimLike, equal_dims
+from staticgrad.ir.dtype import DType, bool_, int32, int64, integer_range
+from staticgrad.kernels.builder import Array, KernelBuilder
+from staticgrad.kernels.ir import Call, Expr, Index
+
+# 25 (5 x 5) taps are about 100 vector operations; a function should stay below 500.
+UNROLLED = 25
+
+
+class Window:
+    """Where the taps of window (i, j) of one plane lie, and which of them exist."""
+
+    def __init__(self, k: KernelBuilder, spatial: tuple[DimLike, ...]) -> None:
+        self.k = k
+        self.height, self.width = spatial
+        self.kernel = k.attrs["kernel"]
+        self.stride = k.attrs["stride"]
+        self.dilation = k.attrs["dilation"]
+        self.padding = k.attrs["padding"]
+        self.ceil = k.attrs["ceil_mode"]
+
+    @property
+    def unrolled(self) -> bool:
+        return self.kernel[0] * self.kernel[1] <= UNROLLED
+
+    @property
+    def disjoint(self) -> bool:
+        """No element belongs to two windows."""
+        return all(s >= d * (n - 1) + 1 for n, s, d in zip(self.kernel, self.stride, self.dilation))
+
+    @property
+    def guarded(self) -> bool:
+        return self.ceil or any(p for pair in self.padding for p in pair)
+
+    def place(self, i: DimLike, j: DimLike, a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
+        return (
+            i * self.stride[0] + a * self.dilation[0] - self.padding[0][0],
+            j * self.stride[1] + b * self.dilation[1] - self.padding[1][0],
+        )
+
+    def exists(self, place: tuple[DimLike, DimLike]) -> Expr | None:
+        """Whether the element is inside the plane; None where that is known."""
+        conditions: list[Expr] = []
+        for at, size, (low, high) in zip(place, (self.height, self.width), self.padding):
+            if low:
+                conditions.append(_compare("greater_equal", at, 0))
+            if high or self.ceil:
+                conditions.append(_compare("less", at, size))
+        return _conjunction(conditions)
+
+    def taps(self) -> Iterator[tuple[int, int]]:
+        return cartesian(range(self.kernel[0]), range(self.kernel[1]))
+
+    @contextmanager
+    def tap_loops(self) -> Iterator[tuple[Dim, Dim]]:
+        with self.k.loop(self.kernel[0]) as a, self.k.loop(self.kernel[1]) as b:
+            yield a, b
+
+
+def _compare(op: str, a: DimLike, b: DimLike) -> Call:
+    return Call(op, (Index(a), Index(b)), bool_)
+
+
+def _conjunction(conditions: list[Expr]) -> Expr | None:
+    result: Expr | None = None
+    for c in conditions:
+        result = c if result is None else Call("logical_and", (result, c), bool_)
+    return result
+
+
+def _select(k: KernelBuilder, condition: Expr, a: Expr, b: Expr) -> Call:
+    return k.call("select", condition, a, b, dtype=a.dtype)
+
+
+def lowest(dtype: DType) -> float | int:
+    return float("-inf") if dtype.is_float else integer_range(dtype)[0]
+
+
+def _planes(k: KernelBuilder, array: Array) -> Any:
+    """The loop over planes; plane p of an array is its index (0, p)."""
+    return k.parallel(array.shape[0] * array.shape[1])
+
+
+def _fill(k: KernelBuilder, array: Array, plane: Dim, value: float | int) -> None:
+    with k.vector(array.shape[2] * array.shape[3]) as e:
+        k.store(array, (0, plane, 0, e), k.literal(value, array.dtype))
+
+
+def _emit_fold(k: KernelBuilder, op: str, fill: float | int) -> None:
+    """result[window] = op over the window's elements."""
+    x, y = k.operands[0], k.results[0]
+    window = Window(k, x.shape[2:])
+
+    def element(p: Dim, i: Dim, j: Dim, a: DimLike, b: DimLike) -> Expr:
+        place = window.place(i, j, a, b)
+        return k.load(x, (0, p, *place), window.exists(place), fill)
+
+    with _planes(k, x) as p, k.loop(y.shape[2]) as i:
+        if window.unrolled:
+            with k.vector(y.shape[3]) as j:
+                total: Expr | None = None
+                for a, b in window.taps():
+                    value = k.let(element(p, i, j, a, b))
+                    total = value if total is None else k.let(k.call(op, total, value))
+                assert total is not None
+                k.store(y, (0, p, i, j), total)
+            return
+        with k.vector(y.shape[3]) as j:
+            k.store(y, (0, p, i, j), k.literal(fill, y.dtype))
+        with window.tap_loops() as (a, b), k.vector(y.shape[3]) as j:
+            value = element(p, i, j, a, b)
+            k.store(y, (0, p, i, j), k.call(op, k.load(y, (0, p, i, j)), value))
+
+
+def emit_max_pool(k: KernelBuilder) -> None:
+    _emit_fold(k, "maximum", lowest(k.operands[0].dtype))
+
+
+def emit_sum_pool(k: KernelBuilder) -> None:
+    _emit_fold(k, "add", 0)
+
+
+# --- scattering sums ------------------------------------------------------------------------------
+
+
+def _emit_scatter(k: KernelBuilder, per_tap: bool) -> None:
+    """result[element] = sum of the cotangents of the windows that hold it.
+
+    For one tap, the elements of a row of windows are distinct, so that they can be added in lanes.
+    """
+    ct, y = k.operands[0], k.results[0]
+    window = Window(k, y.shape[2:])
+    with _planes(k, y) as p:
+        _fill(k, y, p, 0)
+        with (
+            k.loop(ct.shape[2]) as i,
+            window.tap_loops() as (a, b),
+            k.vector(ct.shape[3]) as j,
+        ):
+            place = window.place(i, j, a, b)
+            guard = window.exists(place)
+            arriving = k.load(ct, (0, p, i, j, a, b) if per_tap else (0, p, i, j))
+            total = k.call("add", k.load(y, (0, p, *place), guard), arriving)
+            k.store(y, (0, p, *place), total, guard)
+
+
+def emit_sum_pool_grad(k: KernelBuilder) -> None:
+    _emit_scatter(k, per_tap=False)
+
+
+def emit_windows_sum(k: KernelBuilder) -> None:
+    _emit_scatter(k, per_tap=True)
+
+
+# --- the place of the maximum ---------------------------------------------------------------------
+
+Payload = Callable[[DimLike, DimLike], Expr]
+
+
+def _better(k: KernelBuilder, value: Expr, best: Expr, unset: Expr | None, valid: Expr | None
+            ) -> Expr:  # fmt: skip
+    """Does this tap replace the best so far? Greater, or NaN (so the last NaN wins, as in PyTorch),
+    or the first that exists."""
+    better: Expr = Call("greater", (value, best), bool_)
+    if value.dtype.is_float:
+        better = Call("logical_or", (better, Call("isnan", (value,), bool_)), bool_)
+    if unset is not None:
+        better = Call("logical_or", (better, unset), bool_)
+    return better if valid is None else Call("logical_and", (better, valid), bool_)
+
+
+def _unrolled_at_maximum(
+    window: Window, x: Array, at: tuple[Dim, Dim, Dim], payload: Payload, none: Expr
+) -> Expr:
+    """The payload of the tap of the first maximum, by selects; `none` where no tap exists."""
+    k = window.k
+    p, i, j = at
+    best: Expr = k.literal(lowest(x.dtype), x.dtype)
+    found, seen = none, None if not window.guarded else k.literal(False, bool_)
+    for number, (a, b) in enumerate(window.taps()):
+        place = window.place(i, j, a, b)
+        valid = window.exists(place)
+        valid = None if valid is None else k.let(valid)
+        value = k.let(k.load(x, (0, p, *place), valid, lowest(x.dtype)))
+        if number == 0 and valid is None:
+            best, found = value, payload(a, b)
+            continue
+        unset = None if seen is None else k.call("logical_not", seen)
+        better = k.let(_better(k, value, best, unset, valid))
+        best = k.let(_select(k, better, value, best))
+        found = k.let(_select(k, better, payload(a, b), found))
+        if seen is not None:
+            seen = k.let(k.call("logical_or", seen, better))
+    return found
+
+
+def _looped_at_maximum(
+    window: Window, x: Array, at: tuple[Dim, Dim, Dim], payload: Payload, none: Expr
+) -> Expr:
+    """The same for one window at a time, for windows too large to be unrolled."""
+    k = window.k
+    p, i, j = at
+    first = {
+        "best": k.literal(lowest(x.dtype), x.dtype),
+        "found": none,
+        "seen": k.literal(False, bool_),
+    }
+    with k.loop(window.kernel[0], **first) as a:
+        inner = {f"row_{name}": k.ref(name) for name in first}
+        with k.loop(window.kernel[1], **inner) as b:
+            best, found, seen = (k.ref(name) for name in inner)
+            place = window.place(i, j, a, b)
+            valid = window.exists(place)
+            value = k.let(k.load(x, (0, p, *place), valid, lowest(x.dtype)))
+            unset = k.call("logical_not", seen)
+            better = k.let(_better(k, value, best, unset, valid))
+            k.next("row_best", _select(k, better, value, best))
+            k.next("row_found", _select(k, better, payload(a, b), found))
+            k.next("row_seen", k.call("logical_or", seen, better))
+        for name in first:
+            k.next(name, k.ref(f"row_{name}"))
+    return k.ref("found")
+
+
+def emit_max_pool_take(k: KernelBuilder) -> None:
+    (x, t), y = k.operands, k.results[0]
+    window = Window(k, x.shape[2:])
+    none = k.literal(0, t.dtype)
+    along_row = k.vector if window.unrolled else k.loop
+    at_maximum = _unrolled_at_maximum if window.unrolled else _looped_at_maximum
+    with _planes(k, x) as p, k.loop(y.shape[2]) as i, along_row(y.shape[3]) as j:
+
+        def payload(a: DimLike, b: DimLike) -> Expr:
+            place = window.place(i, j, a, b)
+            return k.load(t, (0, p, *place), window.exists(place))
+
+        k.store(y, (0, p, i, j), at_maximum(window, x, (p, i, j), payload, none))
+
+
+def emit_max_pool_grad(k: KernelBuilder) -> None:
+    window = Window(k, k.operands[0].shape[2:])
+    if window.unrolled and window.disjoint:
+        _emit_disjoint_grad(k, window)
+    else:
+        _emit_overlapping_grad(k, window)
+
+
+def _covers(window: Window, out: tuple[DimLike, ...]) -> bool:
+    """Every element of the plane belongs to a window, provably."""
+    sizes = (window.height, window.width)
+    return not window.guarded and all(
+        d == 1 and n == s and equal_dims(count * s, size)
+        for n, s, d, count, size in zip(window.kernel, window.stride, window.dilation, out, sizes)
+    )
+
+
+def _emit_disjoint_grad(k: KernelBuilder, window: Window) -> None:
+    """Each element has at most one window: a row of windows is stored tap by tap, in lanes."""
+    (x, ct), y = k.operands, k.results[0]
+    numbers = {tap: n for n, tap in enumerate(window.taps())}
+    zero = k.literal(0, y.dtype)
+    with _planes(k, x) as p:
+        if not _covers(window, ct.shape[2:]):
+            _fill(k, y, p, 0)
+        with k.loop(ct.shape[2]) as i, k.vector(ct.shape[3]) as j:
+
+            def number(a: Any, b: Any) -> Expr:
+                return k.literal(numbers[a, b], int32)
+
+            none = k.literal(-1, int32)
+            winner = k.let(_unrolled_at_maximum(window, x, (p, i, j), number, none))
+            arriving = k.let(k.load(ct, (0, p, i, j)))
+            for (a, b), n in numbers.items():
+                place = window.place(i, j, a, b)
+                here = k.call("equal", winner, k.literal(n, int32), dtype=bool_)
+                value = _select(k, here, arriving, zero)
+                k.store(y, (0, p, *place), value, window.exists(place))
+
+
+def _emit_overlapping_grad(k: KernelBuilder, window: Window) -> None:
+    """The places of a row of windows are found first, in lanes; then added one after another."""
+    (x, ct), y = k.operands, k.results[0]
+    columns = ct.shape[3]
+    places = k.scratch(int64, (columns,))
+    none = k.index(-1)
+    along_row = k.vector if window.unrolled else k.loop
+    at_maximum = _unrolled_at_maximum if window.unrolled else _looped_at_maximum
+    with _planes(k, x) as p:
+        _fill(k, y, p, 0)
+        with k.loop(ct.shape[2]) as i:
+            with along_row(columns) as j:
+
+                def linear(a: DimLike, b: DimLike) -> Expr:
+                    h, w = window.place(i, j, a, b)
+                    return k.index(h * window.width + w)
+
+                k.store(places, (j,), at_maximum(window, x, (p, i, j), linear, none))
+            with k.loop(columns) as j:
+                place = k.let(k.load(places, (j,)))
+                exists = None
+                if window.guarded:
+                    exists = k.let(k.call("greater_equal", place, k.index(0), dtype=bool_))
+                known = k.load(y, (0, p, 0, place), exists)
+                k.store(y, (0, p, 0, place), k.call("add", known, k.load(ct, (0, p, i, j))), exists)
+
+
+__all__ = [
+    "emit_max_pool",
+    "emit_max_pool_grad",
+    "emit_max_pool_take",
+    "emit_sum_pool",
+    "emit_sum_pool_grad",
+    "emit_windows_sum",
+]

@@ -1,0 +1,467 @@
+"""Random numbers from counters: Philox-4x32-10 over (seed, step, site, element).
+
+A generator's state is two uint64 numbers, (seed, step). Every random node has a number of its own,
+its site, and each of its elements takes one block of four 32-bit words:
+
+    key      (seed low, seed high)                                    32-bit words
+    counter  (element low, element high ^ step high << 8, site, step low)
+
+where low and high are the halves of 64-bit numbers, and an element is its row-major place in the
+result. Blocks differ for all elements below 2**40, sites below 2**32 and steps below 2**56. So a
+number depends on nothing but (seed, step, site, element): not on threads, vector width, fusion or
+shapes elsewhere. Compiled programs that draw from the global generator advance its step by one a
+call.
+
+Source: Salmon, Moraes, Dror, Shaw 2011, Parallel Random Numbers: As Easy as 1, 2, 3.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from typing import Any
+
+import numpy as np
+
+from staticgrad.ir.dim import DimLike, as_shape
+from staticgrad.ir.dtype import DType, float32, float64, integer_range, uint32, uint64
+from staticgrad.ir.dtype import dtype as as_dtype
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
+from staticgrad.ir.types import TensorType
+from staticgrad.kernels.ir import Expr, Index, Literal, call, cast
+
+from .comparison import less
+from .convert import as_tensor, astype, constant_array, scalar_constant
+from .exponential import log, sqrt
+from .leaves import Parameter, parameter
+from .logical import bitwise_and, bitwise_right_shift
+from .lowering import Generate
+from .registry import Attrs, NotDifferentiable, Op, Sample, Types, apply, register
+from .selection import minimum
+from .tensor import Tensor
+from .trigonometric import cos
+
+Array = np.ndarray[Any, Any]
+
+_SOURCE = "Salmon et al. 2011, Parallel Random Numbers: As Easy as 1, 2, 3 (Philox-4x32-10)"
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after each round
+SITES = 2**32 - 2  # the two above are reserved
+SPLIT_SITE = 2**32 - 2
+HOST_SITE = 2**32 - 1  # what `init_uniform` and `init_normal` draw from
+
+# --- Philox in NumPy ------------------------------------------------------------------------------
+
+
+def philox(counter: tuple[Any, ...], key: tuple[int, int]) -> tuple[Array, ...]:
+    """Philox-4x32-10: four uint32 arrays of counter words and a key -> four words of bits."""
+    c0, c1, c2, c3 = (np.asarray(c, np.uint32) for c in counter)
+    for r in range(ROUNDS):
+        k0, k1 = (np.uint32((k + r * w) % 2**32) for k, w in zip(key, WEYL))
+        p0 = c0.astype(np.uint64) * np.uint64(MULTIPLIERS[0])
+        p1 = c2.astype(np.uint64) * np.uint64(MULTIPLIERS[1])
+        high0, high1 = ((p >> np.uint64(32)).astype(np.uint32) for p in (p0, p1))
+        low0, low1 = (p.astype(np.uint32) for p in (p0, p1))
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+    return c0, c1, c2, c3
+
+
+def reference_bits(
+    state: Any, site: int, shape: tuple[int, ...], dtype: DType, word: int
+) -> Array:  # fmt: skip
+    """What `random_bits` is, in NumPy."""
+    seed, step = (int(s) for s in state)
+    element = np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)
+    high = (element >> np.uint64(32)).astype(np.uint32) ^ np.uint32((step >> 32 << 8) % 2**32)
+    words = philox(
+        (element.astype(np.uint32), high, np.uint32(site), np.uint32(step % 2**32)),
+        (seed % 2**32, seed >> 32),
+    )
+    if dtype == uint32:
+        return words[word]
+    return words[word] | words[word + 1].astype(np.uint64) << np.uint64(32)
+
+
+# --- Philox in kernel IR --------------------------------------------------------------------------
+
+
+def _halves(x: Expr) -> tuple[Expr, Expr]:
+    """The low and the high 32 bits of a uint64."""
+    return cast(x, uint32), cast(call("bitwise_right_shift", x, Literal(32, uint64)), uint32)
+
+
+def _xor(a: Expr, b: Expr) -> Expr:
+    return call("bitwise_xor", a, b)
+
+
+def _emit_bits(
+    at: tuple[DimLike, ...], attrs: Attrs, result: TensorType, load: Any
+) -> Expr:  # fmt: skip
+    """Each element its own block. The expression is a DAG: every round's words serve twice."""
+    element: DimLike = 0
+    for i, size in zip(at, result.shape):
+        element = element * size + i
+    key = _halves(load(0, (0,)))
+    step_low, step_high = _halves(load(0, (1,)))
+    low, high = _halves(cast(Index(element), uint64))
+    high = _xor(high, call("bitwise_left_shift", step_high, Literal(8, uint32)))
+    c: tuple[Expr, ...] = (low, high, Literal(attrs["site"], uint32), step_low)
+    for r in range(ROUNDS):
+        k0, k1 = (
+            call("add", k, Literal(r * w % 2**32, uint32)) if r else k for k, w in zip(key, WEYL)
+        )
+        (low0, high0), (low1, high1) = (
+            _halves(call("multiply", cast(x, uint64), Literal(m, uint64)))
+            for x, m in zip((c[0], c[2]), MULTIPLIERS)
+        )
+        c = _xor(_xor(high1, c[1]), k0), low1, _xor(_xor(high0, c[3]), k1), low0
+    word = attrs["word"]
+    if result.dtype == uint32:
+        return c[word]
+    upper = call("bitwise_left_shift", cast(c[word + 1], uint64), Literal(32, uint64))
+    return call("bitwise_or", cast(c[word], uint64), upper)
+
+
+def _infer_bits(types: Types, attrs: Attrs) -> Types:
+    (state,) = types
+    if state.dtype != uint64 or state.shape != (2,):
+        raise DTypeError(f"expected a key or generator state of type uint64[2], got {state}")
+    words = (0, 1, 2, 3) if attrs["dtype"] == uint32 else (0, 2)
+    if attrs["dtype"] not in (uint32, uint64) or attrs["word"] not in words:
+        raise DTypeError(f"no word {attrs['word']} of {attrs['dtype']} in a block of 4 x 32 bits")
+    if not 0 <= attrs["site"] < 2**32:
+        raise ArgumentError(f"a site is a uint32, got {attrs['site']}")
+    return (TensorType(attrs["dtype"], attrs["shape"]),)
+
+
+def _samples() -> list[Sample]:
+    state = np.array([0x243F6A8885A308D3, 0x0013198A2E037073], np.uint64)
+    found = []
+    for shape in ((), (0,), (7,), (5, 33), (2, 3, 4)):
+        for dtype, words in ((uint32, (0, 1, 2, 3)), (uint64, (0, 2))):
+            found += [
+                Sample((state,), {"site": 5, "shape": shape, "dtype": dtype, "word": word})
+                for word in words
+            ]
+    return found
+
+
+register(
+    Op(
+        name="random_bits",
+        summary="uniform random bits: words of Philox-4x32-10 over (seed, step, site, element)",
+        infer=_infer_bits,
+        reference=reference_bits,
+        vjp=NotDifferentiable("random bits are integers"),
+        lower=Generate(_emit_bits),
+        samples=_samples,
+        source=_SOURCE,
+        traits=frozenset(("random",)),
+    )
+)
+
+# --- the global generator -------------------------------------------------------------------------
+
+
+class _Generator:
+    """The global generator: its state, the next site, and the number of the next host draw."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.state: Parameter | None = None
+        self.sites = itertools.count()
+        self.draws = itertools.count()
+
+
+_global = _Generator()
+
+
+def default_generator() -> Parameter:
+    """The state of the global generator: uint64[2], (seed, step). It starts at seed 0.
+
+    Programs that draw from it advance the step by one a call. `numpy()` and `assign` save and
+    restore it.
+    """
+    with _global.lock:
+        if _global.state is None:
+            _global.state = parameter(np.zeros(2, np.uint64), "generator", trainable=False)
+        return _global.state
+
+
+def seed(seed: int) -> None:
+    """Sets the global generator to (seed, step 0) and starts the numbering of sites again.
+
+    So a program that is declared after `seed(0)` gives the numbers that it gave when it was
+    declared after an earlier `seed(0)`; programs declared before go on from the new seed.
+    """
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise ArgumentTypeError(f"seed: expected an int, got {seed!r}")
+    number = seed.__index__()
+    if not 0 <= number < 2**64:
+        raise ArgumentError(f"seed: expected 0 <= seed < 2**64, got {number}")
+    default_generator().assign(np.array([number, 0], np.uint64))
+    with _global.lock:
+        _global.sites, _global.draws = itertools.count(), itertools.count()
+
+
+def key(seed: int) -> Tensor:
+    """An explicit generator state, uint64[2], for the functions' argument `key`."""
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise ArgumentTypeError(f"key: expected an int, got {seed!r}")
+    number = seed.__index__()
+    if not 0 <= number < 2**64:
+        raise ArgumentError(f"key: expected 0 <= seed < 2**64, got {number}")
+    return constant_array(np.array([number, 0], np.uint64))
+
+
+def split(key: Any, num: int = 2) -> Tensor:
+    """`num` new keys from one, uint64[num, 2]; `a, b = split(key)`. The old one is then used up."""
+    bits = apply("random_bits", as_tensor(key, "split: key"), site=SPLIT_SITE,
+                 shape=as_shape((num, 2)), dtype=uint64, word=0)  # fmt: skip
+    return bits * constant_array(np.array([1, 0], np.uint64))
+
+
+class _Source:
+    """Where one call's bits come from: a state and a site."""
+
+    def __init__(self, key: Any, what: str) -> None:
+        if key is None:
+            self.state: Tensor = default_generator()
+            with _global.lock:
+                self.site = next(_global.sites) % SITES
+        else:
+            self.state, self.site = as_tensor(key, f"{what}: key"), 0
+
+    def bits(self, shape: Any, dtype: DType, word: int = 0) -> Tensor:
+        result: Tensor = apply(
+            "random_bits", self.state, site=self.site, shape=shape, dtype=dtype, word=word
+        )
+        return result
+
+
+# --- distributions --------------------------------------------------------------------------------
+
+
+def bits(shape: Any, key: Any = None, dtype: Any = "uint32") -> Tensor:
+    """Uniform random bits, uint32 or uint64, of `shape`."""
+    wanted = as_dtype(dtype)
+    if wanted not in (uint32, uint64):
+        raise DTypeError(f"bits: expected uint32 or uint64, got {wanted!s}")
+    return _Source(key, "bits").bits(as_shape(shape), wanted)
+
+
+def _floating(dtype: Any, what: str) -> DType:
+    wanted = as_dtype(dtype)
+    if not wanted.is_float:
+        raise DTypeError(f"{what}: expected a floating dtype, got {wanted!s}")
+    return wanted
+
+
+def _unit(source: _Source, shape: Any, dtype: DType) -> Tensor:
+    """Uniform in [0, 1): multiples of 2**-24, or of 2**-53 in float64."""
+    if dtype == float32:
+        return astype(bitwise_right_shift(source.bits(shape, uint32), 8), float32) * 2.0**-24
+    return astype(bitwise_right_shift(source.bits(shape, uint64), 11), float64) * 2.0**-53
+
+
+def _finite(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise ArgumentTypeError(f"{what}: expected a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ArgumentError(f"{what}: expected a finite number, got {value!r}")
+    return float(value)
+
+
+def _bounds(low: Any, high: Any, dtype: DType, what: str) -> tuple[float, float, float]:
+    """low, high - low, and the greatest number below high, all exact in `dtype`."""
+    scalar = dtype.numpy.type
+    with np.errstate(over="ignore"):
+        a, b = scalar(_finite(low, f"{what}: low")), scalar(_finite(high, f"{what}: high"))
+        width = b - a
+    if not np.isfinite(width) or width < 0:
+        raise ArgumentError(f"{what}: expected low <= high with a {dtype!s} distance, got {low!r} "
+                            f"and {high!r}")  # fmt: skip
+    return float(a), float(width), float(np.nextafter(b, a))
+
+
+def uniform(
+    shape: Any, low: float = 0.0, high: float = 1.0, key: Any = None, dtype: Any = "float32"
+) -> Tensor:
+    """Uniform numbers in [low, high): `low + (high - low) * u`, u of 24 bits (float64: 53).
+
+    `key`: None draws from the global generator, each call its own numbers; an explicit uint64[2]
+    (see `key`) makes the result a function of that key and the shape alone.
+    """
+    wanted = _floating(dtype, "uniform")
+    a, width, last = _bounds(low, high, wanted, "uniform")
+    u = _unit(_Source(key, "uniform"), as_shape(shape), wanted)
+    if a == 0 and width == 1:
+        return u
+    return minimum(u * width + a, last)  # rounding could reach high
+
+
+def _box_muller(radius: Tensor, angle: Tensor, scale: float, turn: float) -> Tensor:
+    """Normal numbers from integers: sqrt(-2 log u) cos(2 pi v), u = (radius + 1/2) scale in (0, 1],
+    v = angle * turn in [0, 1)."""
+    r = sqrt(log((radius + 0.5) * scale) * -2.0)
+    return r * cos(angle * (2 * math.pi * turn))
+
+
+def normal(
+    shape: Any, key: Any = None, dtype: Any = "float32", *, mean: float = 0.0, std: float = 1.0
+) -> Tensor:
+    """Normal numbers of the given mean and standard deviation, by Box and Muller's transform.
+
+    The radius is drawn from 32 bits (float64: 64), so the tails are right to 6.7 (9.4) standard
+    deviations. `key`: None draws from the global generator, each call its own numbers; an explicit
+    uint64[2] (see `key`) makes the result a function of that key and the shape alone.
+    """
+    wanted = _floating(dtype, "normal")
+    shape, source = as_shape(shape), _Source(key, "normal")
+    centre, spread = _finite(mean, "normal: mean"), _finite(std, "normal: std")
+    if spread < 0:
+        raise ArgumentError(f"normal: the standard deviation can't be negative, got {std!r}")
+    if wanted == float32:
+        both = source.bits(shape, uint64)
+        radius = astype(astype(both, uint32), float32)
+        z = _box_muller(radius, _upper(both, 40, float32), 2.0**-32, 2.0**-24)
+    else:
+        radius = astype(source.bits(shape, uint64), float64)
+        angle = _upper(source.bits(shape, uint64, 2), 11, float64)
+        z = _box_muller(radius, angle, 2.0**-64, 2.0**-53)
+    if spread != 1:
+        z = z * spread
+    return z + centre if centre != 0 else z
+
+
+def _upper(bits: Tensor, drop: int, dtype: DType) -> Tensor:
+    """The bits of a uint64 above the lowest `drop`, as a float."""
+    return astype(bitwise_right_shift(bits, drop), dtype)
+
+
+def bernoulli(p: Any, shape: Any = None, key: Any = None) -> Tensor:
+    """True with probability `p`, bool, of `shape` (default: p's).
+
+    p: a number in [0, 1], or a floating tensor that broadcasts to `shape`; a tensor's values below
+    0 count as 0, above 1 as 1. p is met to 2**-24 (a float64 tensor's to 2**-53).
+    """
+    if isinstance(p, (bool, int, float)) and not 0 <= p <= 1:
+        raise ArgumentError(f"bernoulli: expected a probability from 0 to 1, got {p!r}")
+    chance = as_tensor(p, "bernoulli: p")
+    if not chance.dtype.is_float:
+        if not isinstance(p, (bool, int)):
+            raise DTypeError(f"bernoulli: expected floating probabilities, got {chance.type}")
+        chance = astype(chance, float32)
+    wanted = chance.shape if shape is None else as_shape(shape)
+    result = less(_unit(_Source(key, "bernoulli"), wanted, chance.dtype), chance)
+    if result.shape != wanted:
+        raise ShapeError(f"bernoulli: p of type {chance.type} does not broadcast to the shape "
+                         f"{wanted}")  # fmt: skip
+    return result
+
+
+def randint(
+    low: int, high: int, shape: Any = (), key: Any = None, dtype: Any = "int64"
+) -> Tensor:  # fmt: skip
+    """Uniform integers in [low, high), of `shape`: `low + floor(bits * (high - low) / 2**64)`.
+
+    Single values' probabilities differ by at most one part in 2**64 / (high - low).
+    """
+    wanted = as_dtype(dtype)
+    if not wanted.is_integer:
+        raise DTypeError(f"randint: expected an integer dtype, got {wanted!s}")
+    for name, value in (("low", low), ("high", high)):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise ArgumentTypeError(f"randint: {name} is an int, got {value!r}")
+    first, stop = low.__index__(), high.__index__()
+    least, greatest = integer_range(wanted)
+    if not least <= first < stop <= greatest + 1:
+        raise ArgumentError(
+            f"randint: expected {least} <= low < high <= {greatest + 1} for {wanted!s}, got "
+            f"{first} and {stop}"
+        )
+    drawn = _Source(key, "randint").bits(as_shape(shape), uint64)
+    offset = astype(_scaled(drawn, stop - first), wanted)
+    return offset + scalar_constant(first, wanted) if first else offset
+
+
+def _scaled(x: Tensor, n: int) -> Tensor:
+    """floor(x * n / 2**64) of a uint64 x, 1 <= n <= 2**64, by 32-bit limbs."""
+    if n == 2**64:
+        return x
+    n0, n1 = n % 2**32, n >> 32
+    x0, x1 = bitwise_and(x, 2**32 - 1), bitwise_right_shift(x, 32)
+    middle = x1 * n0 + bitwise_right_shift(x0 * n0, 32)
+    if not n1:
+        return bitwise_right_shift(middle, 32)
+    low = x0 * n1 + bitwise_and(middle, 2**32 - 1)
+    return x1 * n1 + bitwise_right_shift(middle, 32) + bitwise_right_shift(low, 32)
+
+
+# --- on the host: first values of parameters ------------------------------------------------------
+
+
+def _host_bits(shape: tuple[int, ...], word: int = 0, *, draw: int) -> Array:
+    (number, _) = default_generator().numpy()
+    return reference_bits((number, draw), HOST_SITE, shape, uint64, word)
+
+
+def _next_draw() -> int:
+    with _global.lock:
+        return next(_global.draws)
+
+
+def _host_shape(shape: Any, what: str) -> tuple[int, ...]:
+    found = as_shape(shape)
+    if not all(isinstance(d, int) for d in found):
+        raise ShapeError(f"{what}: expected a shape of ints, got {found}")
+    return tuple(int(d) for d in found)
+
+
+def init_uniform(
+    shape: Any, low: float = 0.0, high: float = 1.0, dtype: Any = "float32"
+) -> Array:  # fmt: skip
+    """A NumPy array of uniform numbers in [low, high), for first values of parameters.
+
+    Drawn at once from the global generator's seed; each call since `seed` has its own numbers,
+    which no compiled program draws.
+    """
+    wanted = _floating(dtype, "init_uniform")
+    a, width, last = _bounds(low, high, wanted, "init_uniform")
+    drawn = _host_bits(_host_shape(shape, "init_uniform"), draw=_next_draw())
+    kept = 24 if wanted == float32 else 53
+    scalar = wanted.numpy.type
+    u = (drawn >> np.uint64(64 - kept)).astype(wanted.numpy) * scalar(2.0**-kept)
+    return np.minimum(u * scalar(width) + scalar(a), scalar(last)).astype(wanted.numpy)
+
+
+def init_normal(
+    shape: Any, mean: float = 0.0, std: float = 1.0, dtype: Any = "float32"
+) -> Array:  # fmt: skip
+    """A NumPy array of normal numbers, for first values of parameters; see `init_uniform`."""
+    wanted = _floating(dtype, "init_normal")
+    centre, spread = _finite(mean, "init_normal: mean"), _finite(std, "init_normal: std")
+    if spread < 0:
+        raise ArgumentError(f"init_normal: the standard deviation can't be negative, got {std!r}")
+    dims, draw = _host_shape(shape, "init_normal"), _next_draw()
+    u = (_host_bits(dims, draw=draw).astype(np.float64) + 0.5) * 2.0**-64
+    v = (_host_bits(dims, 2, draw=draw) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    z = np.sqrt(-2.0 * np.log(u)) * np.cos(2 * math.pi * v)
+    return np.asarray(z * spread + centre, dtype=wanted.numpy)
+
+
+__all__ = [
+    "bernoulli",
+    "bits",
+    "default_generator",
+    "init_normal",
+    "init_uniform",
+    "key",
+    "normal",
+    "randint",
+    "seed",
+    "split",
+    "uniform",
+]

@@ -1,0 +1,36 @@
+"""The record of `fused`: a node that holds a closed sub-graph and is compiled as one kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from staticgrad.ir.graph import Graph
+from staticgrad.ir.types import TensorType
+
+from .lowering import Leaf
+from .registry import Attrs, NotDifferentiable, Op, Types, register
+
+
+def _infer_fused(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    body: Graph = attrs["body"]
+    return tuple(v.type for v in body.outputs)
+
+
+def _reference_fused(*operands: Any, body: Graph, **attrs: Any) -> tuple[Any, ...]:
+    from .interpret import run_graph
+
+    return tuple(run_graph(body, operands)[0])
+
+
+register(
+    Op(
+        name="fused",
+        summary="a sub-graph that is compiled as one kernel",
+        infer=_infer_fused,
+        reference=_reference_fused,
+        vjp=NotDifferentiable("fusion comes after differentiation"),
+        lower=Leaf(),
+        samples=lambda: [],
+        source="this project",
+    )
+)

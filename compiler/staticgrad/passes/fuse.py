@@ -1,0 +1,446 @@
+"""fuse: element-wise chains, their producers, reductions and epilogues -> `fused` nodes.
+
+before -> after
+
+    %3 = matmul(%x, %w)                   %4 = fused(%x, %w, %b) { matmul; add; relu }
+    %4 = add(%3, %b)
+    %5 = relu(%4)
+
+A group becomes one kernel. Its kinds: "map" (element-wise over one shape), "reduce" (reductions of
+one shape over the same axes, with what feeds them and what uses them), "product" (a matrix product
+or convolution with element-wise consumers). A group's level is one more than the highest level of
+what it reads; a node may join a group only if everything else it reads is of a lower level, so no
+cycle can arise and the pass is linear in the nodes.
+
+Preserving: every element is computed by the same operations in the same order, fused or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from staticgrad.ir.dim import Dim, DimLike, Shape
+from staticgrad.ir.graph import Graph
+from staticgrad.ir.loc import Locs, use_locs
+from staticgrad.ir.node import Node, Value
+from staticgrad.ops import registry
+from staticgrad.ops.lowering import Generate, Leaf, Pointwise, Product, Reduction, View
+
+# Above this a function of the fused kernel costs more to compile than its sweep over memory saves:
+# LLVM's time grows faster than the length of a block (16,000 vector operations: 0.5 s).
+MOST_NODES = 96
+
+
+@dataclass(eq=False)
+class Group:
+    kind: str  # "map", "reduce" or "product"
+    shape: Shape  # of the iteration space
+    level: int
+    nodes: list[Node] = field(default_factory=list)
+    axes: tuple[int, ...] = ()
+    forms: dict[Node, str] = field(default_factory=dict)  # of values that depend on a reduction
+    merged: Group | None = None
+
+
+def fuse(graph: Graph) -> Graph:
+    return _Fusion(graph).run()
+
+
+def canonical_index(form: str, names: Sequence[Dim], axes: tuple[int, ...]) -> tuple[DimLike, ...]:
+    """Where a value of a reduction's group lies: "full", "kept" (reduced dims are 1) or "row"."""
+    if form == "full":
+        return tuple(names)
+    if form == "kept":
+        return tuple(0 if i in axes else n for i, n in enumerate(names))
+    return tuple(n for i, n in enumerate(names) if i not in axes)
+
+
+def form_shape(form: str, shape: Shape, axes: tuple[int, ...]) -> Shape:
+    if form == "full":
+        return shape
+    if form == "kept":
+        return tuple(1 if i in axes else d for i, d in enumerate(shape))
+    return tuple(d for i, d in enumerate(shape) if i not in axes)
+
+
+def broadcast_index(at: Sequence[DimLike], shape: Shape) -> tuple[DimLike, ...]:
+    """The index of an operand of `shape` that is broadcast to where `at` points."""
+    tail = at[len(at) - len(shape) :]
+    return tuple(0 if d == 1 else i for d, i in zip(shape, tail))
+
+
+class _Fusion:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.uses = graph.uses()
+        self.roots = set(graph.roots)
+        self.group_of: dict[Node, Group] = {}
+        self.levels: dict[Node, int] = {}  # of nodes outside of groups
+        self.groups: list[Group] = []
+
+    def run(self) -> Graph:
+        for node in self.graph.nodes:
+            lower = registry.get(node.op).lower
+            if isinstance(lower, Leaf):
+                self.levels[node] = 0
+            elif isinstance(lower, View):
+                self._place_view(node)
+            elif isinstance(lower, (Pointwise, Generate)):
+                self._place(node, "map")
+            elif isinstance(lower, Reduction):
+                self._place(node, "reduce")
+            elif isinstance(lower, Product):
+                self._new_group("product", node, node.types[0].shape)
+            else:
+                self.levels[node] = 1 + self._operand_level(node)
+        return _rebuild(self.graph, self.groups, self.group_of)
+
+    # --- placing ----------------------------------------------------------------------------------
+
+    def group(self, node: Node) -> Group | None:
+        found = self.group_of.get(node)
+        while found is not None and found.merged is not None:
+            found = found.merged
+        return found
+
+    def level(self, node: Node) -> int:
+        g = self.group(node)
+        return g.level if g is not None else self.levels[node]
+
+    def _operand_level(self, node: Node) -> int:
+        return max((self.level(v.node) for v in node.operands), default=0)
+
+    def _new_group(self, kind: str, node: Node, shape: Shape, axes: tuple[int, ...] = ()) -> Group:
+        g = Group(kind, shape, 1 + self._operand_level(node), axes=axes)
+        self.groups.append(g)
+        self._add(g, node)
+        if kind == "reduce":
+            g.forms[node] = "kept" if node.attrs["keepdims"] else "row"
+        return g
+
+    def _add(self, g: Group, node: Node) -> None:
+        g.nodes.append(node)
+        self.group_of[node] = g
+
+    def _place_view(self, node: Node) -> None:
+        """A view belongs to no group of its own; it follows its operand into the operand's group
+        where the map of indices allows, so that consumers can be fused through it."""
+        g = self.group(node.operands[0].node)
+        if g is not None and len(g.nodes) < MOST_NODES and self._view_fits(g, node):
+            self._add(g, node)
+            return
+        self.levels[node] = self._operand_level(node)
+
+    def _view_fits(self, g: Group, node: Node) -> bool:
+        if node.results[0] in self.roots or not self._only_elementwise_uses(node):
+            return False
+        source = node.operands[0]
+        if source.node in g.forms:
+            return self._join_form(g, node) is not None
+        if g.kind == "product" or self._index(node, g) is None:
+            return False
+        # An intermediate that others read as well is stored once, and the view reads that.
+        return self.sole_use(source, node)
+
+    def _only_elementwise_uses(self, node: Node) -> bool:
+        return all(
+            isinstance(registry.get(u.op).lower, (Pointwise, Reduction, View))
+            for u in self.uses.get(node.results[0], ())
+        )
+
+    def sole_use(self, value: Value, node: Node) -> bool:
+        return value not in self.roots and all(u is node for u in self.uses.get(value, ()))
+
+    def _index(self, node: Node, g: Group) -> Any:
+        lower = registry.get(node.op).lower
+        assert isinstance(lower, View)
+        at = tuple(Dim.symbol(f"d{i}") for i in range(node.types[0].ndim))
+        return lower.index(at, node.attrs, node.operands[0].type, node.types[0])
+
+    def _place(self, node: Node, kind: str) -> None:
+        shape = node.operands[0].shape if kind == "reduce" else node.types[0].shape
+        axes = node.attrs["axes"] if kind == "reduce" else ()
+        if kind == "reduce" and not axes:
+            kind = "map"
+        for g in self._candidates(node):
+            if len(g.nodes) < MOST_NODES and self._fits(g, node, kind, shape, axes):
+                self._absorb_others(g, node)
+                self._add(g, node)
+                return
+        self._new_group(kind, node, shape, axes)
+
+    def _candidates(self, node: Node) -> list[Group]:
+        """The groups of the operands' highest level, if nothing else that is read is as high."""
+        top = self._operand_level(node)
+        found: list[Group] = []
+        for v in node.operands:
+            g = self.group(v.node)
+            if self.level(v.node) == top:
+                if g is None:
+                    return []
+                if g not in found:
+                    found.append(g)
+        if len(found) > 1 and not self._mergeable(found):
+            return []
+        return found[:1] if found else []
+
+    def _mergeable(self, groups: list[Group]) -> bool:
+        first = groups[0]
+        total = sum(len(g.nodes) for g in groups)
+        if total >= MOST_NODES or any(g.kind == "product" for g in groups):
+            return False
+        if any(g.shape != first.shape for g in groups):
+            return False
+        axes = {g.axes for g in groups if g.kind == "reduce"}
+        return len(axes) <= 1
+
+    def _absorb_others(self, g: Group, node: Node) -> None:
+        """Merges the operands' other groups of the same level into `g`."""
+        for v in node.operands:
+            other = self.group(v.node)
+            if other is None or other is g or other.level != g.level:
+                continue
+            if other.kind == "reduce":
+                g.kind, g.axes = "reduce", other.axes
+            g.nodes += other.nodes
+            g.forms.update(other.forms)
+            other.merged = g
+
+    # --- what fits --------------------------------------------------------------------------------
+
+    def _fits(
+        self, g: Group, node: Node, kind: str, shape: Shape, axes: tuple[int, ...]
+    ) -> bool:
+        others = [h for h in self._operand_groups(node) if h is not g and h.level == g.level]
+        every = [g, *others]
+        if any(h.kind == "product" for h in every):
+            return g.kind == "product" and not others and kind == "map" and self._rides(g, node)
+        if kind == "reduce":
+            return self._reduce_fits(every, node, shape, axes)
+        if any(h.kind == "reduce" for h in every):
+            return self._join_reduce(every, node)
+        return g.shape == shape or self._widens(g, node, shape)
+
+    def _operand_groups(self, node: Node) -> list[Group]:
+        found: list[Group] = []
+        for v in node.operands:
+            h = self.group(v.node)
+            if h is not None and h not in found:
+                found.append(h)
+        return found
+
+    def _rides(self, g: Group, node: Node) -> bool:
+        """An epilogue works on the product's own element: same shape, no index changed."""
+        if node.types[0].shape != g.shape:
+            return False
+        return all(
+            v.shape == g.shape for v in node.operands if self.group(v.node) is g
+        )
+
+    def _reduce_fits(
+        self, groups: list[Group], node: Node, shape: Shape, axes: tuple[int, ...]
+    ) -> bool:
+        source = node.operands[0]
+        (g,) = groups
+        if g.kind == "reduce":
+            if g.axes != axes or g.shape != shape:
+                return False
+            fits = source.node not in g.forms or g.forms[source.node] == "full"
+        else:
+            fits = g.shape == shape or self._widens(g, node, shape)
+            if fits:
+                g.kind, g.shape, g.axes = "reduce", shape, axes
+        if fits:
+            g.forms[node] = "kept" if node.attrs["keepdims"] else "row"
+        return fits
+
+    def _widens(self, g: Group, node: Node, shape: Shape) -> bool:
+        """`g` is computed inside the larger space of its only consumer; what depends on fewer dims
+        is computed once an outer iteration, by the code generator's levels."""
+        if g.kind != "map" or any(is_heavy(n) for n in g.nodes):
+            return False
+        members = set(g.nodes)
+        for n in g.nodes:
+            for v in n.results:
+                if v in self.roots:
+                    return False
+                if any(u is not node and u not in members for u in self.uses.get(v, ())):
+                    return False
+        g.shape = shape
+        return True
+
+    def _join_reduce(self, groups: list[Group], node: Node) -> bool:
+        g = next(h for h in groups if h.kind == "reduce")
+        forms: dict[Node, str] = {}
+        for h in groups:
+            forms.update(h.forms)
+        if any(h.shape != g.shape for h in groups):
+            return False
+        return self._join_form(g, node, forms) is not None
+
+    def _join_form(
+        self, g: Group, node: Node, forms: dict[Node, str] | None = None
+    ) -> str | None:
+        """The form that `node` takes in a reduction's group, recorded; None if it does not fit."""
+        known = g.forms if forms is None else forms
+        names = [Dim.symbol(f"d{i}") for i in range(len(g.shape))]
+        result = node.types[0]
+        for form in ("full", "kept", "row"):
+            if result.shape != form_shape(form, g.shape, g.axes):
+                continue
+            at = canonical_index(form, names, g.axes)
+            if all(
+                self._operand_at(node, v, at) == canonical_index(known[v.node], names, g.axes)
+                for v in node.operands
+                if v.node in known
+            ):
+                g.forms[node] = form
+                return form
+        return None
+
+    def _operand_at(self, node: Node, v: Value, at: tuple[DimLike, ...]) -> Any:
+        lower = registry.get(node.op).lower
+        if isinstance(lower, View):
+            return lower.index(at, node.attrs, v.type, node.types[0])
+        return broadcast_index(at, v.shape)
+
+
+def is_heavy(node: Node) -> bool:
+    from staticgrad.codegen.scalar import COST
+
+    return COST.get(node.op, 1) >= 8 or "random" in registry.get(node.op).traits
+
+
+# --- the new graph --------------------------------------------------------------------------------
+
+
+def _rebuild(graph: Graph, groups: list[Group], group_of: dict[Node, Group]) -> Graph:
+    order = _topological(graph, groups, group_of)
+    uses = graph.uses()
+    roots = set(graph.roots)
+    new: dict[Value, Value] = {}
+    locs: dict[Node, Locs] = {}
+    nodes: list[Node] = []
+
+    def keep(node: Node) -> None:
+        operands = [new[v] for v in node.operands]
+        if all(a is b for a, b in zip(operands, node.operands)):
+            copy = node
+        else:
+            copy = registry.make(node.op, operands, node.attrs, payload=node.payload,
+                                 locs=node.locs)  # fmt: skip
+        locs[copy] = graph.locs[node]
+        nodes.append(copy)
+        new.update(zip(node.results, copy.results))
+
+    for item in order:
+        if isinstance(item, Node):
+            keep(item)
+        elif len(item.nodes) == 1:
+            keep(item.nodes[0])
+        else:
+            made, results = _fused_node(graph, item, new, uses, roots)
+            locs[made[0]] = frozenset().union(*(graph.locs[n] for n in item.nodes))
+            nodes += made
+            new.update(results)
+    return Graph(
+        [new[v] for v in graph.inputs], [new[v] for v in graph.outputs],
+        [(new[s], new[v]) for s, v in graph.updates], order=nodes, locs=locs,
+        constraints=graph.constraints, single=graph.single,
+    )  # fmt: skip
+
+
+def _fused_node(
+    graph: Graph, g: Group, new: dict[Value, Value], uses: dict[Value, list[Node]],
+    roots: set[Value],
+) -> tuple[list[Node], dict[Value, Value]]:  # fmt: skip
+    members = sorted(g.nodes, key=lambda n: n.id)
+    inside = set(members)
+    external: dict[Value, Value] = {}
+    for n in members:
+        for v in n.operands:
+            if v.node not in inside and v not in external:
+                attrs = {"name": f"p{len(external)}", "id": len(external), "dtype": v.dtype,
+                         "shape": v.shape}  # fmt: skip
+                external[v] = registry.make("input", (), attrs, locs=frozenset()).results[0]
+    body_of: dict[Value, Value] = dict(external)
+    order = [v.node for v in external.values()]
+    for n in members:
+        copy = registry.make(n.op, [body_of[v] for v in n.operands], n.attrs, payload=n.payload,
+                             locs=graph.locs[n])  # fmt: skip
+        order.append(copy)
+        body_of.update(zip(n.results, copy.results))
+    escaping: dict[Value, None] = {}
+    views: list[Node] = []
+    for n in members:
+        for v in n.results:
+            if v in roots or any(u not in inside for u in uses.get(v, ())):
+                if isinstance(registry.get(n.op).lower, View):
+                    views += [m for m in _view_chain(n, inside) if m not in views]
+                    v = _view_chain(n, inside)[0].operands[0]
+                escaping.setdefault(v)
+    body = Graph(list(external.values()), [body_of[v] for v in escaping], order=order)
+    with use_locs(frozenset()):
+        node = registry.make("fused", [new[v] for v in external], {"kind": g.kind, "body": body})
+    results = dict(zip(escaping, node.results))
+    nodes = [node]
+    for n in views:
+        operands = [results[v] for v in n.operands]
+        copy = registry.make(n.op, operands, n.attrs, locs=graph.locs[n])
+        nodes.append(copy)
+        results.update(zip(n.results, copy.results))
+    return nodes, results
+
+
+def _view_chain(node: Node, inside: set[Node]) -> list[Node]:
+    """The views that lead to `node` inside a group, first to last: they are repeated outside of it,
+    and what they look at is what the kernel stores."""
+    chain = [node]
+    while True:
+        source = chain[0].operands[0].node
+        if source not in inside or not isinstance(registry.get(source.op).lower, View):
+            return chain
+        chain.insert(0, source)
+
+
+def _topological(
+    graph: Graph, groups: list[Group], group_of: dict[Node, Group]
+) -> list[Node | Group]:
+    """Groups and single nodes in an order that respects what they read: by level, views after
+    what they view, then by the age of their first node."""
+
+    def final(n: Node) -> Node | Group:
+        g = group_of.get(n)
+        while g is not None and g.merged is not None:
+            g = g.merged
+        return n if g is None else g
+
+    position = {n: i for i, n in enumerate(graph.nodes)}
+    items: dict[Node | Group, int] = {}
+    for n in graph.nodes:
+        items.setdefault(final(n), position[n])
+    waiting: dict[Node | Group, int] = {}
+    followers: dict[Node | Group, list[Node | Group]] = {}
+    for item in items:
+        members = [item] if isinstance(item, Node) else item.nodes
+        before = {final(v.node) for n in members for v in n.operands} - {item}
+        waiting[item] = len(before)
+        for b in before:
+            followers.setdefault(b, []).append(item)
+    import heapq
+
+    ready = [(p, id(i), i) for i, p in items.items() if not waiting[i]]
+    heapq.heapify(ready)
+    order: list[Node | Group] = []
+    while ready:
+        _, _, item = heapq.heappop(ready)
+        order.append(item)
+        for f in followers.get(item, ()):
+            waiting[f] -= 1
+            if not waiting[f]:
+                heapq.heappush(ready, (items[f], id(f), f))
+    if len(order) != len(items):
+        raise AssertionError("fuse: groups form a cycle")
+    return order

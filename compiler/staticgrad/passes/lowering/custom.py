@@ -1,0 +1,50 @@
+"""Kernels that an op brings itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from staticgrad.ir.dim import DimLike
+from staticgrad.ir.node import Node
+from staticgrad.kernels.builder import KernelBuilder
+from staticgrad.kernels.ir import Buffer, Kernel, Let, Loop, Stmt
+from staticgrad.kernels.rewrite import IndexMapper, SizeParameters, loop_vars
+from staticgrad.ops import registry
+from staticgrad.ops.lowering import Custom
+
+if TYPE_CHECKING:
+    from .lower import Lowerer
+
+
+def lower_custom(lowerer: Lowerer, node: Node) -> None:
+    """Adds the steps of an op with a kernel of its own: one for each of its outermost loops, so
+    that each can be shared among threads."""
+    record = registry.get(node.op)
+    assert isinstance(record.lower, Custom)
+    can_fail = "can_fail" in record.traits
+    code = lowerer.failure_code(node) if can_fail else 0
+    k = KernelBuilder([v.type for v in node.operands], node.types, node.attrs, code)
+    record.lower.emit(k)
+    kernel = k.finish(node.op, ())
+    places = [lowerer.dense(v) for v in node.operands]
+    places += [lowerer.result_buffer(v) for v in node.results]
+    for b in kernel.buffers[len(places) :]:
+        places.append(lowerer.scratch(b.dtype, b.size))
+    whole = any(isinstance(s, Let) for s in kernel.body)
+    groups: list[tuple[Stmt, ...]] = [kernel.body] if whole else [(s,) for s in kernel.body]
+    for i, body in enumerate(groups):
+        sizes = SizeParameters([*loop_vars(body), "begin", "end"])
+        mapped = IndexMapper(sizes.index, sizes.size).body(body)
+        name = node.op if len(groups) == 1 else f"{node.op}_{i}"
+        # Every buffer that the op writes may be read again by a later part of it.
+        buffers = tuple(
+            b if b.mode == "in" else Buffer(b.name, b.dtype, "inout", 0) for b in kernel.buffers
+        )
+        part = Kernel(name, buffers, tuple(sizes.names), mapped)
+        first = body[0]
+        parallel = len(body) == 1 and isinstance(first, Loop) and first.kind.startswith("parallel")
+        extent: DimLike = first.extent if parallel and isinstance(first, Loop) else 1
+        lowerer.add_step(
+            part, tuple(places), tuple(sizes.values), extent, (node.op,),
+            lowerer.graph.locs[node], can_fail=can_fail,
+        )  # fmt: skip

@@ -1,0 +1,247 @@
+"""lower: graph -> program.
+
+before -> after
+
+    %4 = fused(%x, %w, %b) { matmul; add; relu }     step 0: matmul_add_relu(b0, b1, b2, b3; N, 256)
+
+Every value that a kernel computes is a dense buffer; views are followed back to what they look at,
+so they cost nothing. Values that a kernel needs densely (a custom kernel's operands, reshapes of
+permuted views) are copied by a kernel of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from staticgrad.codegen.target import Target
+from staticgrad.ir.dim import DimLike, Shape, symbols
+from staticgrad.ir.dtype import DType
+from staticgrad.ir.graph import Graph
+from staticgrad.ir.loc import Locs, locs_text
+from staticgrad.ir.node import Node, Value
+from staticgrad.kernels.ir import Expr, Kernel
+from staticgrad.kernels.program import Program, ProgramBuffer, Step
+from staticgrad.ops import registry
+from staticgrad.ops.lowering import Custom, Generate, Leaf, Pointwise, Product, Reduction, View
+
+from .body import Body
+from .custom import lower_custom
+from .draft import Draft
+from .map import lower_map
+from .product import lower_product
+from .reduce import lower_reduce
+
+# Views under which the elements keep their order: the dense operand is the dense result.
+_SAME_ORDER = frozenset(("reshape", "expand_dims", "squeeze"))
+
+
+def lower(graph: Graph, target: Target) -> Program:
+    return Lowerer(graph, target).run()
+
+
+def linear(at: Sequence[DimLike], shape: Shape) -> DimLike:
+    """Row-major: `(i, j)` of shape [N, M] -> `i*M+j`."""
+    total: DimLike = 0
+    for i, d in zip(at, shape):
+        total = total * d + i
+    return total
+
+
+class Lowerer:
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self.graph, self.target = graph, target
+        self.constants: dict[int, np.ndarray] = {}  # type: ignore[type-arg]
+        self.program = Program(_dims_of(graph), [], [], 0, constants=self.constants)
+        self.stored: dict[Value, int] = {}
+        self.planned: dict[Value, int] = {}  # results that are computed in an output's buffer
+        self.updated = {v for _, v in graph.updates}
+
+    def run(self) -> Program:
+        self._place_leaves()
+        outputs = self._place_outputs()
+        for node in self.graph.nodes:
+            lower = registry.get(node.op).lower
+            if node.op == "fused" or not isinstance(lower, (Leaf, View)):
+                self._lower_node(node)
+        for value, buffer in zip(self.graph.outputs, outputs):
+            if self.stored.get(value) != buffer:
+                self.copy(value, buffer)
+        self._update_state()
+        return self.program
+
+    def _update_state(self) -> None:
+        """Writes every new value; all of them were computed from the old ones."""
+        sources: list[tuple[Value, int]] = []
+        for state, value in self.graph.updates:
+            if value is state:
+                continue
+            kind = self.program.buffers[self.stored[value]].kind if value in self.stored else ""
+            if kind not in ("temp", "output"):
+                # A view, or other state: it would change under the writes that come first.
+                held = self.scratch(value.dtype, value.type.size)
+                self.copy(value, held)
+                self.stored[value] = held
+            sources.append((value, self.stored[state]))
+        self.program.commit = len(self.program.steps)
+        for value, buffer in sources:
+            self.program.written.add(buffer)
+            self.copy(value, buffer)
+
+    # --- buffers ----------------------------------------------------------------------------------
+
+    def add_buffer(self, kind: str, dtype: DType, size: DimLike, name: str) -> int:
+        self.program.buffers.append(ProgramBuffer(kind, dtype, size, name))
+        return len(self.program.buffers) - 1
+
+    def _place_leaves(self) -> None:
+        for v in self.graph.inputs:
+            index = self.add_buffer("input", v.dtype, v.type.size, v.node.attrs["name"])
+            self.stored[v] = index
+            self.program.inputs.append(index)
+        for node in self.graph.nodes:
+            v = node.results[0] if node.results else None
+            if v is None or node.op not in ("state", "constant"):
+                continue
+            if node.op == "state":
+                name = node.attrs["name"] or f"state{node.attrs['id']}"
+                index = self.add_buffer("state", v.dtype, v.type.size, name)
+                self.program.state[node.attrs["id"]] = index
+            else:
+                index = self.add_buffer("constant", v.dtype, v.type.size, f"c{len(self.constants)}")
+                self.constants[index] = node.payload
+            self.stored[v] = index
+
+    def _place_outputs(self) -> list[int]:
+        for i, v in enumerate(self.graph.outputs):
+            index = self.add_buffer("output", v.dtype, v.type.size, f"out{i}")
+            self.program.outputs.append(index)
+            lower = registry.get(v.node.op).lower
+            computed = v.node.op == "fused" or not isinstance(lower, (Leaf, View))
+            if computed and v not in self.planned:
+                self.planned[v] = index
+        return self.program.outputs
+
+    def result_buffer(self, v: Value) -> int:
+        """The buffer that a kernel stores `v` in."""
+        index = self.planned.get(v)
+        if index is None:
+            index = self.add_buffer("temp", v.dtype, v.type.size, f"t{len(self.program.buffers)}")
+        self.stored[v] = index
+        return index
+
+    def scratch(self, dtype: DType, size: DimLike) -> int:
+        return self.add_buffer("temp", dtype, size, f"s{len(self.program.buffers)}")
+
+    # --- values -----------------------------------------------------------------------------------
+
+    def element(self, draft: Draft, v: Value, at: tuple[DimLike, ...]) -> Expr:
+        """The element of a value of the graph: a load, through whatever views lie between."""
+        if v not in self.stored:
+            node = v.node
+            lower = registry.get(node.op).lower
+            if isinstance(lower, View):
+                below = lower.index(at, node.attrs, node.operands[0].type, v.type)
+                if below is not None:
+                    return self.element(draft, node.operands[0], below)
+        return draft.load(self.dense(v), linear(at, v.shape), v.dtype)
+
+    def address(self, v: Value, at: tuple[DimLike, ...]) -> tuple[int, DimLike]:
+        """The buffer and the index in it of an element, for kernels that take strides."""
+        if v not in self.stored:
+            node = v.node
+            lower = registry.get(node.op).lower
+            if isinstance(lower, View):
+                below = lower.index(at, node.attrs, node.operands[0].type, v.type)
+                if below is not None:
+                    return self.address(node.operands[0], below)
+        return self.dense(v), linear(at, v.shape)
+
+    def dense(self, v: Value) -> int:
+        """The buffer that holds `v` densely; a view is copied unless it keeps the order."""
+        if v in self.stored:
+            return self.stored[v]
+        if v.node.op in _SAME_ORDER:
+            self.stored[v] = self.dense(v.node.operands[0])
+        else:
+            self.copy(v, self.scratch(v.dtype, v.type.size))
+        return self.stored[v]
+
+    def copy(self, v: Value, buffer: int) -> None:
+        """A step that stores `v` densely in `buffer`."""
+        draft = Draft(self.program)
+        locs = self.graph.locs.get(v.node, frozenset())
+        lower_map(self, draft, f"copy_{v.node.op}", v.shape, [(
+            buffer, lambda at: linear(at, v.shape), lambda at: self.element(draft, v, at))],
+            ("copy",), locs)  # fmt: skip
+        self.stored.setdefault(v, buffer)
+
+    # --- nodes ------------------------------------------------------------------------------------
+
+    def _lower_node(self, node: Node) -> None:
+        body = Body.of(node, self.graph.locs[node])
+        kinds = [registry.get(n.op).lower for n in body.inside]
+        if any(isinstance(k, Product) for k in kinds):
+            lower_product(self, body)
+        elif any(isinstance(k, Reduction) and n.attrs["axes"] for n, k in zip(body.inside, kinds)):
+            lower_reduce(self, body)
+        elif all(isinstance(k, (Pointwise, Generate, View, Reduction)) for k in kinds):
+            self._lower_map(body)
+        elif isinstance(kinds[0], Custom):
+            lower_custom(self, node)
+        else:
+            raise AssertionError(f"{node.op} is not expanded")
+
+    def _lower_map(self, body: Body) -> None:
+        from .pull import Puller
+
+        draft = Draft(self.program)
+        puller = Puller(body.inside, lambda v, at: self.outside(draft, body, v, at), {})
+        stores = []
+        for inner, outer in body.outputs:
+            stores.append((
+                self.result_buffer(outer),
+                lambda at, s=outer.shape: linear(at, s),
+                lambda at, v=inner: puller.pull(v, at),
+            ))  # fmt: skip
+        shape = body.outputs[0][0].shape
+        lower_map(self, draft, body.name, shape, stores, body.labels, body.locs)
+
+    def outside(self, draft: Draft, body: Body, v: Value, at: tuple[DimLike, ...]) -> Expr:
+        """The element of a value that a body reads from outside."""
+        return self.element(draft, body.outer.get(v, v), at)
+
+    def add_step(
+        self, kernel: Kernel, buffers: tuple[int, ...], sizes: tuple[DimLike, ...],
+        extent: DimLike, nodes: tuple[str, ...], locs: Locs, *, flops: DimLike = 0,
+        can_fail: bool = False,
+    ) -> None:  # fmt: skip
+        moved: DimLike = 0
+        for index in buffers:
+            moved = moved + self.program.buffers[index].size_bytes
+        self.program.steps.append(
+            Step(kernel, buffers, sizes, extent, nodes, locs, flops, moved, can_fail)
+        )
+
+    def failure_code(self, node: Node) -> int:
+        """A status code whose message tells what went wrong in `node`."""
+        code = len(self.program.messages)
+        sizes = ", ".join(str(v.type) for v in node.operands)
+        text = f"{node.op}: index {{value}} is out of range (operands {sizes})"
+        self.program.messages[code] = (text, locs_text(self.graph.locs[node]))
+        return code
+
+
+def _dims_of(graph: Graph) -> list[str]:
+    names: dict[str, None] = {}
+    for v in graph.inputs:
+        for d in v.shape:
+            for s in symbols(d):
+                names.setdefault(s)
+    for node in graph.nodes:
+        for t in node.types:
+            for d in t.shape:
+                for s in symbols(d):
+                    names.setdefault(s)
+    return list(names)

@@ -1,0 +1,275 @@
+"""Reductions of one shape over the same axes, with what feeds them and what uses them.
+
+    for the kept dims (shared among threads)
+        for each stage: reduce over the reduced axes (in lanes, if the last dim is reduced)
+        for the reduced axes: store what has the full shape
+
+A value of the full shape that is dear to compute and needed by several stages is kept in a row of
+scratch memory; cheap ones are computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from staticgrad.codegen.reduce import reduce_lanes
+from staticgrad.ir.dim import DimLike, product, substitute
+from staticgrad.ir.node import Node, Value
+from staticgrad.kernels.ir import Accumulator, Expr, Let, Loop, Reduce, Ref, Stmt
+from staticgrad.kernels.rewrite import IndexMapper, all_indices, merges
+from staticgrad.ops import registry
+from staticgrad.ops.lowering import Reduction
+
+from ..fuse import is_heavy
+from .body import Body
+from .draft import Draft
+from .map import loop_space
+from .pull import At, Puller
+
+if TYPE_CHECKING:
+    from .lower import Lowerer
+
+# Reduced rows shorter than this leave most lanes idle; then lanes run along a kept dim instead.
+SHORT_ROW = 8
+
+
+def lower_reduce(lowerer: Lowerer, body: Body) -> None:
+    ReduceLowering(lowerer, body).run()
+
+
+@dataclass
+class Space:
+    """The loops: kept and reduced variables with their extents, and where elements lie."""
+
+    shape: tuple[DimLike, ...]
+    axes: tuple[int, ...]
+    at: At
+    kept: list[tuple[str, DimLike]] = field(default_factory=list)
+    reduced: list[tuple[str, DimLike]] = field(default_factory=list)
+
+    @property
+    def row(self) -> At:
+        return tuple(i for a, i in enumerate(self.at) if a not in self.axes)
+
+    @property
+    def rows_in_lanes(self) -> bool:
+        """Lanes along the last reduced axis. A function of the shape and the axes alone, since the
+        order of the sum follows from it."""
+        if not self.kept:
+            return True
+        if not self.reduced or len(self.shape) - 1 not in self.axes:
+            return False
+        last_reduced, last_kept = self.reduced[-1][1], self.kept[-1][1]
+        short = isinstance(last_reduced, int) and last_reduced <= SHORT_ROW
+        wide = not isinstance(last_kept, int) or last_kept > SHORT_ROW
+        return not (short and wide)
+
+
+def space_of(node: Node) -> Space:
+    shape, axes = node.operands[0].shape, node.attrs["axes"]
+    at, variables, extents = loop_space("d", shape)
+    space = Space(shape, axes, at)
+    for name, extent in zip(variables, extents):
+        (space.reduced if int(name[1:]) in axes else space.kept).append((name, extent))
+    return space
+
+
+class ReduceLowering:
+    def __init__(self, lowerer: Lowerer, body: Body) -> None:
+        self.lowerer, self.body = lowerer, body
+        self.draft = Draft(lowerer.program)
+        self.reductions = [n for n in body.inside if self._is_reduction(n)]
+        self.space = space_of(self.reductions[0])
+        self.stages = self._stages()
+        self.names: dict[Node, str] = {}
+        self.kept_rows: dict[Value, int] = {}  # full values in scratch memory or an output
+        self.computed: set[Value] = set()  # those of them that a stage has stored already
+
+    @staticmethod
+    def _is_reduction(n: Node) -> bool:
+        return isinstance(registry.get(n.op).lower, Reduction) and bool(n.attrs["axes"])
+
+    # --- stages -----------------------------------------------------------------------------------
+
+    def _stages(self) -> list[list[Node]]:
+        """Reductions by how many reductions they depend on; those of a stage share its loops."""
+        depth: dict[Node, int] = {}
+        for n in self.body.inside:
+            below = max((depth.get(v.node, 0) for v in n.operands), default=0)
+            depth[n] = below + 1 if self._is_reduction(n) else below
+        found: dict[tuple[int, int], list[Node]] = {}
+        for n in self.reductions:
+            found.setdefault((depth[n], reduce_lanes(n.types[0].dtype)), []).append(n)
+        return [found[key] for key in sorted(found)]
+
+    def _needs(self, roots: list[Value]) -> set[Node]:
+        """The full-shaped nodes inside that `roots` are computed from, up to reductions."""
+        seen: set[Node] = set()
+        stack = [v.node for v in roots]
+        while stack:
+            n = stack.pop()
+            if n in seen or n not in self.body.inside or self._is_reduction(n):
+                continue
+            seen.add(n)
+            stack += [v.node for v in n.operands]
+        return seen
+
+    def _plan_rows(self, full: list[tuple[Value, Value]]) -> None:
+        """Chooses the values that are kept between stages."""
+        if not self.space.rows_in_lanes:
+            return
+        groups = [[n.operands[0] for n in stage] for stage in self.stages]
+        groups.append([inner for inner, _ in full])
+        count: dict[Node, int] = {}
+        for roots in groups:
+            for n in self._needs(roots):
+                count[n] = count.get(n, 0) + 1
+        outputs = {inner: outer for inner, outer in full}
+        for n, times in count.items():
+            v = n.results[0]
+            if times < 2 or v.shape != self.space.shape or not is_heavy(n):
+                continue
+            if v in outputs:
+                self.kept_rows[v] = self.lowerer.result_buffer(outputs[v])
+            else:
+                size = product(tuple(e for _, e in self.space.reduced))
+                self.kept_rows[v] = self.lowerer.scratch(v.dtype, size)
+
+    # --- kernel -----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        space = self.space
+        full = [(i, o) for i, o in self.body.outputs if self._is_full(i)]
+        rows = [(i, o) for i, o in self.body.outputs if not self._is_full(i)]
+        self._plan_rows(full)
+        statements: list[Stmt] = []
+        for stage in self.stages:
+            statements.append(self._stage(stage))
+        puller = self._puller()
+        for inner, outer in rows:
+            at = self._row_at(inner)
+            statements.append(
+                self.draft.store(
+                    self.lowerer.result_buffer(outer),
+                    _linear(at, outer.shape),
+                    puller.pull(inner, at),
+                )
+            )
+        stores = []
+        for inner, outer in full:
+            if inner in self.kept_rows and self.kept_rows[inner] == self.lowerer.stored.get(outer):
+                continue  # a stage has stored it
+            buffer = self.lowerer.result_buffer(outer)
+            value = self._full_value(puller, inner)
+            stores.append(self.draft.store(buffer, _linear(space.at, outer.shape), value))
+        if stores:
+            statements += self._reduced_loops(tuple(stores))
+        self._finish(statements)
+
+    def _is_full(self, v: Value) -> bool:
+        return v.shape == self.space.shape and not self._is_reduction(v.node)
+
+    def _row_at(self, v: Value) -> At:
+        if len(v.shape) == len(self.space.shape):
+            return tuple(0 if a in self.space.axes else i for a, i in enumerate(self.space.at))
+        return self.space.row
+
+    def _puller(self) -> Puller:
+        known: dict[Value, Callable[[At], Expr]] = {}
+        for n, name in self.names.items():
+            v = n.results[0]
+            known[v] = lambda at, name=name, v=v: Ref(name, v.dtype)  # type: ignore[misc]
+        for v in self.computed:
+            known[v] = lambda at, v=v: self._kept_load(v, at)  # type: ignore[misc]
+        return Puller(self.body.inside, self._outside, known)
+
+    def _outside(self, v: Value, at: At) -> Expr:
+        return self.lowerer.outside(self.draft, self.body, v, at)
+
+    def _kept_index(self, v: Value, at: At) -> DimLike:
+        if self.lowerer.program.buffers[self.kept_rows[v]].size == v.type.size:
+            return _linear(at, v.shape)
+        reduced = [a for a in self.space.axes]
+        return _linear([at[a] for a in reduced], tuple(v.shape[a] for a in reduced))
+
+    def _kept_load(self, v: Value, at: At) -> Expr:
+        from staticgrad.kernels.ir import Load
+
+        name = self.draft.buffer(self.kept_rows[v], "inout")
+        return Load(name, self._kept_index(v, at), v.dtype)
+
+    def _full_value(self, puller: Puller, v: Value) -> Expr:
+        return puller.pull(v, self.space.at)
+
+    def _stage(self, stage: list[Node]) -> Reduce:
+        space = self.space
+        puller = self._puller()
+        body: list[Stmt] = []
+        needed = self._needs([n.operands[0] for n in stage])
+        for v in self.kept_rows:
+            if v.node in needed and v not in self.computed:
+                # Kept while it is computed: the accumulators below use the same expression.
+                value = puller.pull(v, space.at)
+                label = f"k{len(self.computed)}"
+                body.append(Let(label, value))
+                at = self._kept_index(v, space.at)
+                buffer = self.kept_rows[v]
+                self.draft.buffer(buffer, "inout")
+                body.append(self.draft.store(buffer, at, Ref(label, v.dtype)))
+                self.computed.add(v)
+        accumulators = []
+        for n in stage:
+            name = f"r{len(self.names)}"
+            value = puller.pull(n.operands[0], space.at)
+            lower = registry.get(n.op).lower
+            assert isinstance(lower, Reduction)
+            accumulators.append(Accumulator(name, lower.kind, value))
+            self.names[n] = name
+        variables = tuple(name for name, _ in space.reduced)
+        extents = tuple(e for _, e in space.reduced)
+        return Reduce(variables, extents, tuple(body), tuple(accumulators), space.rows_in_lanes)
+
+    def _reduced_loops(self, inner: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        lanes = self.space.rows_in_lanes
+        for i, (name, extent) in enumerate(reversed(self.space.reduced)):
+            kind = "vector" if lanes and i == 0 else "serial"
+            inner = (Loop(name, extent, inner, kind),)
+        return inner
+
+    def _finish(self, statements: list[Stmt]) -> None:
+        space = self.space
+        kept = list(space.kept)
+        body: tuple[Stmt, ...] = tuple(statements)
+        i = len(kept) - 2
+        while i >= 0:
+            (outer, e0), (inner, e1) = kept[i], kept[i + 1]
+            if merges(all_indices(body), outer, inner, e1):
+                body = IndexMapper(
+                    lambda d, o=outer: substitute(d, {o: 0}), lambda d: d
+                ).body(body)
+                kept[i : i + 2] = [(inner, e0 * e1)]
+            i -= 1
+        extent: DimLike = kept[0][1] if kept else 1
+        in_lanes = not space.rows_in_lanes
+        for i in range(len(kept) - 1, -1, -1):
+            name, size = kept[i]
+            last = i == len(kept) - 1
+            kind = "parallel" if i == 0 else "serial"
+            if last and in_lanes:
+                kind = "parallel_vector" if i == 0 else "vector"
+            body = (Loop(name, size, body, kind),)
+        kernel, buffers, sizes = self.draft.finish(self.body.name, body)
+        nodes = self.body.labels
+        flops = product(space.shape) * len(nodes)
+        self.lowerer.add_step(
+            kernel, buffers, sizes, extent, nodes, self.body.locs, flops=flops
+        )
+
+
+def _linear(at: At | list[DimLike], shape: tuple[DimLike, ...]) -> DimLike:
+    total: DimLike = 0
+    for i, d in zip(at, shape):
+        total = total * d + i
+    return total

@@ -1,0 +1,147 @@
+"""The context of one call at a time: the words, tables and arena that compiled code works on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arena import Arena, address, aligned_words
+from .artifact import InputSpec, Manifest, OutputSpec
+from .binding import Binding
+from .context import (
+    CELL_RECORD_WORDS,
+    CONTEXT_WORDS,
+    RECORD_WORDS,
+    STATUS_OK,
+    CellRecord,
+    Word,
+)
+from .layout import NativeInterface, data_address, descriptor_address
+from .state import StateCell
+
+Words = NDArray[np.int64]
+
+
+class CallContext:
+    """Everything that one running call owns; an executable keeps a pool of them.
+
+    `words` is what `sg_run` gets a pointer to. `bind` sets it up for given sizes, and stays valid
+    until the next `bind`; input and output pointers are set per call.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        cells: Sequence[StateCell],
+        constants: Mapping[int, int],
+    ) -> None:
+        self._dims = aligned_words(len(manifest.dims))
+        self._buffers = aligned_words(len(manifest.buffers))
+        self._arena = Arena()
+        self.words = aligned_words(CONTEXT_WORDS)
+        self.address = address(self.words)
+        self.words[Word.BUFFERS] = address(self._buffers)
+        self.words[Word.DIMS] = address(self._dims)
+        self.binding: Binding | None = None
+        kinds = [buffer.kind for buffer in manifest.buffers]
+        self._temps = np.array([i for i, kind in enumerate(kinds) if kind == "temp"], np.int64)
+        for spec, cell in zip(manifest.state, cells):
+            self._buffers[spec.buffer] = address(cell.view())
+        for buffer, where in constants.items():
+            self._buffers[buffer] = where
+        inputs = [descriptor_address(spec.dtype) for spec in manifest.inputs]
+        outputs = [np.dtype(spec.dtype).num for spec in manifest.outputs]
+        self._inputs, self._input_shapes = _records(manifest.inputs, inputs)
+        self._outputs, self._output_shapes = _records(manifest.outputs, outputs)
+        self._arrays = aligned_words(len(manifest.outputs))
+        self._single = manifest.single
+        self._cells = aligned_words(CELL_RECORD_WORDS * len(cells))
+        for i, (spec, cell) in enumerate(zip(manifest.state, cells)):
+            self._cells[CELL_RECORD_WORDS * i + CellRecord.CELL] = cell.words_address
+            self._cells[CELL_RECORD_WORDS * i + CellRecord.WRITTEN] = spec.written
+
+    def set_native(
+        self, interface: NativeInterface, checked_call: object, raise_failure: object
+    ) -> None:
+        """Fills the words that the native entry reads. The two functions must outlive the context.
+
+        `checked_call(executable, *args, **named)` serves any call;
+        `raise_failure(executable, code, element, value, *args)` raises.
+        """
+        words = self.words
+        words[Word.N_INPUTS] = self._inputs.size // RECORD_WORDS
+        words[Word.N_OUTPUTS] = self._outputs.size // RECORD_WORDS
+        words[Word.N_CELLS] = self._cells.size // CELL_RECORD_WORDS
+        words[Word.SINGLE] = self._single
+        words[Word.ARRAYS] = address(self._arrays)
+        words[Word.INPUTS] = address(self._inputs)
+        words[Word.OUTPUTS] = address(self._outputs)
+        words[Word.CELLS] = address(self._cells)
+        words[Word.NDARRAY_TYPE] = interface.ndarray_type
+        words[Word.ARRAY_NEW] = interface.array_new
+        words[Word.METHOD_NEW] = interface.method_new
+        words[Word.VECTORCALL] = interface.vectorcall
+        words[Word.DEC_REF] = interface.dec_ref
+        words[Word.TUPLE_NEW] = interface.tuple_new
+        words[Word.TUPLE_SET_ITEM] = interface.tuple_set_item
+        words[Word.LONG_NEW] = interface.long_new
+        words[Word.SAVE_THREAD] = interface.save_thread
+        words[Word.RESTORE_THREAD] = interface.restore_thread
+        words[Word.CHECKED_CALL] = id(checked_call)
+        words[Word.RAISE_FAILURE] = id(raise_failure)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a native call is using this context now."""
+        return bool(self.words[Word.BUSY])
+
+    @property
+    def arena_bytes(self) -> int:
+        return self._arena.capacity_bytes
+
+    def bind(self, binding: Binding) -> None:
+        """Sets sizes and places the temporaries."""
+        self.binding = None  # stays so if memory runs out half way
+        self._arena.reserve(binding.plan.peak_bytes)
+        self._buffers[self._temps] = self._arena.base + binding.plan.offsets
+        self._dims[: len(binding.dims)] = list(binding.dims.values())
+        _fill(self._input_shapes, binding.input_shapes)
+        _fill(self._output_shapes, binding.output_shapes)
+        self.words[Word.RELEASE_GIL] = binding.release_gil
+        self.binding = binding
+
+    def point(self, specs: Sequence[InputSpec | OutputSpec], arrays: Sequence[Any]) -> None:
+        """Stores the arrays' data pointers in the buffer table."""
+        for spec, array in zip(specs, arrays):
+            self._buffers[spec.buffer] = data_address(array)
+
+    def reset_status(self) -> None:
+        self.words[Word.STATUS] = STATUS_OK
+
+    def failure(self) -> tuple[int, int, int]:
+        """(code, element, value) of the last run."""
+        words = self.words
+        return int(words[Word.STATUS]), int(words[Word.ELEMENT]), int(words[Word.VALUE])
+
+
+def _records(specs: Sequence[InputSpec | OutputSpec], firsts: Sequence[int]) -> tuple[Words, Words]:
+    """The records of inputs or outputs, and the table of bound dims that they point into.
+
+    Both kinds have the same four words; only the first differs (descriptor, type number).
+    """
+    shapes = aligned_words(sum(len(spec.shape) for spec in specs))
+    records = aligned_words(RECORD_WORDS * len(specs))
+    at = 0
+    for i, (spec, first) in enumerate(zip(specs, firsts)):
+        record = (first, len(spec.shape), spec.buffer, address(shapes) + 8 * at)
+        records[RECORD_WORDS * i : RECORD_WORDS * (i + 1)] = record
+        at += len(spec.shape)
+    return records, shapes
+
+
+def _fill(table: Words, shapes: Sequence[tuple[int, ...]]) -> None:
+    flat = [size for shape in shapes for size in shape]
+    table[: len(flat)] = flat

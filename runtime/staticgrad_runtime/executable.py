@@ -1,0 +1,331 @@
+"""A loaded program that is called with arrays.
+
+Two ways lead through a call. The native entry (`sg_entry`, part of the object code) serves what is
+exactly as declared and bound: ndarrays of the right dtype and shape, dense. Anything else (other
+sizes, lists, `out=`, names, concurrent calls, errors) comes to `Executable.__call__`, which checks
+and converts in Python, and then hands the sizes that it bound over to the native entry. With
+STATICGRAD_ENTRY=portable in the environment every call takes that path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from .arena import address, aligned_bytes
+from .arguments import allocate_outputs, check_out, gather, to_array
+from .arrays import Array, byte_range, dense, overlaps
+from .artifact import Artifact, Manifest
+from .binding import Binder, Binding, Shape, dims_key
+from .callcontext import CallContext
+from .context import CALL_SYMBOL, ENTRY_SYMBOL, RUN_SYMBOL
+from .dims import shape_text
+from .errors import BindError, ExecutionError, StateError
+from .layout import Head, is_native_class, native_class, native_interface, set_call
+from .loader import Library, check_host
+from .state import CellLocks, StateCell
+
+FailureHook = Callable[[int, int, int, Sequence[Array]], None]
+
+# Bindings that an executable remembers; one holds an offset per temporary.
+_REMEMBERED = 128
+
+_executables: weakref.WeakSet[Executable] = weakref.WeakSet()
+
+
+def _wants_native() -> bool:
+    return os.environ.get("STATICGRAD_ENTRY") != "portable" and native_interface() is not None
+
+
+class Executable(Head):
+    """A compiled program bound to its state: `executable(*arrays)` runs it once.
+
+    `cells` are the state cells in the manifest's order. `extra_symbols` maps names that the object
+    code may use beside the C library's three to addresses, which must outlive the executable.
+    `native=False` keeps the native entry out (a program whose steps call back into Python).
+
+    A call takes the inputs in order or by name and returns an array, or a tuple of arrays, that
+    own their memory. `out=` takes arrays to write to instead (one array for a single output, else
+    a sequence with None where a new one is wanted). BindError says what does not fit;
+    ExecutionError that a step failed, with state unchanged. `on_failure`, if set, is called with
+    (code, element, value, arrays) before that error is raised, and may raise a better one.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_binder",
+        "_bindings",
+        "_by_shapes",
+        "_cells",
+        "_constants",
+        "_contexts",
+        "_free",
+        "_holding",
+        "_library",
+        "_locks",
+        "_mutex",
+        "_native",
+        "_published",
+        "_releasing",
+        "_retired",
+        "_state_ranges",
+        "_written",
+        "manifest",
+        "on_failure",
+    )
+
+    def __new__(cls, *args: Any, **named: Any) -> Executable:
+        if _wants_native() and not is_native_class(cls):
+            cls = native_class(cls)
+        return object.__new__(cls)
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        cells: Sequence[StateCell] = (),
+        *,
+        extra_symbols: Mapping[str, int] | None = None,
+        native: bool = True,
+    ) -> None:
+        manifest = artifact.manifest
+        check_host(manifest.triple, manifest.features)
+        _check_cells(manifest, cells)
+        self.manifest = manifest
+        self.on_failure: FailureHook | None = None
+        self._cells = tuple(cells)
+        self._state_ranges = [byte_range(cell.view()) for cell in cells]
+        self._written = [cell for cell, spec in zip(cells, manifest.state) if spec.written]
+        self._locks = CellLocks((cell, spec.written) for cell, spec in zip(cells, manifest.state))
+        self._constants = _load_constants(artifact)
+        self._binder = Binder(manifest)
+        self._bindings: dict[tuple[int, ...], Binding] = {}
+        self._by_shapes: dict[tuple[Shape, ...], Binding] = {}
+        names = (RUN_SYMBOL, CALL_SYMBOL, ENTRY_SYMBOL)
+        objects = [code for code in (artifact.object_code, artifact.entry_code) if code]
+        self._library = Library(objects, names, extra_symbols or {})
+        call = self._library.address(CALL_SYMBOL if CALL_SYMBOL in self._library else RUN_SYMBOL)
+        self._releasing = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(call)
+        self._holding = ctypes.PYFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(call)
+        self._native = (
+            native and _wants_native() and is_native_class(type(self))
+            and ENTRY_SYMBOL in self._library
+        )  # fmt: skip
+        self._contexts: list[CallContext] = []  # all, so that what native code uses stays alive
+        self._reset_contexts()
+        _executables.add(self)
+
+    # Sizes
+
+    def bind(self, dims: Mapping[str, int]) -> Binding:
+        """Shapes, memory plan and cost at given values of the symbols. Raises BindError."""
+        self._binder.check(dims)
+        key = dims_key(dims, self.manifest.dims)
+        found = self._bindings.get(key)
+        if found is None:
+            found = self._binder.binding(dict(zip(self.manifest.dims, key)))
+            _remember(self._bindings, key, found)
+        return found
+
+    def peak_bytes(self, **dims: int) -> int:
+        """Bytes of temporary memory that a run at these sizes needs, known before it runs."""
+        return self.bind(dims).plan.peak_bytes
+
+    def _binding_for(self, shapes: tuple[Shape, ...]) -> Binding:
+        found = self._by_shapes.get(shapes)
+        if found is None:
+            found = self.bind(self._binder.bind_shapes(shapes))
+            _remember(self._by_shapes, shapes, found)
+        return found
+
+    # Calls
+
+    def __call__(self, /, *arrays: Any, out: Any = None, **named: Any) -> Any:
+        manifest = self.manifest
+        values = gather(manifest.inputs, arrays, named)
+        inputs = [to_array(spec, value) for spec, value in zip(manifest.inputs, values)]
+        binding = self._binding_for(tuple(array.shape for array in inputs))
+        inputs = [dense(array) for array in inputs]
+        if out is None:
+            outputs = allocate_outputs(manifest.outputs, binding.output_shapes)
+        else:
+            outputs = check_out(manifest, binding.output_shapes, out)
+        if out is not None or self._cells:
+            inputs = self._without_overlaps(inputs, outputs)
+        context = self._take_context()
+        try:
+            if context.binding is not binding:
+                context.bind(binding)
+            context.point(manifest.inputs, inputs)
+            context.point(manifest.outputs, outputs)
+            context.reset_status()
+            with self._locks:
+                run = self._releasing if binding.release_gil else self._holding
+                failed = run(context.address) != 0
+                if not failed:
+                    for cell in self._written:
+                        cell.bump()
+            failure = context.failure() if failed else (0, 0, 0)
+        finally:
+            self._give_back(context)
+        if failed:
+            self._raise_failure(*failure, *inputs)
+        return outputs[0] if manifest.single else tuple(outputs)
+
+    def _without_overlaps(self, inputs: list[Array], outputs: list[Array]) -> list[Array]:
+        """Copies each input that shares memory with state or `out`; refuses outputs that do."""
+        state = self._state_ranges
+        ranges = [byte_range(array) for array in outputs]
+        for i, mine in enumerate(ranges):
+            if any(overlaps(mine, other) for other in ranges[:i]):
+                raise BindError("out: two of the arrays share memory")
+            if any(overlaps(mine, other) for other in state):
+                raise BindError("out: an array shares memory with the program's state")
+        taken = state + ranges
+        return [
+            array.copy() if any(overlaps(byte_range(array), other) for other in taken) else array
+            for array in inputs
+        ]
+
+    def _raise_failure(self, code: int, element: int, value: int, *arrays: Array) -> NoReturn:
+        if self.on_failure is not None:
+            self.on_failure(code, element, value, arrays)
+        message = self.manifest.messages.get(code)
+        if message is None:
+            raise ExecutionError(
+                f"{self.manifest.name}: step failed with the unlisted code {code}",
+                code=code, element=element, value=value,
+            )  # fmt: skip
+        text = message.text.replace("{element}", str(element)).replace("{value}", str(value))
+        where = f" ({message.location})" if message.location else ""
+        raise ExecutionError(
+            text + where, code=code, element=element, value=value, location=message.location
+        )
+
+    # Contexts
+
+    def _reset_contexts(self) -> None:
+        """Starts with no context at hand: at first, and in a forked child, where those of other
+        threads' calls never come back."""
+        if self._native:
+            set_call(self, 0)
+        self._mutex = threading.Lock()
+        self._free: list[CallContext] = []
+        self._retired: list[CallContext] = []  # once published, and busy when another took over
+        self._published: CallContext | None = None
+        self._words: Any = None
+
+    def _take_context(self) -> CallContext:
+        with self._mutex:
+            if self._retired:
+                self._free += [context for context in self._retired if not context.busy]
+                self._retired = [context for context in self._retired if context.busy]
+            if self._free:
+                return self._free.pop()
+            context = CallContext(self.manifest, self._cells, self._constants)
+            if self._native:
+                interface = native_interface()
+                assert interface is not None
+                cls = type(self)
+                context.set_native(interface, cls.__call__, cls._raise_failure)
+            self._contexts.append(context)
+            return context
+
+    def _give_back(self, context: CallContext) -> None:
+        """Hands a context that just ran to the native entry; the one it had goes to the pool.
+
+        One store of the slot publishes it. The native entry reads the slot and marks the context
+        busy in one step under the GIL, so after the store no new call can start on the old one.
+        """
+        with self._mutex:
+            if not self._native or context.binding is None:
+                self._free.append(context)
+                return
+            old, self._published = self._published, context
+            self._words = context.words
+            if old is None:
+                set_call(self, self._library.address(ENTRY_SYMBOL))
+            elif old.busy:
+                self._retired.append(old)
+            else:
+                self._free.append(old)
+
+    # The rest
+
+    @property
+    def cells(self) -> tuple[StateCell, ...]:
+        """The state cells, in the manifest's order."""
+        return self._cells
+
+    @property
+    def is_native(self) -> bool:
+        """Whether calls go through the native entry."""
+        return self._native
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("an Executable cannot be copied or pickled; save its artifact")
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        inputs = ", ".join(f"{s.name}: {s.dtype}{shape_text(s.shape)}" for s in manifest.inputs)
+        outputs = ", ".join(f"{s.dtype}{shape_text(s.shape)}" for s in manifest.outputs)
+        return f"<Executable {manifest.name}({inputs}) -> ({outputs})>"
+
+
+def _remember(table: dict[Any, Binding], key: Any, binding: Binding) -> None:
+    """Keeps the newest bindings; one that is dropped is computed again when it comes back."""
+    if len(table) >= _REMEMBERED:
+        table.pop(next(iter(table)), None)
+    table[key] = binding
+
+
+def _check_cells(manifest: Manifest, cells: Sequence[StateCell]) -> None:
+    if len(cells) != len(manifest.state):
+        raise StateError(
+            f"{manifest.name}: {len(manifest.state)} cells expected, {len(cells)} given"
+        )
+    if len(set(cells)) != len(cells):
+        raise StateError(f"{manifest.name}: a state cell is given twice")
+    for spec, cell in zip(manifest.state, cells):
+        if cell.dtype != np.dtype(spec.dtype) or cell.shape != tuple(spec.shape):
+            raise StateError(
+                f"state {spec.name!r}: expected {spec.dtype} {shape_text(spec.shape)}, "
+                f"got {cell.dtype} {shape_text(cell.shape)}"
+            )
+
+
+class _Constants(dict[int, int]):
+    """Addresses by buffer; keeps the memory alive."""
+
+    memory: list[Array]
+
+
+def _load_constants(artifact: Artifact) -> _Constants:
+    """Copies the constants to aligned memory, equal blobs once."""
+    table = _Constants()
+    table.memory = []
+    where: dict[int, int] = {}
+    for spec in artifact.manifest.constants:
+        if spec.blob not in where:
+            blob = artifact.blobs[spec.blob]
+            memory = aligned_bytes(len(blob))
+            memory[: len(blob)] = np.frombuffer(blob, np.uint8)
+            memory.flags.writeable = False
+            table.memory.append(memory)
+            where[spec.blob] = address(memory)
+        table[spec.buffer] = where[spec.blob]
+    return table
+
+
+def _reset_after_fork() -> None:
+    for executable in list(_executables):
+        executable._reset_contexts()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,0 +1,216 @@
+"""Every float32 value through the generated math functions, judged by a float64 oracle.
+
+    python -m tests.exhaustive_math [--stride N] [name ...]
+
+prints the largest error in ULP of each named unary function (all of them without names) over all
+2**32 inputs, or over every N-th bit pattern. About a minute or two for each function on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+import numpy as np
+import scipy.special
+
+from staticgrad.codegen.builder import Function, Module, vector
+from staticgrad.codegen.math_functions import FUNCTIONS, emit_math
+from staticgrad.codegen.target import Target, host_target
+
+SCALARS = {"float32": "float", "float64": "double"}
+
+
+def map_module(name: str, dtype: str, lanes: int, target: Target | None = None) -> str:
+    """LLVM text of `map(in0, [in1,] out, n)`: function `name` over n elements, a multiple of lanes."""
+    module = Module(target or host_target())
+    scalar = SCALARS[dtype]
+    ty = vector(scalar, lanes)
+    inputs = [f"in{i}" for i in range(FUNCTIONS[name].arity)]
+    params = [("ptr", p) for p in (*inputs, "out")] + [("i64", "n")]
+    f = Function(module, "map", params, linkage="")
+    head, body, done = "head", "body", "done"
+    i, following = f.reserve(), f.reserve()
+    f.branch(head)
+    f.label(head)
+    f.assign(i, f"phi i64 [ 0, %entry ], [ {following}, %next ]")
+    f.branch_if(f.emit(f"icmp ult i64 {i}, %n"), body, done)
+    f.label(body)
+    size = 4 if scalar == "float" else 8
+    loads = []
+    for p in inputs:
+        address = f.emit(f"getelementptr {scalar}, ptr %{p}, i64 {i}")
+        loads.append(f.emit(f"load {ty}, ptr {address}, align {size}"))
+    value = emit_math(f, name, ty, *loads)
+    address = f.emit(f"getelementptr {scalar}, ptr %out, i64 {i}")
+    f.stmt(f"store {ty} {value}, ptr {address}, align {size}")
+    f.branch("next")
+    f.label("next")
+    f.assign(following, f"add i64 {i}, {lanes}")
+    f.branch(head)
+    f.label(done)
+    f.stmt("ret void")
+    f.finish()
+    return module.to_text()
+
+
+class Map:
+    """A JIT-compiled `map_module`, called with arrays of one shape."""
+
+    def __init__(self, name: str, dtype: str, lanes: int) -> None:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        target = host_target()
+        machine = llvm.Target.from_triple(target.triple).create_target_machine(
+            cpu=target.cpu, features=target.features, opt=3, jit=True
+        )
+        self.jit = llvm.create_lljit_compiler(machine)
+        library = llvm.JITLibraryBuilder().add_ir(map_module(name, dtype, lanes))
+        self.library = library.export_symbol("map").link(self.jit, name)
+        self.arity = FUNCTIONS[name].arity
+        pointers = [ctypes.c_void_p] * (self.arity + 1)
+        self.call = ctypes.CFUNCTYPE(None, *pointers, ctypes.c_int64)(self.library["map"])
+        self.dtype = np.dtype(dtype)
+        self.lanes = lanes
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        n = len(arrays[0])
+        padded = -(-n // self.lanes) * self.lanes
+        inputs = [np.zeros(padded, self.dtype) for _ in arrays]
+        for copy, array in zip(inputs, arrays):
+            copy[:n] = array
+        out = np.empty(padded, self.dtype)
+        self.call(*(a.ctypes.data for a in (*inputs, out)), padded)
+        return out[:n]
+
+
+@functools.cache
+def compiled(name: str, dtype: str = "float32", lanes: int = 16) -> Map:
+    return Map(name, dtype, lanes)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return scipy.special.expit(x)
+
+
+# The float64 oracle of each unary function.
+ORACLES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log2": np.log2,
+    "log10": np.log10,
+    "log1p": np.log1p,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tan": np.tan,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "tanh": np.tanh,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
+    "sigmoid": sigmoid,
+    "softplus": lambda x: np.logaddexp(x, 0.0),
+    "erf": scipy.special.erf,
+    "erfc": scipy.special.erfc,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1.0 / np.sqrt(x),
+    "cbrt": np.cbrt,
+    "round": np.rint,
+    "trunc": np.trunc,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "sign": np.sign,
+}
+
+
+@dataclass
+class Worst:
+    """The largest error in ULP so far, and the input (as bits) where it was seen."""
+
+    ulp: float = 0.0
+    where: int = 0
+    got: float = 0.0
+    expected: float = 0.0
+
+
+def ulp_errors32(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """|got - expected| in float32 ULP of the expected float64 value; infinite where a NaN, an
+    infinity or the sign of a zero differs."""
+    with np.errstate(all="ignore"):
+        rounded = expected.astype(np.float32)
+        _, exponent = np.frexp(expected)
+        spacing = np.ldexp(1.0, np.maximum(exponent - 24, -149))
+        # An infinity stands for 2**128, so that a result that overflows early is measured too.
+        bounded = np.where(np.isinf(got), np.copysign(2.0**128, got), got).astype(np.float64)
+        limit = np.where(np.abs(expected) > 2.0**128, np.copysign(2.0**128, expected), expected)
+        error = np.abs(bounded - limit) / spacing
+    same = (got.view(np.uint32) == rounded.view(np.uint32)) | (np.isnan(got) & np.isnan(rounded))
+    error = np.where(same, np.minimum(error, 0.5), error)
+    error = np.where(np.isnan(error) & ~same, np.inf, error)
+    wrong_zero = (rounded == 0) & (got == 0) & (np.signbit(got) != np.signbit(rounded))
+    wrong_infinity = np.isinf(expected) & ~same
+    return np.where(wrong_zero | wrong_infinity, np.inf, np.where(np.isnan(error), 0.0, error))
+
+
+def judge(name: str, bits: np.ndarray, worst: Worst) -> None:
+    """Runs the function on the bit patterns and keeps the worst error. Equal bits are right: only
+    the others are measured, which is what makes the full range affordable."""
+    x = bits.view(np.float32)
+    got = compiled(name)(x)
+    with np.errstate(all="ignore"):
+        expected = ORACLES[name](x.astype(np.float64))
+        rounded = expected.astype(np.float32)
+    differ = np.flatnonzero(got.view(np.uint32) != rounded.view(np.uint32))
+    if not len(differ):
+        return
+    errors = ulp_errors32(got[differ], expected[differ])
+    k = int(np.argmax(errors))
+    if errors[k] > worst.ulp:
+        at = differ[k]
+        worst.ulp, worst.where = float(errors[k]), int(bits[at])
+        worst.got, worst.expected = float(got[at]), float(expected[at])
+
+
+def run(name: str, stride: int = 1, chunk: int = 1 << 18) -> Worst:
+    worst = Worst()
+    step = chunk * stride
+    offsets = np.arange(0, step, stride, dtype=np.uint64)
+    for start in range(0, 1 << 32, step):
+        patterns = offsets + np.uint64(start)
+        judge(name, patterns[patterns < 1 << 32].astype(np.uint32), worst)
+    return worst
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="functions; all of the unary ones by default")
+    parser.add_argument("--stride", type=int, default=1, help="take every N-th bit pattern")
+    options = parser.parse_args(arguments)
+    failed = False
+    for name in options.names or list(ORACLES):
+        begin = time.perf_counter()
+        worst = run(name, options.stride)
+        value = np.uint32(worst.where).view(np.float32)
+        print(
+            f"{name:9s} {max(worst.ulp, 0.0):8.4f} ULP at {float(value)!r} (0x{worst.where:08x}): "
+            f"got {worst.got!r}, exact {worst.expected!r}  [{time.perf_counter() - begin:.0f} s]",
+            flush=True,
+        )
+        failed |= worst.ulp > 1.0
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

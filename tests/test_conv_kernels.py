@@ -1,0 +1,417 @@
+"""Generated convolution against loops in float64: geometries, bits, bounds, epilogues."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import mmap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from staticgrad.codegen.builder import Module
+from staticgrad.codegen.conv import (
+    require_conv_forward,
+    require_conv_grad_input,
+    require_conv_grad_weight,
+    workspace_bytes,
+)
+from staticgrad.codegen.target import Target, host_target
+
+KINDS = {
+    "forward": require_conv_forward,
+    "grad_input": require_conv_grad_input,
+    "grad_weight": require_conv_grad_weight,
+}
+OUTPUT = {"forward": 2, "grad_input": 0, "grad_weight": 1}  # which of (x, w, y) is written
+PARAMS = ("ptr %g, ptr %x, ptr %w, ptr %y, ptr %workspace, ptr %epilogue, ptr %context, "
+          "i64 %begin, i64 %end")  # fmt: skip
+EPILOGUE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 5)
+PAGE = mmap.PAGESIZE
+Array = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """One convolution; `pad` is (top, left, bottom, right). `out` overrides the output's size."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    o: int
+    kh: int
+    kw: int
+    stride: tuple[int, int] = (1, 1)
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def out(self) -> tuple[int, int]:
+        top, left, bottom, right = self.pad
+        spans = (
+            (self.h + top + bottom, self.kh, self.stride[0], self.dilation[0]),
+            (self.w + left + right, self.kw, self.stride[1], self.dilation[1]),
+        )
+        return tuple(max((size - d * (k - 1) - 1) // s + 1, 0) for size, k, s, d in spans)  # type: ignore[return-value]
+
+    def shapes(self) -> list[tuple[int, int, int, int]]:
+        return [
+            (self.n, self.c, self.h, self.w),
+            (self.o, self.c // self.groups, self.kh, self.kw),
+            (self.n, self.o, *self.out),
+        ]
+
+    def array(self) -> Array:
+        values = [*self.shapes()[0], self.o, self.kh, self.kw, *self.out, *self.stride]
+        return np.array([*values, *self.pad[:2], *self.dilation, self.groups], np.int64)
+
+    def taps(self) -> Iterator[tuple[slice, slice, int, int, int, int, int, int]]:
+        """(channels of x, channels of y, i, j, row of x, column of x, kh, kw) of what meets."""
+        cs, os = self.c // self.groups, self.o // self.groups
+        for g in range(self.groups):
+            c, o = slice(g * cs, (g + 1) * cs), slice(g * os, (g + 1) * os)
+            for i, j in np.ndindex(self.out):
+                for a, b in np.ndindex(self.kh, self.kw):
+                    row = i * self.stride[0] - self.pad[0] + a * self.dilation[0]
+                    col = j * self.stride[1] - self.pad[1] + b * self.dilation[1]
+                    if 0 <= row < self.h and 0 <= col < self.w:
+                        yield c, o, i, j, row, col, a, b
+
+
+def reference(kind: str, geometry: Geometry, x: Array, w: Array, y: Array) -> Array:
+    """The definition, tap by tap, in the arrays' own dtype."""
+    out = np.zeros_like((x, w, y)[OUTPUT[kind]])
+    for c, o, i, j, row, col, a, b in geometry.taps():
+        if kind == "forward":
+            out[:, o, i, j] += x[:, c, row, col] @ w[o, :, a, b].T
+        elif kind == "grad_input":
+            out[:, c, row, col] += y[:, o, i, j] @ w[o, :, a, b]
+        else:
+            out[o, :, a, b] += y[:, o, i, j].T @ x[:, c, row, col]
+    return out
+
+
+def narrowed(bits: int) -> Target:
+    """The host with narrower vectors and 16 registers, as AVX2 has."""
+    return dataclasses.replace(host_target(), vector_bits=bits, vector_registers=16)
+
+
+def without_masks() -> Target:
+    """The host as if it had no masks for vectors of bytes: the code of CPUs without masks."""
+    host = host_target()
+    features = ",".join(f for f in host.features.split(",") if f != "+avx512bw")
+    return dataclasses.replace(host, features=features)
+
+
+class Compiled:
+    """The three functions of one dtype, compiled together."""
+
+    def __init__(self, dtype: str, target: Target) -> None:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        module = Module(target)
+        names = {kind: require(module, dtype) for kind, require in KINDS.items()}
+        text = module.to_text()
+        for kind, name in names.items():
+            text += f"define void @run_{kind}({PARAMS}) {{\n"
+            text += f"  call void @{name}({PARAMS})\n  ret void\n}}\n"
+        parsed = llvm.parse_assembly(text)
+        parsed.verify()
+        machine = llvm.Target.from_triple(target.triple).create_target_machine(
+            cpu=target.cpu, features=target.features, opt=1
+        )
+        self.dtype = np.dtype(dtype)
+        self.names, self.text = names, text
+        self._jit = llvm.create_lljit_compiler(machine)
+        library = llvm.JITLibraryBuilder().add_ir(parsed).add_current_process()
+        for kind in KINDS:
+            library = library.export_symbol(f"run_{kind}")
+        self._library = library.link(self._jit, "convolution")
+        signature = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 7, *[ctypes.c_int64] * 2)
+        self._functions = {kind: signature(self._library[f"run_{kind}"]) for kind in KINDS}
+        self._workspace = np.zeros(workspace_bytes(target, dtype), np.uint8)
+
+    def run(
+        self, kind: str, geometry: Geometry, x: Array, w: Array, y: Array,
+        begin: int = 0, end: int | None = None, epilogue: Any = None,
+    ) -> None:  # fmt: skip
+        if end is None:
+            end = geometry.o if kind == "grad_weight" else geometry.n
+        # What an earlier call left behind must not matter: all of it is NaN, or -1.
+        self._workspace[:] = 255
+        sizes = geometry.array()
+        self._functions[kind](
+            sizes.ctypes.data, x.ctypes.data, w.ctypes.data, y.ctypes.data,
+            self._workspace.ctypes.data, epilogue, None, begin, end,
+        )  # fmt: skip
+
+    def result(self, kind: str, geometry: Geometry, operands: list[Array], **more: Any) -> Array:
+        """A fresh output, which held NaN (or -1) before."""
+        operands = list(operands)
+        out = np.empty_like(operands[OUTPUT[kind]])
+        out.view(np.uint8)[...] = 255
+        operands[OUTPUT[kind]] = out
+        self.run(kind, geometry, *operands, **more)
+        return out
+
+
+@functools.cache
+def compiled(dtype: str = "float32", target: Target | None = None) -> Compiled:
+    return Compiled(dtype, target or host_target())
+
+
+def random_operands(geometry: Geometry, dtype: str, seed: int = 0) -> list[Array]:
+    rng = np.random.default_rng(seed)
+    if np.dtype(dtype).kind == "f":
+        return [rng.standard_normal(s).astype(dtype) for s in geometry.shapes()]
+    info = np.iinfo(dtype)
+    return [rng.integers(info.min, info.max, s, dtype, endpoint=True) for s in geometry.shapes()]
+
+
+def check(kind: str, geometry: Geometry, dtype: str = "float32", target: Any = None) -> None:
+    operands = random_operands(geometry, dtype)
+    got = compiled(dtype, target).result(kind, geometry, operands)
+    if got.dtype.kind != "f":
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(got, reference(kind, geometry, *operands))
+        return
+    wide = [a.astype("float64") for a in operands]
+    exact = reference(kind, geometry, *wide)
+    # A sum of k products in any order errs by at most k * eps * (the sum of their magnitudes).
+    magnitudes = reference(kind, geometry, *[np.abs(a) for a in wide])
+    terms = reference(kind, geometry, *[np.ones_like(a) for a in wide])
+    bound = (terms + 2) * np.finfo(dtype).eps * magnitudes
+    assert np.all(np.abs(got - exact) <= bound), np.abs(got - exact).max()
+
+
+GEOMETRIES = {
+    "plain": Geometry(2, 3, 8, 9, 4, 3, 3),
+    "same_5x5_one_channel": Geometry(3, 1, 28, 28, 16, 5, 5, pad=(2, 2, 2, 2)),
+    "same_5x5": Geometry(3, 16, 14, 14, 32, 5, 5, pad=(2, 2, 2, 2)),
+    "strided": Geometry(2, 5, 13, 17, 7, 3, 3, stride=(2, 2), pad=(1, 1, 1, 1)),
+    "strides_differ": Geometry(2, 3, 11, 19, 5, 3, 4, stride=(3, 2), pad=(0, 2, 1, 1)),
+    "stride_3_dilation_2": Geometry(2, 4, 20, 23, 6, 3, 3, (3, 3), (2, 1, 0, 3), (2, 2)),
+    "stride_2_dilation_2": Geometry(2, 3, 15, 16, 4, 3, 3, (2, 2), (2, 2, 2, 2), (2, 2)),
+    "stride_4_dilation_6": Geometry(1, 2, 17, 33, 3, 2, 3, (4, 4), (3, 1, 3, 1), (6, 6)),
+    "stride_over_kernel": Geometry(2, 2, 14, 15, 3, 2, 1, (3, 4), (0, 1, 0, 0)),
+    "dilated": Geometry(2, 3, 12, 14, 4, 3, 3, (1, 1), (1, 3, 3, 0), (3, 2)),
+    "asymmetric_padding": Geometry(2, 2, 6, 7, 3, 3, 3, pad=(2, 0, 1, 4)),
+    "padding_over_kernel": Geometry(1, 2, 3, 4, 2, 2, 2, pad=(4, 5, 3, 6)),
+    "kernel_over_image": Geometry(2, 3, 3, 2, 4, 5, 7, pad=(1, 3, 1, 3)),
+    "two_groups": Geometry(2, 6, 9, 10, 8, 3, 3, pad=(1, 1, 1, 1), groups=2),
+    "depthwise": Geometry(2, 7, 11, 13, 7, 3, 3, pad=(1, 1, 1, 1), groups=7),
+    "depthwise_strided": Geometry(2, 5, 12, 9, 10, 3, 3, (2, 2), (1, 1, 1, 1), groups=5),
+    "depthwise_wide": Geometry(1, 3, 4, 70, 3, 3, 5, (1, 1), (1, 2, 1, 2), groups=3),
+    "depthwise_dilated": Geometry(2, 4, 9, 40, 4, 3, 3, (1, 1), (2, 3, 2, 3), (2, 3), groups=4),
+    "one_by_one": Geometry(2, 19, 7, 9, 33, 1, 1),
+    "one_by_one_strided": Geometry(2, 9, 7, 9, 5, 1, 1, stride=(2, 3)),
+    "one_dimension": Geometry(3, 4, 1, 50, 6, 1, 5, pad=(0, 2, 0, 2)),
+    "one_dimension_strided": Geometry(2, 3, 1, 65, 4, 1, 4, (1, 3), (0, 1, 0, 0), (1, 2)),
+    "long_kernel": Geometry(1, 2, 1, 1300, 2, 1, 1100, pad=(0, 30, 0, 0)),
+    "tall_kernel": Geometry(1, 2, 90, 12, 2, 80, 9, pad=(1, 1, 1, 1)),
+    "one_output": Geometry(70, 3, 4, 4, 5, 4, 4),
+    "tiny_image": Geometry(40, 3, 2, 3, 5, 1, 2),
+    "one_everything": Geometry(1, 1, 1, 1, 1, 1, 1),
+    "one_column": Geometry(2, 3, 9, 1, 4, 3, 1, stride=(1, 2)),
+    "many_channels": Geometry(1, 130, 5, 6, 20, 3, 3, pad=(1, 1, 1, 1)),
+    "many_outputs": Geometry(1, 2, 3, 5, 300, 2, 2),
+    "many_inputs": Geometry(1, 300, 3, 5, 2, 2, 2),
+    "no_image": Geometry(0, 3, 5, 5, 4, 3, 3),
+    "no_channel": Geometry(2, 0, 5, 5, 4, 3, 3),
+    "no_output_channel": Geometry(2, 3, 5, 5, 0, 3, 3),
+    "no_position": Geometry(2, 3, 2, 5, 4, 3, 3),
+    "no_pixel": Geometry(2, 3, 0, 5, 4, 3, 3, pad=(2, 1, 2, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_agrees_with_loops_in_float64(name: str, kind: str) -> None:
+    check(kind, GEOMETRIES[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(12))
+def test_agrees_with_loops_on_random_geometries(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    groups = int(rng.integers(1, 4))
+    channels = [groups * int(rng.integers(1, 7)) for _ in range(2)]
+    stride, dilation = (tuple(int(v) for v in rng.integers(1, 4, 2)) for _ in range(2))
+    kernel = rng.integers(1, 5, 2)
+    pad = rng.integers(0, 4, 4)
+    size = rng.integers(1, 24, 2) + dilation * (kernel - 1)
+    geometry = Geometry(
+        int(rng.integers(1, 4)), channels[0], int(size[0]), int(size[1]), channels[1],
+        int(kernel[0]), int(kernel[1]), stride, tuple(int(p) for p in pad), dilation, groups,
+    )  # fmt: skip
+    check(kind, geometry, "float64")
+
+
+PART = ("same_5x5", "strided", "stride_3_dilation_2", "depthwise", "depthwise_strided",
+        "one_by_one", "one_dimension_strided", "one_output", "padding_over_kernel",
+        "no_channel", "no_image")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float64", "int8", "uint16", "int32", "int64"])
+def test_other_dtypes(dtype: str, kind: str) -> None:
+    for name in PART[1:]:
+        check(kind, GEOMETRIES[name], dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [128, 256])
+def test_narrower_vectors_and_fewer_registers(bits: int, kind: str) -> None:
+    for name in PART:
+        check(kind, GEOMETRIES[name], target=narrowed(bits))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_code_for_cpus_without_masks(kind: str) -> None:
+    for name in PART[1:]:
+        check(kind, GEOMETRIES[name], "int8", without_masks())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [*PART, "many_channels", "many_inputs", "stride_over_kernel"])
+def test_a_split_changes_no_bit(name: str, kind: str) -> None:
+    geometry = dataclasses.replace(GEOMETRIES[name], n=7)
+    operands = random_operands(geometry, "float32")
+    functions = compiled()
+    whole = functions.result(kind, geometry, operands)
+    extent = geometry.o if kind == "grad_weight" else geometry.n
+    cuts = sorted({0, 1, extent // 3, extent // 2 + 1, extent})
+    operands[OUTPUT[kind]] = out = np.full_like(whole, np.nan)
+    for begin, end in zip(cuts, cuts[1:]):
+        functions.run(kind, geometry, *operands, begin=begin, end=end)
+    assert out.tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["forward", "grad_input"])
+@pytest.mark.parametrize("name", PART)
+def test_an_image_alone_has_the_bits_it_has_in_a_batch(name: str, kind: str) -> None:
+    geometry = dataclasses.replace(GEOMETRIES[name], n=5)
+    operands = random_operands(geometry, "float32")
+    whole = compiled().result(kind, geometry, operands)
+    for n in range(5):
+        alone = [operands[0][n : n + 1], operands[1], operands[2][n : n + 1]]
+        got = compiled().result(kind, dataclasses.replace(geometry, n=1), alone)
+        assert got.tobytes() == whole[n : n + 1].tobytes()
+
+
+def covering_epilogue(kind: str, out: Array, covered: Array) -> Any:
+    """An epilogue that doubles its block of the result, and counts its calls for each element."""
+    rows = out.shape[0 if kind == "grad_weight" else 1]
+    shape = (1 if kind == "grad_weight" else out.shape[0], rows, -1 if out.size else 0)
+    result, counts = out.reshape(shape), covered.reshape(shape)
+
+    def call(context: Any, batch: int, r0: int, r1: int, c0: int, c1: int) -> None:
+        assert 0 <= batch < shape[0] and 0 <= r0 < r1 <= rows and 0 <= c0 < c1 <= result.shape[2]
+        result[batch, r0:r1, c0:c1] *= 2
+        counts[batch, r0:r1, c0:c1] += 1
+
+    return EPILOGUE(call)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name", [*PART, "two_groups", "many_channels", "many_outputs", "many_inputs", "long_kernel",
+             "stride_over_kernel", "no_position", "no_output_channel"],
+)  # fmt: skip
+def test_the_epilogue_gets_each_finished_element_once(name: str, kind: str) -> None:
+    geometry = GEOMETRIES[name]
+    operands = random_operands(geometry, "float32")
+    plain = compiled().result(kind, geometry, operands)
+    operands[OUTPUT[kind]] = out = np.full_like(plain, np.nan)
+    covered = np.zeros(out.shape, np.int64)
+    epilogue = covering_epilogue(kind, out, covered)
+    compiled().run(kind, geometry, *operands, epilogue=epilogue)
+    np.testing.assert_array_equal(covered, 1)
+    np.testing.assert_array_equal(out, 2 * plain)
+
+
+class Guarded:
+    """Arrays whose memory ends (or begins) at a page that can't be touched."""
+
+    def __init__(self) -> None:
+        self._maps: list[mmap.mmap] = []
+        self._protect: Callable[..., int] = ctypes.CDLL(None, use_errno=True).mprotect
+        self._protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]  # type: ignore[attr-defined]
+
+    def copy(self, array: Array, at_end: bool) -> Array:
+        pages = -(-array.nbytes // PAGE)
+        memory = mmap.mmap(-1, (pages + 2) * PAGE)
+        self._maps.append(memory)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        for page in (0, pages + 1):
+            assert self._protect(base + page * PAGE, PAGE, 0) == 0
+        offset = PAGE + (pages * PAGE - array.nbytes if at_end else 0)
+        view = np.frombuffer(memory, array.dtype, array.size, offset).reshape(array.shape)
+        view[...] = array
+        return view
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_nothing_outside_of_the_operands_is_touched(dtype: str, kind: str, at_end: bool) -> None:
+    for target in (None, narrowed(256), without_masks()):
+        for name in GEOMETRIES:
+            if dtype == "int8" and name not in PART:
+                continue
+            geometry, guarded = GEOMETRIES[name], Guarded()
+            operands = random_operands(geometry, dtype)
+            expected = compiled(dtype, target).result(kind, geometry, operands)
+            fenced = [guarded.copy(a, at_end) for a in operands]
+            compiled(dtype, target).run(kind, geometry, *fenced)
+            assert fenced[OUTPUT[kind]].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unaligned_operands_give_the_same_bits(kind: str) -> None:
+    geometry = GEOMETRIES["strided"]
+    operands = random_operands(geometry, "float32")
+    expected = compiled().result(kind, geometry, operands)
+    moved = []
+    for array in operands:
+        memory = np.empty(array.size + 1, array.dtype)
+        moved.append(memory[1:].reshape(array.shape))
+        moved[-1][...] = array
+    compiled().run(kind, geometry, *moved)
+    assert moved[OUTPUT[kind]].tobytes() == expected.tobytes()
+
+
+def test_infinity_outside_of_the_window_does_not_leak() -> None:
+    geometry = Geometry(1, 2, 9, 40, 3, 3, 3)
+    x, w, y = random_operands(geometry, "float32")
+    x[0, 1, 4, 20] = np.inf
+    got = compiled().result("forward", geometry, [x, w, y])
+    hit = np.zeros((7, 38), bool)
+    hit[2:5, 18:21] = True
+    assert np.all(np.isfinite(got[0][:, ~hit])) and not np.any(np.isfinite(got[0][:, hit]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_functions_are_shared_and_their_workspace_is_bounded(dtype: str) -> None:
+    functions = compiled(dtype)
+    for kind, name in functions.names.items():
+        assert name == f"sg_conv_{kind}_{dtype}"
+        assert functions.text.count(f"@{name}(ptr %geometry") == 1
+    module = Module(host_target())
+    assert [r(module, dtype) for r in KINDS.values()] == [r(module, dtype) for r in KINDS.values()]
+    assert workspace_bytes(host_target(), dtype) <= 4 << 20
+
+
+def test_other_dtypes_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="bool"):
+        require_conv_forward(Module(host_target()), "bool")
+
+
+def test_no_function_is_called_from_outside_but_intrinsics() -> None:
+    declared = [line for line in compiled().text.splitlines() if line.startswith("declare")]
+    assert declared and all("@llvm." in line for line in declared)

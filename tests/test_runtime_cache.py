@@ -1,0 +1,179 @@
+"""The disk cache: hits, damage, tampering, permissions, eviction."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from staticgrad_runtime import Executable
+from staticgrad_runtime.cache import DiskCache, default_root
+
+from tests import runtime_programs as programs
+
+KEY = "ab" + "0" * 62
+OTHER = "ab" + "1" * 62
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> DiskCache:
+    return DiskCache(tmp_path / "cache")
+
+
+def entry(cache: DiskCache, key: str = KEY) -> Path:
+    (path,) = cache.root.glob(f"*/{key}*")
+    return path
+
+
+def test_what_is_stored_is_loaded(cache: DiskCache) -> None:
+    assert cache.load(KEY) is None
+    assert cache.store(KEY, b"content")
+    assert cache.load(KEY) == b"content"
+    assert DiskCache(cache.root).load(KEY) == b"content"
+    assert cache.store(KEY, b"newer")
+    assert cache.load(KEY) == b"newer"
+    assert cache.load(OTHER) is None
+
+
+def test_an_artifact_is_loaded_and_runs(cache: DiskCache) -> None:
+    cache.store_artifact(KEY, programs.x2_plus_1())
+    loaded = cache.load_artifact(KEY)
+    assert loaded is not None
+    assert Executable(loaded)([1.0]) == [3.0]
+
+
+def test_directories_and_files_are_private(cache: DiskCache) -> None:
+    cache.store(KEY, b"content")
+    path = entry(cache)
+    assert [p.stat().st_mode & 0o777 for p in (cache.root, path.parent)] == [0o700, 0o700]
+    assert path.stat().st_mode & 0o077 == 0
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:10])
+
+
+def other_version(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[8] += 1
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def open_to_others(path: Path) -> None:
+    path.chmod(0o666)
+
+
+def link_elsewhere(path: Path) -> None:
+    target = path.parent.parent / "elsewhere"
+    path.rename(target)
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("damage", [flip, shorten, other_version, empty, open_to_others])
+def test_a_damaged_entry_is_removed(cache: DiskCache, damage: Callable[[Path], None]) -> None:
+    cache.store(KEY, b"content")
+    path = entry(cache)
+    damage(path)
+    assert cache.load(KEY) is None
+    assert not path.exists()
+    cache.store(KEY, b"again")
+    assert cache.load(KEY) == b"again"
+
+
+def test_a_link_is_not_followed(cache: DiskCache) -> None:
+    cache.store(KEY, b"content")
+    link_elsewhere(entry(cache))
+    assert cache.load(KEY) is None
+
+
+def test_an_entry_under_another_key_is_not_taken(cache: DiskCache) -> None:
+    cache.store(KEY, b"content")
+    path = entry(cache)
+    path.rename(path.with_name(path.name.replace(KEY, OTHER)))
+    assert cache.load(OTHER) is None
+
+
+def test_a_malformed_artifact_is_removed(cache: DiskCache) -> None:
+    cache.store(KEY, b"no artifact")
+    assert cache.load_artifact(KEY) is None
+    assert cache.load(KEY) is None
+
+
+def test_directories_that_others_can_write_are_not_used(cache: DiskCache) -> None:
+    cache.store(KEY, b"content")
+    cache.root.chmod(0o777)
+    assert cache.load(KEY) is None
+    assert not cache.store(OTHER, b"content")
+    cache.root.chmod(0o700)
+    assert cache.load(KEY) == b"content"
+    entry(cache).parent.chmod(0o770)
+    assert cache.load(KEY) is None
+
+
+def test_an_unusable_root_is_silently_no_cache(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    cache = DiskCache(blocked / "cache")
+    assert not cache.store(KEY, b"content")
+    assert cache.load(KEY) is None
+    assert cache.size_bytes() == 0
+    cache.evict()
+
+
+def test_the_least_recently_used_goes_first(cache: DiskCache) -> None:
+    keys = [f"{i:02x}" + "0" * 62 for i in range(6)]
+    for age, key in enumerate(keys):
+        cache.store(key, bytes(1000))
+        os.utime(entry(cache, key), ns=(10**15 + age, 10**15 + age))
+    assert cache.load(keys[0]) is not None  # used now, so the newest
+    one = cache.size_bytes() // 6
+    cache.limit_bytes = 3 * one
+    cache.evict()
+    assert [cache.load(key) is not None for key in keys] == [True, False, False, False, True, True]
+    assert cache.size_bytes() == 3 * one
+
+
+def test_temporary_files_of_dead_writers_are_swept(cache: DiskCache) -> None:
+    cache.store(KEY, b"content")
+    folder = entry(cache).parent
+    old, young = folder / ".tmp-old", folder / ".tmp-young"
+    old.write_bytes(b"x")
+    young.write_bytes(b"x")
+    os.utime(old, (time.time() - 1e5, time.time() - 1e5))
+    cache.evict()
+    assert (old.exists(), young.exists()) == (False, True)
+    assert cache.load(KEY) == b"content"
+
+
+@pytest.mark.parametrize("key", ["", "abc", "../../../../etc/passwd", "AB" * 32, "ab/" + "0" * 32])
+def test_keys_are_hex_digests(cache: DiskCache, key: str) -> None:
+    with pytest.raises(ValueError, match="hex digest"):
+        cache.load(key)
+
+
+def test_the_environment_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("STATICGRAD_CACHE", raising=False)
+    monkeypatch.setenv("STATICGRAD_CACHE_DIR", str(tmp_path / "mine"))
+    assert default_root() == tmp_path / "mine"
+    monkeypatch.delenv("STATICGRAD_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_root() == tmp_path / "staticgrad"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_root() == tmp_path / "home" / ".cache" / "staticgrad"
+    monkeypatch.setenv("STATICGRAD_CACHE", "0")
+    assert default_root() is None
+    assert DiskCache.default() is None
