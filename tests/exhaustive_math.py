@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import llvmlite.binding as llvm
 import numpy as np
 import scipy.special
-
 from staticgrad.codegen.builder import Function, Module, vector
 from staticgrad.codegen.math_functions import FUNCTIONS, emit_math
 from staticgrad.codegen.target import Target, host_target
@@ -27,9 +26,10 @@ from staticgrad.codegen.target import Target, host_target
 SCALARS = {"float32": "float", "float64": "double"}
 
 
-def map_module(name: str, dtype: str, lanes: int, target: Target | None = None) -> str:
-    """LLVM text of `map(in0, [in1,] out, n)`: function `name` over n elements, a multiple of lanes."""
-    module = Module(target or host_target())
+def map_module(name: str, dtype: str, lanes: int, target: Target) -> str:
+    """LLVM text of `map(in0, [in1,] out, n)`: function `name` over n elements, a multiple of
+    `lanes`."""
+    module = Module(target)
     scalar = SCALARS[dtype]
     ty = vector(scalar, lanes)
     inputs = [f"in{i}" for i in range(FUNCTIONS[name].arity)]
@@ -63,15 +63,14 @@ def map_module(name: str, dtype: str, lanes: int, target: Target | None = None) 
 class Map:
     """A JIT-compiled `map_module`, called with arrays of one shape."""
 
-    def __init__(self, name: str, dtype: str, lanes: int) -> None:
+    def __init__(self, name: str, dtype: str, lanes: int, target: Target) -> None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        target = host_target()
         machine = llvm.Target.from_triple(target.triple).create_target_machine(
             cpu=target.cpu, features=target.features, opt=3, jit=True
         )
         self.jit = llvm.create_lljit_compiler(machine)
-        library = llvm.JITLibraryBuilder().add_ir(map_module(name, dtype, lanes))
+        library = llvm.JITLibraryBuilder().add_ir(map_module(name, dtype, lanes, target))
         self.library = library.export_symbol("map").link(self.jit, name)
         self.arity = FUNCTIONS[name].arity
         pointers = [ctypes.c_void_p] * (self.arity + 1)
@@ -91,12 +90,17 @@ class Map:
 
 
 @functools.cache
-def compiled(name: str, dtype: str = "float32", lanes: int = 16) -> Map:
-    return Map(name, dtype, lanes)
+def compiled(
+    name: str, dtype: str = "float32", lanes: int = 16, target: Target | None = None
+) -> Map:
+    return Map(name, dtype, lanes, target or host_target())
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    return scipy.special.expit(x)
+    """1 / (1 + exp(-x)) without the overflow that loses subnormal results (scipy's expit does)."""
+    e = np.exp(-np.abs(x))
+    result: np.ndarray = np.where(x < 0, e, 1.0) / (1.0 + e)
+    return result
 
 
 # The float64 oracle of each unary function.

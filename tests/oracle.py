@@ -1,7 +1,9 @@
 """Checks that derive from an op's record: used by the tests of every family.
 
-check_record(op)     the reference gives what `infer` promises, over all samples
-check_gradient(op)   autodiff against central differences in float64, first and second order
+check_record(op)       the reference gives what `infer` promises, over all samples
+check_expansion(op)    a formula in other ops gives what the reference gives
+check_gradient(op)     autodiff against central differences in float64, first and second order
+check_no_gradient(op)  an op that says it is not differentiable passes nothing back
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def arrays_of(sample: Sample) -> list[Array]:
     return found
 
 
-def evaluate(outputs: Sequence[Tensor], inputs: Sequence[Tensor], arrays: Arrays) -> list[Array]:
+def evaluate(outputs: Sequence[Any], inputs: Sequence[Any], arrays: Arrays) -> list[Array]:
     """The values of `outputs` by the reference interpreter."""
     return run_graph(Graph(inputs, outputs), list(arrays))[0]
 
@@ -114,7 +116,7 @@ class _Line:
     """A scalar of the graph along a line: `value(t)` at the point moved by t times a direction."""
 
     def __init__(
-        self, scalar: Tensor, inputs: Sequence[Tensor], arrays: Arrays, directions: Sequence[Any]
+        self, scalar: Tensor, inputs: Sequence[Any], arrays: Arrays, directions: Sequence[Any]
     ) -> None:
         self.graph = Graph(inputs, [scalar])
         self.arrays = arrays
@@ -128,9 +130,9 @@ class _Line:
         return _slope(self.value, step)
 
 
-def _weighted(values: Sequence[Tensor], weights: Sequence[Array]) -> Tensor:
+def _weighted(values: Sequence[Any], weights: Sequence[Array]) -> Any:
     """The sum of the values' elements, each times a fixed weight: a scalar to differentiate."""
-    total: Tensor | None = None
+    total: Any = None
     for v, w in zip(values, weights, strict=True):
         term = reduce_sum(v * constant_array(w))
         total = term if total is None else total + term
@@ -138,7 +140,7 @@ def _weighted(values: Sequence[Tensor], weights: Sequence[Array]) -> Tensor:
     return total
 
 
-def _weights(tensors: Sequence[Tensor], rng: np.random.Generator) -> list[Array]:
+def _weights(tensors: Sequence[Any], rng: np.random.Generator) -> list[Array]:
     return [rng.uniform(0.5, 1.5, t.shape) * rng.choice((-1.0, 1.0), t.shape) for t in tensors]
 
 

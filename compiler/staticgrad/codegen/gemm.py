@@ -2,14 +2,14 @@
 
 One function a dtype serves every size: sizes and strides are arguments. Loops after Van Zee and
 van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS Functionality" (2015): a block of B
-packed for the L2 cache, strips of rows of A, and a register tile (`gemm_kernel`). A is read where it
-lies unless its stride would put a strip on one cache set; B likewise when one strip of rows is all
-that uses it. Very small products go straight to the edge kernel, few rows to `gemm_skinny`, few
-columns to the transposed product.
+packed for the L2 cache, strips of rows of A, and a register tile (`gemm_kernel`). A is read where
+it lies unless its stride would put a strip on one cache set; B likewise when one strip of rows is
+all that uses it. Very small products go straight to the edge kernel, few rows to `gemm_skinny`,
+few columns to the transposed product.
 
 Bits: an element's sum ascends k by fused multiply-add from zero, with one accumulator to a block of
-k, and the blocks are added in order. The block of k depends on k, dtype and target alone, so neither
-the other sizes nor the strides, the path taken, or the rectangle asked for change a bit of it.
+k, and the blocks are added in order. The block of k depends on k, dtype and target alone, so
+neither the other sizes nor the strides, the path taken, or the rectangle asked for change it.
 """
 
 from __future__ import annotations
@@ -45,10 +45,13 @@ GEMM_PARAMS = (
 EPILOGUE_ELEMS = 4096
 # m * n * k up to which nothing is packed (but a B without unit column stride copied plainly).
 SMALL_PRODUCT = 8192
-# Columns up to which the transposed product is computed instead, its vectors running along m.
-SWAP_COLS = 4
-# Rows up to which each is multiplied by itself, B being read from the L2 cache for the others.
-SINGLE_ROWS = 2
+# Rows up to which each is multiplied by itself, B being read from the L2 cache for the others, where
+# the rows of B lie unbroken: 4 x 256 x 256 takes 9 us so, 11 by the edge kernel.
+SINGLE_ROWS = 4
+# The same where its columns do. And columns up to which the transposed product is computed instead.
+SINGLE_COLS = 2
+# k from which on that pays for up to EDGE_ROWS columns, if the columns of A lie unbroken.
+SWAP_DEPTH = 64
 # Columns of a one-row product to a block: the sums stay in the L1 cache.
 ROW_COLS = 2048
 PANEL_GAP = 128  # bytes between packed panels, which else were whole multiples of 4096 apart
@@ -164,7 +167,7 @@ class _Product:
     def __init__(self, f: Emitter) -> None:
         self.f = f
         rows, cols = f.sub("%r1", "%r0"), f.sub("%c1", "%c0")
-        swap = f.both(f.compare("sle", cols, SWAP_COLS), f.compare("sgt", rows, cols))
+        swap = _emit_is_swapped(f, rows, cols)
         size = f.element.itemsize
         a_rs, a_cs, b_rs, b_cs = (f.mul(s, size) for s in ("%a_rs", "%a_cs", "%b_rs", "%b_cs"))
         a, b = f.at_byte("%a", f.mul("%r0", a_rs)), f.at_byte("%b", f.mul("%c0", b_cs))
@@ -197,9 +200,15 @@ class _Product:
         _emit_finished(f, f.add("%r0", r0), f.add("%r0", r1), f.add("%c0", c0), f.add("%c0", c1))
 
 
+def _emit_is_swapped(f: Emitter, rows: str, cols: str) -> str:
+    """Whether the transposed product is computed."""
+    unbroken = f.both(f.compare("eq", "%a_rs", 1), f.compare("sge", "%k", SWAP_DEPTH))
+    most = f.select(unbroken, EDGE_ROWS, SINGLE_COLS)
+    return f.both(f.compare("sle", cols, most), f.compare("sgt", rows, cols))
+
+
 def _require_blocked(module: Module, element: Element) -> str:
-    """The blocked loops, for any sizes. They run few instructions, hence `optnone`: 6 against 9 ms to
-    compile."""
+    """The blocked loops, for any sizes."""
     name = f"sg_gemm_blocked_{element.dtype}"
     mr, nr = tile_shape(module.target, element.dtype)
     f = Emitter(module, name, GEMM_PARAMS, element, CONTROL)
@@ -248,9 +257,9 @@ def _emit_tiled_rows(f: Emitter, m: str, n: str) -> str:
     """
     mr, nr = tile_shape(f.module.target, f.element.dtype)
     table = 0
-    for rest in range(mr):
-        cost = [-t * mr + -(-(rest + t * mr) // EDGE_ROWS) * EDGE_ROWS for t in range(4)]
-        table |= cost.index(min(cost)) << 2 * rest
+    for left in range(mr):
+        cost = [-t * mr + -(-(left + t * mr) // EDGE_ROWS) * EDGE_ROWS for t in range(4)]
+        table |= cost.index(min(cost)) << 2 * left
     tiles = f.div(m, mr)
     rest = f.sub(m, f.mul(tiles, mr))
     given_up = f.emit(f"and i64 {f.emit(f'lshr i64 {table}, {f.mul(rest, 2)}')}, 3")
@@ -288,12 +297,13 @@ class _Block:
         """Very few rows, each by itself, as far as whole vectors of columns go; -> how far."""
         f, x, element = self.f, self.x, self.element
         row, merge = require_row(f.module, element), require_merge(f.module, element)
-        function, possible = f"@{row}", x.unit
+        function, possible = f"@{row}", f.both(x.unit, f.compare("sle", x.m, SINGLE_ROWS))
         if element.itemsize >= 4:
             transposed = require_row_transposed(f.module, element)
             function = f.select(x.unit, function, f"@{transposed}", "ptr")
-            possible = f.either(x.unit, f.compare("eq", x.b_rs, element.itemsize))
-        possible = f.both(possible, f.compare("sle", x.m, SINGLE_ROWS))
+            unbroken = f.compare("eq", x.b_rs, element.itemsize)
+            few = f.both(unbroken, f.compare("sle", x.m, SINGLE_COLS))
+            possible = f.either(possible, few)
         width = f.select(possible, f.emit(f"and i64 {self.cols}, {-element.lanes}"), 0)
         with f.loop(0, f.select(f.compare("sgt", width, 0), x.m, 0)) as i:
             a = f.at_byte(self.a, f.mul(i, x.a_rs))
@@ -336,8 +346,9 @@ class _Block:
             panel = f.select(x.single, "%workspace", panel, "ptr")
             here = f.at_byte(self.b, f.mul(j, x.b_cs))
             with f.when(f.both(first, f.emit(f"xor i1 {packed}, true"))):
-                f.call(require_pack(f.module, self.element), ("ptr", here), ("i64", x.b_rs),
-                       ("i64", x.b_cs), ("ptr", panel), ("i64", self.depth), ("i64", width))  # fmt: skip
+                pack = require_pack(f.module, self.element)
+                f.call(pack, ("ptr", here), ("i64", x.b_rs), ("i64", x.b_cs), ("ptr", panel),
+                       ("i64", self.depth), ("i64", width))  # fmt: skip
             ld = self.nr * self.element.itemsize
             set_field(f, x.desc, "b_rs", f.select(in_place, x.b_rs, ld))
             f.call(require_strip(f.module, self.element.dtype), ("ptr", x.desc), ("ptr", a),
@@ -352,6 +363,7 @@ class _Block:
         set_field(f, x.desc, "a_cs", x.a_cs)
         copied = f.both(x.copied, f.compare("eq", rows, self.mr))
         with f.when(copied):
-            f.call(require_pack_strip(f.module, self.element), ("ptr", x.desc), ("ptr", a),
-                   ("i64", x.a_rs), ("i64", x.a_cs), ("ptr", self.room), ("i64", self.depth))  # fmt: skip
+            copy = require_pack_strip(f.module, self.element)
+            f.call(copy, ("ptr", x.desc), ("ptr", a), ("i64", x.a_rs), ("i64", x.a_cs),
+                   ("ptr", self.room), ("i64", self.depth))  # fmt: skip
         return f.select(copied, self.room, a, "ptr")

@@ -62,8 +62,9 @@ def require_micro_kernel(module: Module, dtype: str) -> str:
     f = Emitter(module, name, params, element)
     desc = emit_descriptor(f)
     size = element.itemsize
-    for field, value in (("k", "%k"), ("a_rs", size), ("a_cs", size * mr), ("b_rs", size * nr),
-                         ("c_rs", "%c_rs"), ("c_cs", 1), ("accumulate", "%accumulate")):  # fmt: skip
+    fields: dict[str, str | int] = {"k": "%k", "a_rs": size, "a_cs": size * mr, "b_rs": size * nr, "c_rs": "%c_rs",
+              "c_cs": 1, "accumulate": "%accumulate"}  # fmt: skip
+    for field, value in fields.items():
         set_field(f, desc, field, value)
     f.call(strip, ("ptr", desc), ("ptr", "%a_panel"), ("ptr", "%b_panel"), ("ptr", "%c"),
            ("i64", "%rows"), ("i64", "%cols"))  # fmt: skip
@@ -73,11 +74,12 @@ def require_micro_kernel(module: Module, dtype: str) -> str:
 
 
 def require_strip(module: Module, dtype: str) -> str:
-    """Makes sure of `void @sg_gemm_strip_<dtype>(ptr desc, ptr a, ptr b, ptr c, i64 rows, i64 cols)`:
-    c[i, j] (+)= sum_k a[i, k] * b[k, j] for i < rows, j < cols, b's column stride being 1, k >= 1.
+    """Makes sure of `void @sg_gemm_strip_<dtype>(ptr desc, ptr a, ptr b, ptr c, i64 rows,
+    i64 cols)`: c[i, j] (+)= sum_k a[i, k] * b[k, j] for i < rows, j < cols, where k >= 1 and b has
+    unit column stride.
 
     A full tile goes to its kernel, anything else, of whatever size, to the edge kernel. Where loads
-    have no masks (`Element.has_masks`), the columns that fill up the last vector of b must be there.
+    have no masks (`Element.has_masks`), the columns that fill up b's last vector must be there.
     """
     element = Element.of(dtype, module.target)
     name = f"sg_gemm_strip_{element.dtype}"

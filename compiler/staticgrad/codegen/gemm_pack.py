@@ -92,7 +92,7 @@ def require_pack_scalar(module: Module, element: Element) -> str:
     if module.has(name):
         return name
     f = Emitter(module, name, PACK_PARAMS + ", i64 ld", element)
-    offsets = [0, "%cs", f.mul("%cs", 2), f.mul("%cs", 3)]
+    offsets: list[str | int] = [0, "%cs", f.mul("%cs", 2), f.mul("%cs", 3)]
     whole = f.emit("and i64 %cols, -4")
     with f.loop(0, "%k") as p:
         row = f.at_byte("%source", f.mul(p, "%rs"))
@@ -176,8 +176,9 @@ def require_pack_strip(module: Module, element: Element) -> str:
         ld = f.emit(f"and i64 {f.add(length, 127)}, -64")
         module.intrinsic("llvm.memcpy.p0.p0.i64", "void", "ptr", "ptr", "i64", "i1")
         with f.loop(0, mr) as i:
-            f.call("llvm.memcpy.p0.p0.i64", ("ptr", f.at_byte("%out", f.mul(i, ld))),
-                   ("ptr", f.at_byte("%a", f.mul(i, "%a_rs"))), ("i64", length), ("i1", "false"))  # fmt: skip
+            row, copy = f.at_byte("%a", f.mul(i, "%a_rs")), f.at_byte("%out", f.mul(i, ld))
+            f.call("llvm.memcpy.p0.p0.i64", ("ptr", copy), ("ptr", row), ("i64", length),
+                   ("i1", "false"))  # fmt: skip
         set_field(f, "%desc", "a_rs", ld)
         set_field(f, "%desc", "a_cs", size)
         f.leave()

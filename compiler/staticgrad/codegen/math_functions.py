@@ -28,7 +28,8 @@ from .math_lanes import Lanes
 
 @dataclass(frozen=True)
 class MathFunction:
-    """How one function is emitted: `inline` where it is short, else as a call of a shared function."""
+    """How one function is emitted: inline for the scalars in `inline`, where it is short (about
+    30 instructions), else as a call of a shared function: calls clobber the vector registers."""
 
     emit: Callable[..., Lanes]
     arity: int = 1

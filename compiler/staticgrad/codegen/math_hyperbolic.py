@@ -16,7 +16,6 @@ from .math_exp import (
     expm1_wide,
     plus_power,
 )
-from .math_log import INF, NAN, log1p_parts, log1p_wide, log_parts, split_log1p
 from .math_lanes import (
     Lanes,
     at_most,
@@ -32,6 +31,7 @@ from .math_lanes import (
     two_product,
     two_sum,
 )
+from .math_log import INF, NAN, log1p_parts, log1p_wide, log_parts, split_log1p
 
 # (tanh(x) / x - 1) / x**2 in powers of x**2 for |x| <= 0.9, relative to tanh: 2**-29.7.
 _TANH_SMALL = (

@@ -159,8 +159,11 @@ class Lanes:
         return self._convert("bitcast", "float" if self.scalar == "i32" else "double")
 
     def to_int(self, scalar: str) -> Lanes:
-        """Truncated; the caller has made sure that the value fits (else it would be poison)."""
-        return self._convert("fptosi", scalar)
+        """Truncated. A value that does not fit, or NaN, gives an arbitrary integer: `freeze`
+        keeps the poison that LLVM makes of it out of what follows."""
+        converted = self._convert("fptosi", scalar)
+        text = f"freeze {converted.ty} {converted.name}"
+        return Lanes(self.f, self.f.emit(text), converted.ty)
 
     def to_float(self, scalar: str) -> Lanes:
         return self._convert("sitofp", scalar)
@@ -270,7 +273,9 @@ def two_product(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:
     return product, fma(a, b, -product)
 
 
-def divide_parts(top: Lanes, top_low: Lanes, bottom: Lanes, bottom_low: Lanes) -> tuple[Lanes, Lanes]:
+def divide_parts(
+    top: Lanes, top_low: Lanes, bottom: Lanes, bottom_low: Lanes
+) -> tuple[Lanes, Lanes]:
     """(top + top_low) / (bottom + bottom_low) as a quotient and what is missing to it.
 
     The quotient is within a few ULP; the rest is its residual over the divisor, to first order.
@@ -375,7 +380,7 @@ def any_lane(mask: Lanes) -> str:
 
 
 def when_any(mask: Lanes, common: Lanes, rare: Callable[[], Lanes]) -> Lanes:
-    """`rare()` where `mask` is set, else `common`; the code of `rare` is skipped when no lane needs it.
+    """`rare()` where `mask` is set, else `common`; skipped when no lane needs it.
 
     Opens blocks, so it belongs into functions of their own. The bits of a lane depend on its own
     mask alone, not on which way the branch went.

@@ -125,9 +125,7 @@ def _load_window(position: Lanes) -> list[Lanes]:
     for i in range(_WINDOW_BITS // 32):
         offset = start + 4 * i
         pointers = vector("ptr", lanes)
-        address = f.emit(
-            f"getelementptr i8, ptr @math_two_over_pi, {offset.ty} {offset.name}"
-        )
+        address = f.emit(f"getelementptr i8, ptr @math_two_over_pi, {offset.ty} {offset.name}")
         if lanes == 1:
             loaded = f.emit(f"load i64, ptr {address}, align 1")
         else:

@@ -13,6 +13,13 @@ from typing import TYPE_CHECKING
 
 from staticgrad.ir.dim import DimLike, product
 from staticgrad.kernels.ir import Reduce
+from staticgrad.kernels.order import (
+    BLOCK,
+    COLUMN_BLOCK,
+    combine_op,
+    identity,
+    reduce_lanes,
+)
 
 from .builder import constant, register_type, vector
 from .scalar import emit_scalar
@@ -30,8 +37,6 @@ def emit_reduce(em: KernelEmitter, s: Reduce) -> None:
 
 class ReduceEmitter:
     def __init__(self, em: KernelEmitter, s: Reduce) -> None:
-        from .loops import BLOCK, COLUMN_BLOCK, reduce_lanes
-
         self.em, self.s = em, s
         self.ops = [a.op for a in s.accumulators]
         self.dtypes = [a.value.dtype for a in s.accumulators]
@@ -63,8 +68,6 @@ class ReduceEmitter:
         return isinstance(total, int) and total <= UNROLL
 
     def _identities(self, lanes: int) -> list[str]:
-        from .loops import identity
-
         return [
             constant(identity(op, d), vector(register_type(d), lanes))
             for op, d in zip(self.ops, self.dtypes)
@@ -74,8 +77,6 @@ class ReduceEmitter:
         return [vector(register_type(d), lanes) for d in self.dtypes]
 
     def _combine(self, lanes: int, a: list[str], b: list[str]) -> list[str]:
-        from .loops import combine_op
-
         return [
             emit_scalar(self.em.f, combine_op(op), str(d), [str(d), str(d)], lanes, [x, y])
             for op, d, x, y in zip(self.ops, self.dtypes, a, b)

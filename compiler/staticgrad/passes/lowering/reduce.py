@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from staticgrad.codegen.reduce import reduce_lanes
+from staticgrad.kernels.order import reduce_lanes
 from staticgrad.ir.dim import DimLike, product, substitute
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.ir import Accumulator, Expr, Let, Loop, Reduce, Ref, Stmt

@@ -1,0 +1,52 @@
+"""The order in which reductions fold their elements: part of what a program means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from staticgrad.ir.dtype import DType, float32, integer_range
+
+# A reduction's order is a function of its extents and dtype alone, so these are part of what a
+# program means. 128 bytes of lanes are two 512-bit vectors: enough to hide an add's latency of 4
+# cycles at one load a cycle from L2. Blocks bound the rounding error and are what threads share.
+LANE_BYTES = 128
+BLOCK = 4096
+COLUMN_BLOCK = 256
+
+_IDENTITY: dict[str, Callable[[DType], float | int | bool]] = {
+    # -0.0 is the exact identity of float addition (0.0 would turn a sum of -0.0 into 0.0).
+    "sum": lambda d: -0.0 if d.is_float else 0,
+    "prod": lambda d: 1,
+    "max": lambda d: _extreme(d, -1),
+    "min": lambda d: _extreme(d, 1),
+    "any": lambda d: False,
+    "all": lambda d: True,
+}
+COMBINE = {
+    "sum": "add",
+    "prod": "multiply",
+    "max": "maximum",
+    "min": "minimum",
+    "any": "logical_or",
+    "all": "logical_and",
+}
+
+
+def _extreme(d: DType, sign: int) -> float | int | bool:
+    if d.is_float:
+        return sign * float("inf")
+    low, high = integer_range(d)
+    return high if sign > 0 else low
+
+
+def identity(op: str, dtype: DType) -> float | int | bool:
+    """The value that leaves every other one as it is."""
+    return _IDENTITY[op](dtype)
+
+
+def combine_op(op: str) -> str:
+    return COMBINE[op]
+
+
+def reduce_lanes(dtype: DType) -> int:
+    return LANE_BYTES // max(dtype.itemsize_bytes, float32.itemsize_bytes)

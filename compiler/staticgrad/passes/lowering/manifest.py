@@ -1,0 +1,95 @@
+"""Program -> manifest: what the runtime must know to run the object code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from staticgrad.codegen.target import Target
+from staticgrad.ir.dim import DimLike, symbols, to_json
+from staticgrad.ir.graph import Graph
+from staticgrad.ir.loc import locs_text
+from staticgrad.kernels.program import Program
+from staticgrad_runtime.artifact import (
+    BufferSpec,
+    ConstantSpec,
+    ConstraintSpec,
+    CostSpec,
+    InputSpec,
+    Manifest,
+    MessageSpec,
+    OutputSpec,
+    StateSpec,
+)
+
+# For the choice whether to give up the GIL: a core does at least this much in a nanosecond.
+FLOPS_PER_NS = 20
+BYTES_PER_NS = 10
+
+
+def build_manifest(
+    program: Program, graph: Graph, target: Target, called: list[str], report: Mapping[str, Any]
+) -> tuple[Manifest, list[bytes]]:
+    """The manifest and the constants' bytes."""
+    blobs: list[bytes] = []
+    constants = []
+    for buffer, array in program.constants.items():
+        constants.append(
+            ConstantSpec(buffer, str(array.dtype), list(array.shape), len(blobs))
+        )
+        blobs.append(np.ascontiguousarray(array).tobytes())
+    flops, moved = _total(s.flops for s in program.steps), _total(s.bytes for s in program.steps)
+    manifest = Manifest(
+        name="program",
+        triple=target.triple,
+        cpu=target.cpu,
+        features=target.features,
+        dims=list(program.dims),
+        inputs=[
+            InputSpec(v.node.attrs["name"], str(v.dtype), [to_json(d) for d in v.shape], b,
+                      locs_text(graph.locs[v.node]))
+            for v, b in zip(graph.inputs, program.inputs)
+        ],
+        outputs=[
+            OutputSpec(f"out{i}", str(v.dtype), [to_json(d) for d in v.shape], b,
+                       locs_text(graph.locs[v.node]))
+            for i, (v, b) in enumerate(zip(graph.outputs, program.outputs))
+        ],
+        single=graph.single,
+        state=[
+            StateSpec(v.node.attrs["id"], v.node.attrs["name"] or "", str(v.dtype),
+                      [int(d) for d in v.shape], program.state[v.node.attrs["id"]],
+                      program.state[v.node.attrs["id"]] in program.written)
+            for v in graph.state
+        ],
+        constants=constants,
+        buffers=[
+            BufferSpec(b.kind, to_json(b.size_bytes), max(b.first, 0), max(b.last, 0))
+            for b in program.buffers
+        ],
+        constraints=[
+            ConstraintSpec(to_json(c.left), to_json(c.right),
+                           f"{c.message} (at {locs_text(c.locs)})" if c.locs else c.message)
+            for c in graph.constraints
+            if set(symbols(c.left)) | set(symbols(c.right)) <= set(program.dims)
+        ],
+        messages={code: MessageSpec(text, at) for code, (text, at) in program.messages.items()},
+        cost=CostSpec(to_json(flops), to_json(moved), to_json(
+            flops // FLOPS_PER_NS + moved // BYTES_PER_NS)),
+        kernels=[
+            {"name": s.kernel.name, "symbol": name, "step": i, "flops": to_json(s.flops),
+             "bytes": to_json(s.bytes), "nodes": list(s.nodes), "locations": locs_text(s.locs)}
+            for i, (s, name) in enumerate(zip(program.steps, called))
+        ],
+        report=dict(report),
+    )  # fmt: skip
+    return manifest, blobs
+
+
+def _total(dims: Any) -> DimLike:
+    total: DimLike = 0
+    for d in dims:
+        total = total + d
+    return total
