@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
+import itertools
 import mmap
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,7 +58,8 @@ class Geometry:
             (self.h + top + bottom, self.kh, self.stride[0], self.dilation[0]),
             (self.w + left + right, self.kw, self.stride[1], self.dilation[1]),
         )
-        return tuple(max((size - d * (k - 1) - 1) // s + 1, 0) for size, k, s, d in spans)  # type: ignore[return-value]
+        high, wide = (max((size - d * (k - 1) - 1) // s + 1, 0) for size, k, s, d in spans)
+        return high, wide
 
     def shapes(self) -> list[tuple[int, int, int, int]]:
         return [
@@ -70,29 +72,33 @@ class Geometry:
         values = [*self.shapes()[0], self.o, self.kh, self.kw, *self.out, *self.stride]
         return np.array([*values, *self.pad[:2], *self.dilation, self.groups], np.int64)
 
-    def taps(self) -> Iterator[tuple[slice, slice, int, int, int, int, int, int]]:
-        """(channels of x, channels of y, i, j, row of x, column of x, kh, kw) of what meets."""
+    def taps(self) -> Iterator[tuple[tuple[Array, ...], tuple[Array, ...], tuple[Any, ...]]]:
+        """For each group and tap (indices into x, into y, into w) of all that meets there."""
         cs, os = self.c // self.groups, self.o // self.groups
-        for g in range(self.groups):
-            c, o = slice(g * cs, (g + 1) * cs), slice(g * os, (g + 1) * os)
-            for i, j in np.ndindex(self.out):
-                for a, b in np.ndindex(self.kh, self.kw):
-                    row = i * self.stride[0] - self.pad[0] + a * self.dilation[0]
-                    col = j * self.stride[1] - self.pad[1] + b * self.dilation[1]
-                    if 0 <= row < self.h and 0 <= col < self.w:
-                        yield c, o, i, j, row, col, a, b
+        for g, a, b in np.ndindex(self.groups, self.kh, self.kw):
+            i, j = (np.arange(extent) for extent in self.out)
+            row = i * self.stride[0] - self.pad[0] + a * self.dilation[0]
+            col = j * self.stride[1] - self.pad[1] + b * self.dilation[1]
+            rows, cols = (row >= 0) & (row < self.h), (col >= 0) & (col < self.w)
+            n, c, o = np.arange(self.n), np.arange(g * cs, g * cs + cs), np.arange(os) + g * os
+            yield (
+                np.ix_(n, c, row[rows], col[cols]),
+                np.ix_(n, o, i[rows], j[cols]),
+                (slice(g * os, g * os + os), slice(None), a, b),
+            )
 
 
-def reference(kind: str, geometry: Geometry, x: Array, w: Array, y: Array) -> Array:
+def reference(kind: str, geometry: Geometry, operands: list[Array]) -> Array:
     """The definition, tap by tap, in the arrays' own dtype."""
-    out = np.zeros_like((x, w, y)[OUTPUT[kind]])
-    for c, o, i, j, row, col, a, b in geometry.taps():
+    x, w, y = operands
+    out = np.zeros_like(operands[OUTPUT[kind]])
+    for in_x, in_y, in_w in geometry.taps():
         if kind == "forward":
-            out[:, o, i, j] += x[:, c, row, col] @ w[o, :, a, b].T
+            out[in_y] += np.einsum("ncij,oc->noij", x[in_x], w[in_w])
         elif kind == "grad_input":
-            out[:, c, row, col] += y[:, o, i, j] @ w[o, :, a, b]
+            out[in_x] += np.einsum("noij,oc->ncij", y[in_y], w[in_w])
         else:
-            out[o, :, a, b] += y[:, o, i, j].T @ x[:, c, row, col]
+            out[in_w] += np.einsum("noij,ncij->oc", y[in_y], x[in_x])
     return out
 
 
@@ -111,11 +117,13 @@ def without_masks() -> Target:
 class Compiled:
     """The three functions of one dtype, compiled together."""
 
-    def __init__(self, dtype: str, target: Target) -> None:
+    def __init__(self, dtype: str, target: Target, depthwise: bool) -> None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         module = Module(target)
-        names = {kind: require(module, dtype) for kind, require in KINDS.items()}
+        names = {
+            kind: require(module, dtype, depthwise=depthwise) for kind, require in KINDS.items()
+        }
         text = module.to_text()
         for kind, name in names.items():
             text += f"define void @run_{kind}({PARAMS}) {{\n"
@@ -137,14 +145,14 @@ class Compiled:
         self._workspace = np.zeros(workspace_bytes(target, dtype), np.uint8)
 
     def run(
-        self, kind: str, geometry: Geometry, x: Array, w: Array, y: Array,
+        self, kind: str, geometry: Geometry, operands: list[Array],
         begin: int = 0, end: int | None = None, epilogue: Any = None,
     ) -> None:  # fmt: skip
         if end is None:
             end = geometry.o if kind == "grad_weight" else geometry.n
         # What an earlier call left behind must not matter: all of it is NaN, or -1.
         self._workspace[:] = 255
-        sizes = geometry.array()
+        sizes, (x, w, y) = geometry.array(), operands
         self._functions[kind](
             sizes.ctypes.data, x.ctypes.data, w.ctypes.data, y.ctypes.data,
             self._workspace.ctypes.data, epilogue, None, begin, end,
@@ -156,13 +164,15 @@ class Compiled:
         out = np.empty_like(operands[OUTPUT[kind]])
         out.view(np.uint8)[...] = 255
         operands[OUTPUT[kind]] = out
-        self.run(kind, geometry, *operands, **more)
+        self.run(kind, geometry, operands, **more)
         return out
 
 
 @functools.cache
-def compiled(dtype: str = "float32", target: Target | None = None) -> Compiled:
-    return Compiled(dtype, target or host_target())
+def compiled(
+    dtype: str = "float32", target: Target | None = None, depthwise: bool = False
+) -> Compiled:
+    return Compiled(dtype, target or host_target(), depthwise)
 
 
 def random_operands(geometry: Geometry, dtype: str, seed: int = 0) -> list[Array]:
@@ -173,18 +183,21 @@ def random_operands(geometry: Geometry, dtype: str, seed: int = 0) -> list[Array
     return [rng.integers(info.min, info.max, s, dtype, endpoint=True) for s in geometry.shapes()]
 
 
-def check(kind: str, geometry: Geometry, dtype: str = "float32", target: Any = None) -> None:
+def check(
+    kind: str, geometry: Geometry, dtype: str = "float32", target: Any = None,
+    depthwise: bool = False,
+) -> None:  # fmt: skip
     operands = random_operands(geometry, dtype)
-    got = compiled(dtype, target).result(kind, geometry, operands)
+    got = compiled(dtype, target, depthwise).result(kind, geometry, operands)
     if got.dtype.kind != "f":
         with np.errstate(over="ignore"):
-            np.testing.assert_array_equal(got, reference(kind, geometry, *operands))
+            np.testing.assert_array_equal(got, reference(kind, geometry, operands))
         return
     wide = [a.astype("float64") for a in operands]
-    exact = reference(kind, geometry, *wide)
+    exact = reference(kind, geometry, wide)
     # A sum of k products in any order errs by at most k * eps * (the sum of their magnitudes).
-    magnitudes = reference(kind, geometry, *[np.abs(a) for a in wide])
-    terms = reference(kind, geometry, *[np.ones_like(a) for a in wide])
+    magnitudes = reference(kind, geometry, [np.abs(a) for a in wide])
+    terms = reference(kind, geometry, [np.ones_like(a) for a in wide])
     bound = (terms + 2) * np.finfo(dtype).eps * magnitudes
     assert np.all(np.abs(got - exact) <= bound), np.abs(got - exact).max()
 
@@ -208,12 +221,18 @@ GEOMETRIES = {
     "depthwise_strided": Geometry(2, 5, 12, 9, 10, 3, 3, (2, 2), (1, 1, 1, 1), groups=5),
     "depthwise_wide": Geometry(1, 3, 4, 70, 3, 3, 5, (1, 1), (1, 2, 1, 2), groups=3),
     "depthwise_dilated": Geometry(2, 4, 9, 40, 4, 3, 3, (1, 1), (2, 3, 2, 3), (2, 3), groups=4),
+    "depthwise_tall": Geometry(1, 2, 140, 5, 2, 130, 4, (1, 1), (1, 0, 1, 1), groups=2),
+    "depthwise_broad": Geometry(1, 2, 3, 30, 2, 2, 17, (1, 1), (0, 4, 0, 4), groups=2),
+    "depthwise_stride_3": Geometry(2, 3, 13, 50, 3, 3, 4, (2, 3), (1, 2, 1, 2), groups=3),
+    "depthwise_stride_2": Geometry(2, 3, 13, 75, 3, 3, 5, (2, 2), (1, 2, 1, 2), (2, 1), groups=3),
+    "depthwise_long": Geometry(2, 2, 2, 2100, 2, 1, 3, (1, 1), (0, 1, 0, 1), groups=2),
+    "depthwise_over_image": Geometry(1, 2, 3, 2, 2, 5, 7, pad=(3, 4, 3, 4), groups=2),
     "one_by_one": Geometry(2, 19, 7, 9, 33, 1, 1),
     "one_by_one_strided": Geometry(2, 9, 7, 9, 5, 1, 1, stride=(2, 3)),
     "one_dimension": Geometry(3, 4, 1, 50, 6, 1, 5, pad=(0, 2, 0, 2)),
     "one_dimension_strided": Geometry(2, 3, 1, 65, 4, 1, 4, (1, 3), (0, 1, 0, 0), (1, 2)),
     "long_kernel": Geometry(1, 2, 1, 1300, 2, 1, 1100, pad=(0, 30, 0, 0)),
-    "tall_kernel": Geometry(1, 2, 90, 12, 2, 80, 9, pad=(1, 1, 1, 1)),
+    "tall_kernel": Geometry(1, 2, 64, 11, 2, 60, 9, pad=(1, 1, 1, 1)),
     "one_output": Geometry(70, 3, 4, 4, 5, 4, 4),
     "tiny_image": Geometry(40, 3, 2, 3, 5, 1, 2),
     "one_everything": Geometry(1, 1, 1, 1, 1, 1, 1),
@@ -235,26 +254,55 @@ def test_agrees_with_loops_in_float64(name: str, kind: str) -> None:
     check(kind, GEOMETRIES[name])
 
 
+PART = ("same_5x5", "strided", "stride_3_dilation_2", "depthwise", "depthwise_strided",
+        "one_by_one", "one_dimension_strided", "one_output", "padding_over_kernel",
+        "no_channel", "no_image")  # fmt: skip
+DEPTHWISE = [name for name in GEOMETRIES if name.startswith("depthwise")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [*DEPTHWISE, *PART])
+def test_depthwise_agrees_with_loops_in_float64(name: str, kind: str) -> None:
+    check(kind, GEOMETRIES[name], depthwise=True)
+
+
+@pytest.mark.parametrize("kind", ["forward", "grad_input"])
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_depthwise_has_the_bits_of_the_general_functions(name: str, kind: str) -> None:
+    operands = random_operands(GEOMETRIES[name], "float32")
+    general = compiled().result(kind, GEOMETRIES[name], operands)
+    assert compiled(depthwise=True).result(kind, GEOMETRIES[name], operands).tobytes() == (
+        general.tobytes()
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_depthwise_on_other_dtypes_and_targets(kind: str) -> None:
+    for name in DEPTHWISE:
+        for dtype in ("float64", "int8", "int64"):
+            check(kind, GEOMETRIES[name], dtype, depthwise=True)
+        check(kind, GEOMETRIES[name], target=narrowed(256), depthwise=True)
+        check(kind, GEOMETRIES[name], "int8", without_masks(), depthwise=True)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(12))
 def test_agrees_with_loops_on_random_geometries(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
-    groups = int(rng.integers(1, 4))
-    channels = [groups * int(rng.integers(1, 7)) for _ in range(2)]
-    stride, dilation = (tuple(int(v) for v in rng.integers(1, 4, 2)) for _ in range(2))
-    kernel = rng.integers(1, 5, 2)
-    pad = rng.integers(0, 4, 4)
-    size = rng.integers(1, 24, 2) + dilation * (kernel - 1)
+
+    def draw(low: int, high: int) -> int:
+        return int(rng.integers(low, high))
+
+    groups = draw(1, 4)
+    stride, dilation = (draw(1, 4), draw(1, 4)), (draw(1, 4), draw(1, 4))
+    kernel = (draw(1, 5), draw(1, 5))
+    h, w = (draw(1, 24) + d * (k - 1) for d, k in zip(dilation, kernel))
+    pad = (draw(0, 4), draw(0, 4), draw(0, 4), draw(0, 4))
     geometry = Geometry(
-        int(rng.integers(1, 4)), channels[0], int(size[0]), int(size[1]), channels[1],
-        int(kernel[0]), int(kernel[1]), stride, tuple(int(p) for p in pad), dilation, groups,
+        draw(1, 4), groups * draw(1, 7), h, w, groups * draw(1, 7), *kernel, stride, pad, dilation,
+        groups,
     )  # fmt: skip
     check(kind, geometry, "float64")
-
-
-PART = ("same_5x5", "strided", "stride_3_dilation_2", "depthwise", "depthwise_strided",
-        "one_by_one", "one_dimension_strided", "one_output", "padding_over_kernel",
-        "no_channel", "no_image")  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -278,17 +326,20 @@ def test_code_for_cpus_without_masks(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [*PART, "many_channels", "many_inputs", "stride_over_kernel"])
-def test_a_split_changes_no_bit(name: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    "name", [*PART, "many_channels", "many_inputs", "stride_over_kernel", "depthwise_stride_2"]
+)
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_split_changes_no_bit(name: str, kind: str, depthwise: bool) -> None:
     geometry = dataclasses.replace(GEOMETRIES[name], n=7)
     operands = random_operands(geometry, "float32")
-    functions = compiled()
+    functions = compiled(depthwise=depthwise)
     whole = functions.result(kind, geometry, operands)
     extent = geometry.o if kind == "grad_weight" else geometry.n
     cuts = sorted({0, 1, extent // 3, extent // 2 + 1, extent})
     operands[OUTPUT[kind]] = out = np.full_like(whole, np.nan)
-    for begin, end in zip(cuts, cuts[1:]):
-        functions.run(kind, geometry, *operands, begin=begin, end=end)
+    for begin, end in itertools.pairwise(cuts):
+        functions.run(kind, geometry, operands, begin=begin, end=end)
     assert out.tobytes() == whole.tobytes()
 
 
@@ -304,34 +355,48 @@ def test_an_image_alone_has_the_bits_it_has_in_a_batch(name: str, kind: str) -> 
         assert got.tobytes() == whole[n : n + 1].tobytes()
 
 
-def covering_epilogue(kind: str, out: Array, covered: Array) -> Any:
-    """An epilogue that doubles its block of the result, and counts its calls for each element."""
-    rows = out.shape[0 if kind == "grad_weight" else 1]
-    shape = (1 if kind == "grad_weight" else out.shape[0], rows, -1 if out.size else 0)
-    result, counts = out.reshape(shape), covered.reshape(shape)
+Call = tuple[int, int, int, int, int]
+
+
+def doubling_epilogue(kind: str, out: Array, calls: list[Call]) -> Any:
+    """An epilogue that doubles its block of the result and notes what it was called with."""
+    result = as_blocks(kind, out)
 
     def call(context: Any, batch: int, r0: int, r1: int, c0: int, c1: int) -> None:
-        assert 0 <= batch < shape[0] and 0 <= r0 < r1 <= rows and 0 <= c0 < c1 <= result.shape[2]
+        calls.append((batch, r0, r1, c0, c1))
         result[batch, r0:r1, c0:c1] *= 2
-        counts[batch, r0:r1, c0:c1] += 1
 
     return EPILOGUE(call)
+
+
+def as_blocks(kind: str, out: Array) -> Array:
+    """The result as an epilogue numbers it: [batch, rows, columns]."""
+    batch = 1 if kind == "grad_weight" else out.shape[0]
+    rows = out.shape[0 if kind == "grad_weight" else 1]
+    return out.reshape(batch, rows, int(np.prod(out.shape[2 - (kind == "grad_weight") :])))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "name", [*PART, "two_groups", "many_channels", "many_outputs", "many_inputs", "long_kernel",
-             "stride_over_kernel", "no_position", "no_output_channel"],
+             "stride_over_kernel", "no_position", "no_output_channel", "no_pixel"],
 )  # fmt: skip
-def test_the_epilogue_gets_each_finished_element_once(name: str, kind: str) -> None:
-    geometry = GEOMETRIES[name]
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_the_epilogue_gets_each_finished_element_once(
+    name: str, kind: str, depthwise: bool
+) -> None:
+    geometry, functions = GEOMETRIES[name], compiled(depthwise=depthwise)
     operands = random_operands(geometry, "float32")
-    plain = compiled().result(kind, geometry, operands)
+    plain = functions.result(kind, geometry, operands)
     operands[OUTPUT[kind]] = out = np.full_like(plain, np.nan)
-    covered = np.zeros(out.shape, np.int64)
-    epilogue = covering_epilogue(kind, out, covered)
-    compiled().run(kind, geometry, *operands, epilogue=epilogue)
-    np.testing.assert_array_equal(covered, 1)
+    calls: list[Call] = []
+    functions.run(kind, geometry, operands, epilogue=doubling_epilogue(kind, out, calls))
+    counts = np.zeros_like(as_blocks(kind, out), np.int64)
+    for batch, r0, r1, c0, c1 in calls:
+        block = counts[batch, r0:r1, c0:c1]
+        assert block.shape == (r1 - r0, c1 - c0) and block.size > 0
+        block += 1
+    np.testing.assert_array_equal(counts, 1)
     np.testing.assert_array_equal(out, 2 * plain)
 
 
@@ -341,7 +406,7 @@ class Guarded:
     def __init__(self) -> None:
         self._maps: list[mmap.mmap] = []
         self._protect: Callable[..., int] = ctypes.CDLL(None, use_errno=True).mprotect
-        self._protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]  # type: ignore[attr-defined]
+        self._protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
     def copy(self, array: Array, at_end: bool) -> Array:
         pages = -(-array.nbytes // PAGE)
@@ -368,7 +433,21 @@ def test_nothing_outside_of_the_operands_is_touched(dtype: str, kind: str, at_en
             operands = random_operands(geometry, dtype)
             expected = compiled(dtype, target).result(kind, geometry, operands)
             fenced = [guarded.copy(a, at_end) for a in operands]
-            compiled(dtype, target).run(kind, geometry, *fenced)
+            compiled(dtype, target).run(kind, geometry, fenced)
+            assert fenced[OUTPUT[kind]].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_depthwise_touches_nothing_outside_of_the_operands(kind: str, at_end: bool) -> None:
+    for target in (None, narrowed(256)):
+        for name in DEPTHWISE:
+            geometry, guarded = GEOMETRIES[name], Guarded()
+            operands = random_operands(geometry, "float32")
+            functions = compiled("float32", target, True)
+            expected = functions.result(kind, geometry, operands)
+            fenced = [guarded.copy(a, at_end) for a in operands]
+            functions.run(kind, geometry, fenced)
             assert fenced[OUTPUT[kind]].tobytes() == expected.tobytes()
 
 
@@ -382,7 +461,7 @@ def test_unaligned_operands_give_the_same_bits(kind: str) -> None:
         memory = np.empty(array.size + 1, array.dtype)
         moved.append(memory[1:].reshape(array.shape))
         moved[-1][...] = array
-    compiled().run(kind, geometry, *moved)
+    compiled().run(kind, geometry, moved)
     assert moved[OUTPUT[kind]].tobytes() == expected.tobytes()
 
 

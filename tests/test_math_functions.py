@@ -61,7 +61,7 @@ def corners(dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         values = np.unique(np.array(CORNERS, dtype))
     kind = np.int32 if dtype == "float32" else np.int64
-    bits = (values.view(kind)[:, None] + np.arange(-40, 41)).ravel()
+    bits = (values.view(kind).astype(np.int64)[:, None] + np.arange(-40, 41)).ravel()
     near = bits[bits >= 0].astype(kind).view(dtype)
     return np.concatenate([near, -near, np.array([np.nan], dtype)])
 

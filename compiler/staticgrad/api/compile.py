@@ -2,44 +2,228 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from staticgrad.codegen.assemble import assemble
+import numpy as np
+
+from staticgrad.codegen.assemble import assemble, assembly_text
 from staticgrad.codegen.entry import entry_object
 from staticgrad.codegen.program import emit_program
-from staticgrad.codegen.target import host_target
-from staticgrad.ir.graph import Graph
-from staticgrad.passes.expand import expand
-from staticgrad.passes.fuse import fuse
+from staticgrad.codegen.target import Target, host_target
+from staticgrad.ir.errors import ArgumentError, UnsupportedError
+from staticgrad.ir.graph import Graph as IrGraph
+from staticgrad.kernels.program import Program
+from staticgrad.ops.tensor import Tensor
 from staticgrad.passes.lowering import lower
 from staticgrad.passes.lowering.manifest import build_manifest
-from staticgrad.passes.mode import bind_mode
+from staticgrad.passes.pipeline import run_pipeline
 from staticgrad.passes.schedule import schedule
+from staticgrad_runtime import executable as runtime
 from staticgrad_runtime.artifact import Artifact
-from staticgrad_runtime.executable import Executable
+from staticgrad_runtime.cache import DiskCache
+
+from .graph import Graph
+from .report import Report
+
+# Passes of this driver, after the graph's own.
+LATE_PASSES = ("in_place",)
+
+Observe = Callable[[int, str, IrGraph], None]
 
 
-def compile_graph(graph: Graph, *, training: bool | None = None, disable: Sequence[str] = ()) -> Executable:
+def compile(
+    inputs: Sequence[Tensor], outputs: Tensor | Sequence[Tensor], updates: Any = None, *,
+    training: bool | None = None, threads: int | None = None, check: str | None = None,
+    cache: bool = True, disable: Iterable[str] = (), mode: str = "native",
+) -> Any:  # fmt: skip
+    """Compiles a graph into one native function: arrays in, arrays out, state updated in place.
+
+    inputs    tensors declared by `sg.input`, in the order in which calls pass arrays
+    outputs   a tensor (a call returns one array) or a list of tensors (a call returns a tuple)
+    updates   what an optimiser's `minimize` gives, or pairs (state, new value)
+    training  the mode of dropout and batch norm; None: training if there are updates
+    threads   None or 1: programs run on one thread
+    cache     whether object code is kept on disk, so that the next process need not generate it
+    disable   names of passes to leave out, for comparison
+    mode      "native", or "reference" for the slow NumPy interpreter
+
+    Raises `GraphError`, `ArgumentError`, `UnsupportedError`; calls raise `BindError` for arrays
+    that do not fit and `ExecutionError` for data that a kernel refuses.
+    """
+    graph = Graph(inputs, outputs, updates)
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
+        raise ArgumentError(f"threads must be None or 1, got {threads!r}")
+    if threads not in (None, 1):
+        raise UnsupportedError(f"threads={threads}: programs run on one thread for now")
+    if check is not None:
+        raise UnsupportedError(f"check={check!r}: checks are not supported yet; pass None")
+    if mode == "reference":
+        from .reference import ReferenceExecutable
+
+        return ReferenceExecutable(graph, training)
+    if mode != "native":
+        raise ArgumentError(f'mode must be "native" or "reference", got {mode!r}')
+    return compile_graph(graph, training=training, cache=cache, disable=disable)
+
+
+@dataclass
+class Compiled:
+    """The stages of one compilation."""
+
+    graph: IrGraph
+    program: Program
+    text: str
+    called: list[str]
+    target: Target
+    compile_ms: dict[str, float]
+
+
+def compile_stages(
+    graph: IrGraph, *, training: bool | None = None, disable: Iterable[str] = (),
+    observe: Observe | None = None,
+) -> Compiled:  # fmt: skip
+    """Everything up to LLVM's text."""
     target = host_target()
-    t0 = time.perf_counter()
-    g = bind_mode(graph, training)
-    g = expand(g)
-    if "fuse" not in disable:
-        g = fuse(g)
-    t1 = time.perf_counter()
-    program = schedule(lower(g, target), in_place="in_place" not in disable)
-    t2 = time.perf_counter()
+    off = tuple(disable)
+    start = time.perf_counter()
+    final = run_pipeline(graph, training=training, disable=off, observe=observe, also=LATE_PASSES)
+    passed = time.perf_counter()
+    program = schedule(lower(final, target), in_place="in_place" not in off)
+    lowered = time.perf_counter()
     text, called = emit_program(program, target)
-    t3 = time.perf_counter()
-    made = assemble(text, target)
-    report = {"ms": {"passes": 1e3 * (t1 - t0), "lower": 1e3 * (t2 - t1), "emit": 1e3 * (t3 - t2),
-              "parse": made.parse_ms, "codegen": made.codegen_ms}}
-    manifest, blobs = build_manifest(program, g, target, called, report)
-    artifact = Artifact(manifest, made.object_code, blobs, entry_code=entry_object(target))
-    exe = Executable(artifact, [v.node.payload for v in g.state])
-    global last
-    last = (g, program, text)
-    return exe
-last: Any = None
+    emitted = time.perf_counter()
+    times = {
+        "passes": 1e3 * (passed - start),
+        "lower": 1e3 * (lowered - passed),
+        "emit": 1e3 * (emitted - lowered),
+    }
+    return Compiled(final, program, text, called, target, times)
+
+
+def compile_graph(
+    graph: IrGraph, *, training: bool | None = None, cache: bool = True,
+    disable: Iterable[str] = (),
+) -> Executable:  # fmt: skip
+    """`compile` for a graph object."""
+    made = compile_stages(graph, training=training, disable=disable)
+    code, times = _object_code(made, cache)
+    made.compile_ms.update(times)
+    report = {"compile_ms": made.compile_ms}
+    manifest, blobs = build_manifest(made.program, made.graph, made.target, made.called, report)
+    artifact = Artifact(manifest, code, blobs, entry_code=entry_object(made.target))
+    start = time.perf_counter()
+    cells = [v.node.payload for v in made.graph.state]
+    executable = Executable(artifact, cells, native=not _calls_python(made.program))
+    made.compile_ms["load"] = 1e3 * (time.perf_counter() - start)
+    executable.source = (graph, training, tuple(disable))
+    executable.text = made.text
+    executable.compile_ms = made.compile_ms
+    return executable
+
+
+def _calls_python(program: Program) -> bool:
+    return False
+
+
+compilations = 0  # object code generated by this process; tests count it
+
+
+def _object_code(made: Compiled, cache: bool) -> tuple[bytes, dict[str, float]]:
+    global compilations
+    store = DiskCache.default() if cache else None
+    key = _cache_key(made)
+    if store is not None:
+        start = time.perf_counter()
+        known = store.load(key)
+        if known is not None:
+            return known, {"cache": 1e3 * (time.perf_counter() - start)}
+    compilations += 1
+    assembled = assemble(made.text, made.target)
+    if store is not None:
+        store.store(key, assembled.object_code)
+    return assembled.object_code, {"parse": assembled.parse_ms, "codegen": assembled.codegen_ms}
+
+
+def _cache_key(made: Compiled) -> str:
+    """Everything that the object code depends on; the text holds no locations."""
+    import llvmlite
+
+    from staticgrad import __version__
+
+    t = made.target
+    parts = (__version__, llvmlite.__version__, t.triple, t.cpu, t.features, made.text)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+class Executable(runtime.Executable):
+    """A compiled program: call it with arrays; ask it for its report, its code, its dumps."""
+
+    source: tuple[IrGraph, bool | None, tuple[str, ...]]
+    text: str
+    compile_ms: dict[str, float]
+
+    @property
+    def llvm_ir(self) -> str:
+        """The LLVM IR of the program, in the form that was compiled."""
+        return self.text
+
+    @property
+    def assembly(self) -> str:
+        """The program in the host's assembly."""
+        return assembly_text(self.text, host_target())
+
+    def report(self, **dims: int) -> Report:
+        """Kernels, flops, bytes, memory and compile time; `report(N=128)` fills in symbolic dims."""
+        from staticgrad_runtime.dims import evaluate_int
+
+        m = self.manifest
+
+        def figure(expr: Any) -> Any:
+            return evaluate_int(expr, dims) if not missing else _dim_text(expr)
+
+        missing = [d for d in m.dims if d not in dims]
+        peak: Any = f"needs {', '.join(missing)}" if missing else self.peak_bytes(**dims)
+        state = sum(
+            int(np.prod(s.shape, dtype=np.int64)) * np.dtype(s.dtype).itemsize for s in m.state
+        )
+        kernels = [
+            {**k, "flops": figure(k["flops"]), "bytes": figure(k["bytes"])} for k in m.kernels
+        ]
+        return Report({
+            "kernels": kernels,
+            "distinct_kernels": len({k["symbol"] for k in m.kernels}),
+            "flops": figure(m.cost.flops),
+            "bytes": figure(m.cost.bytes),
+            "peak_bytes": peak,
+            "state_bytes": state,
+            "compile_ms": dict(self.compile_ms),
+        })  # fmt: skip
+
+    def dump(self, directory: str | os.PathLike[str]) -> list[str]:
+        """Writes every stage as files: the graph after each pass as text, DOT, Mermaid and JSON,
+        the kernels, LLVM IR, assembly and the memory plan. Returns the files' paths."""
+        from .dump import dump_stages
+
+        graph, training, disable = self.source
+        return dump_stages(graph, directory, training=training, disable=disable)
+
+
+def _dim_text(expr: Any) -> Any:
+    """A manifest's size in prefix form as people write it."""
+    if not isinstance(expr, list):
+        return expr
+    op, *rest = expr
+    parts = [str(_dim_text(e)) for e in rest]
+    if op in ("max", "min"):
+        return f"{op}({', '.join(parts)})"
+    if op == "+":
+        return "+".join(parts)
+    return op.join(f"({p})" if "+" in p else p for p in parts)
+
+
+__all__ = ["Executable", "compile", "compile_graph", "compile_stages"]

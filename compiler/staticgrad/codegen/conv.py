@@ -16,6 +16,10 @@ output channels for the gradient of the weights), the workspace has `workspace_b
 caller, and `epilogue` is null or `void (ptr context, i64 batch, i64 r0, i64 r1, i64 c0, i64 c1)`,
 called once for each finished block of channels [r0, r1) and positions [c0, c1).
 
+`depthwise=True` makes a function that is three to five times as fast where groups = C = O, and
+takes longer to compile. It takes every geometry; forward and the gradient of the input have the
+same bits either way, the gradient of the weights has its own.
+
 Bits: an element of y or of x's gradient is summed over (channel, tap row, tap column) in ascending
 order by fma, in blocks of at most `KC` terms that depend on the extents of that sum alone; of x's
 gradient only the taps that reach the element count (those of its phase of the stride). An element
@@ -26,6 +30,11 @@ OH and OW, and the lanes in pairs of neighbours.
 from __future__ import annotations
 
 from .builder import Module
+from .conv_depthwise import (
+    depthwise_workspace_bytes,
+    require_depthwise_pass,
+    require_depthwise_weight_pass,
+)
 from .conv_emit import COLD, Code, Geometry, Plan
 from .conv_pack import require_pack_weights
 from .conv_pass import pass_workspace_bytes, require_pass
@@ -39,7 +48,11 @@ CONV_PARAMS = ("ptr geometry, ptr x, ptr w, ptr y, ptr workspace, ptr epilogue, 
 
 def workspace_bytes(target: Target, dtype: str) -> int:
     """The scratch memory that one call of any of the three functions needs, whatever its sizes."""
-    return max(pass_workspace_bytes(target, dtype), weight_workspace_bytes(target, dtype))
+    return max(
+        pass_workspace_bytes(target, dtype),
+        weight_workspace_bytes(target, dtype),
+        depthwise_workspace_bytes(Element.of(dtype, target)),
+    )
 
 
 class _Sizes:
@@ -92,16 +105,22 @@ def _forward_values(f: Code, sizes: _Sizes) -> dict[Plan, str | int]:
         Plan.DST_COL: 1,
         Plan.RUN: sizes.positions,
         Plan.W_ROW: sizes.products,
+        Plan.W_TAP_H: sizes[G.KW],
+        Plan.W_TAP_W: 1,
     }
 
 
-def require_conv_forward(module: Module, dtype: str) -> str:
+def _name(kind: str, element: Element, depthwise: bool) -> str:
+    return f"sg_conv_{kind}_{'depthwise_' if depthwise else ''}{element.dtype}"
+
+
+def require_conv_forward(module: Module, dtype: str, *, depthwise: bool = False) -> str:
     """Makes sure of `sg_conv_forward_<dtype>` (reads x and w, writes y; a range of images)."""
     element = Element.of(dtype, module.target)
-    name = f"sg_conv_forward_{element.dtype}"
+    name = _name("forward", element, depthwise)
     if module.has(name):
         return name
-    run = require_pass(module, element)
+    run = (require_depthwise_pass if depthwise else require_pass)(module, element)
     f = Code(module, name, CONV_PARAMS, element, COLD)
     sizes = _Sizes(f)
     plan = _new_plan(f, _forward_values(f, sizes))
@@ -109,23 +128,24 @@ def require_conv_forward(module: Module, dtype: str) -> str:
         o = f.mul(g, sizes.group_o)
         f.set_slot(plan, Plan.FIRST_ROW, o)
         x = f.at("%x", f.multiply_sum((f.mul(g, sizes.group_c), sizes.plane)))
-        f.call(run, ("ptr", plan), ("ptr", "null"), ("ptr", x),
-               ("ptr", f.at("%w", f.mul(o, sizes.products))),
-               ("ptr", f.at("%y", f.mul(o, sizes.positions))), ("ptr", "%workspace"),
-               ("ptr", "%epilogue"), ("ptr", "%context"), ("i64", "%begin"), ("i64", "%end"))  # fmt: skip
+        w, y = f.at("%w", f.mul(o, sizes.products)), f.at("%y", f.mul(o, sizes.positions))
+        f.stmt(
+            f"call void @{run}(ptr {plan}, ptr null, ptr {x}, ptr {w}, ptr {y}, ptr %workspace, "
+            "ptr %epilogue, ptr %context, i64 %begin, i64 %end)"
+        )
     f.leave()
     f.finish()
     return name
 
 
-def require_conv_grad_weight(module: Module, dtype: str) -> str:
+def require_conv_grad_weight(module: Module, dtype: str, *, depthwise: bool = False) -> str:
     """Makes sure of `sg_conv_grad_weight_<dtype>` (reads x and y, the gradient of the output;
     writes w; a range of output channels)."""
     element = Element.of(dtype, module.target)
-    name = f"sg_conv_grad_weight_{element.dtype}"
+    name = _name("grad_weight", element, depthwise)
     if module.has(name):
         return name
-    run = require_weight_pass(module, element)
+    run = (require_depthwise_weight_pass if depthwise else require_weight_pass)(module, element)
     f = Code(module, name, CONV_PARAMS, element, COLD)
     sizes = _Sizes(f)
     plan = _new_plan(f, _forward_values(f, sizes))
@@ -135,23 +155,25 @@ def require_conv_grad_weight(module: Module, dtype: str) -> str:
         rows = f.sub(f.minimum(f.mul(f.add(g, 1), group_o), "%end"), o)
         f.set_slot(plan, Plan.FIRST_ROW, o)
         x = f.at("%x", f.mul(f.mul(g, sizes.group_c), sizes.plane))
-        f.call(run, ("ptr", plan), ("ptr", x), ("ptr", f.at("%y", f.mul(o, sizes.positions))),
-               ("ptr", f.at("%w", f.mul(o, sizes.products))), ("ptr", "%workspace"),
-               ("ptr", "%epilogue"), ("ptr", "%context"), ("i64", rows),
-               ("i64", sizes[Geometry.N]))  # fmt: skip
+        w, y = f.at("%w", f.mul(o, sizes.products)), f.at("%y", f.mul(o, sizes.positions))
+        f.stmt(
+            f"call void @{run}(ptr {plan}, ptr {x}, ptr {y}, ptr {w}, ptr %workspace, "
+            f"ptr %epilogue, ptr %context, i64 {rows}, i64 {sizes[Geometry.N]})"
+        )
     f.leave()
     f.finish()
     return name
 
 
-def require_conv_grad_input(module: Module, dtype: str) -> str:
+def require_conv_grad_input(module: Module, dtype: str, *, depthwise: bool = False) -> str:
     """Makes sure of `sg_conv_grad_input_<dtype>` (reads y, the gradient of the output, and w;
     writes x; a range of images). Also the forward of a transposed convolution."""
     element = Element.of(dtype, module.target)
-    name = f"sg_conv_grad_input_{element.dtype}"
+    name = _name("grad_input", element, depthwise)
     if module.has(name):
         return name
-    run, pack = require_pass(module, element), require_pack_weights(module, element)
+    run = (require_depthwise_pass if depthwise else require_pass)(module, element)
+    pack = require_pack_weights(module, element)
     axis = _require_phase_axis(module, element)
     f = Code(module, name, CONV_PARAMS, element, COLD)
     G = Geometry
@@ -175,9 +197,10 @@ def require_conv_grad_input(module: Module, dtype: str) -> str:
                 G.KW, G.STRIDE_W, G.PAD_LEFT, G.DILATION_W)))  # fmt: skip
             first_tap = _emit_set_phase(f, plan, sizes, (rows_of, cols_of), (h, v), single)
             to_x = f.at(x, f.add(f.mul(h, sizes[G.W]), v))
-            f.call(run, ("ptr", plan), ("ptr", f"@{pack}"), ("ptr", y),
-                   ("ptr", f.at(w, first_tap)), ("ptr", to_x), ("ptr", "%workspace"), ("ptr", epilogue), ("ptr", "%context"),
-                   ("i64", "%begin"), ("i64", "%end"))  # fmt: skip
+            f.stmt(
+                f"call void @{run}(ptr {plan}, ptr @{pack}, ptr {y}, ptr {f.at(w, first_tap)}, "
+                f"ptr {to_x}, ptr %workspace, ptr {epilogue}, ptr %context, i64 %begin, i64 %end)"
+            )
         # Phases interleave in x, so its blocks are finished only after the last of them.
         left = f.both(f.emit(f"icmp ne ptr %epilogue, {epilogue}"),
                       f.compare("sgt", f.mul(sizes.group_c, sizes.plane), 0))  # fmt: skip
@@ -211,9 +234,9 @@ def _input_values(f: Code, sizes: _Sizes) -> dict[Plan, str | int]:
     }
 
 
-# What `sg_conv_phase` writes: the first tap of a phase, the distance to its next one, how many there
-# are, the position of y that the first one reads at the phase's first position, and the change of
-# that position from tap to tap.
+# What `sg_conv_phase` writes: the first tap of a phase, the distance to its next one, how many
+# there are, the position of y that the first one reads at the phase's first position, and the
+# change of that position from tap to tap.
 TAP, TAP_STEP, TAP_COUNT, START, START_STEP = range(5)
 
 

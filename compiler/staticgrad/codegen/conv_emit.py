@@ -83,17 +83,21 @@ class Plan(IntEnum):
 class Code(Emitter):
     """`Emitter` with what convolution needs more: carried loops, ranges of lanes, slots."""
 
-    def slot(self, block: str, index: int) -> str:
+    def slot(self, block: str, index: int | str) -> str:
         """The i64 in slot `index` of an array."""
-        pointer = self.emit(f"getelementptr i64, ptr {block}, i64 {int(index)}")
+        pointer = self._slot_address(block, index)
         return self.emit(f"load i64, ptr {pointer}, align 8")
 
     def slots(self, block: str, *indices: int) -> list[str]:
         return [self.slot(block, i) for i in indices]
 
-    def set_slot(self, block: str, index: int, value: str | int) -> None:
-        pointer = self.emit(f"getelementptr i64, ptr {block}, i64 {int(index)}")
+    def set_slot(self, block: str, index: int | str, value: str | int) -> None:
+        pointer = self._slot_address(block, index)
         self.stmt(f"store i64 {value}, ptr {pointer}, align 8")
+
+    def _slot_address(self, block: str, index: int | str) -> str:
+        place = index if isinstance(index, str) else int(index)
+        return self.emit(f"getelementptr i64, ptr {block}, i64 {place}")
 
     def sum(self, *values: str | int) -> str:
         total = str(values[0])
@@ -157,7 +161,7 @@ class Code(Emitter):
 
 
 class Choice:
-    """The join after `Code.choice`: a value of the branch that was taken, or else one from before."""
+    """The join after `Code.choice`: a value of the taken branch, or else one from before."""
 
     def __init__(self, f: Code, before: str) -> None:
         self._f, self._before, self.taken = f, before, ""
@@ -203,9 +207,7 @@ def emit_box_steps(
     return step_c, step_h, f.minimum(taps_w, limit)
 
 
-def emit_set_box(
-    f: Code, starts: tuple[str, str, str], steps: tuple[str, str, str]
-) -> list[str]:
+def emit_set_box(f: Code, starts: tuple[str, str, str], steps: tuple[str, str, str]) -> list[str]:
     """Writes the box of the sum from `starts` on to %plan; -> its extents."""
     extents = f.slots("%plan", Plan.CHANNELS, Plan.TAPS_H, Plan.TAPS_W)
     counts = [f.minimum(s, f.sub(e, b)) for s, e, b in zip(steps, extents, starts)]

@@ -4,9 +4,8 @@ a block at a time, straight from the image), weights, and rows of a gradient."""
 from __future__ import annotations
 
 from .builder import Module
-from .conv_emit import Code, Plan
+from .conv_emit import COLD, Code, Plan
 from .gemm_emit import Element
-
 
 # A block's positions are cut into pieces: at most one vector each, all in one row of one image.
 # What the loops over taps need of them is tabled once a block: `PIECE_SLOTS` i64s a piece.
@@ -24,8 +23,8 @@ def require_pack_source(module: Module, element: Element) -> str:
 
     dst[k * dst_rs + l] = the source value of tap k at position q0 + l, l < count, where k counts
     the taps of the plan's box (channel, tap row, tap column) and positions go through the images.
-    Up to a vector after the last position may be overwritten: dst_rs >= count + lanes. Only elements
-    inside of the images are read. `table` has `piece_table_bytes(count)` bytes.
+    Up to a vector after the last position may be overwritten: dst_rs >= count + lanes. Only
+    elements inside of the images are read. `table` has `piece_table_bytes(count)` bytes.
 
     Rows of dst are written one after the other: pieces innermost. With channels innermost each
     line was fetched from L2 twice, and a piece took 4.3 cycles.
@@ -67,7 +66,7 @@ def _require_pieces(module: Module, element: Element) -> str:
     name = f"sg_conv_pieces_{element.dtype}"
     if module.has(name):
         return name
-    f = Code(module, name, "ptr plan, ptr table, i64 q0, i64 count, ptr end", element)
+    f = Code(module, name, "ptr plan, ptr table, i64 q0, i64 count, ptr end", element, COLD)
     out_w, positions, stride_h, stride_w, image, src_w = f.slots(
         "%plan", Plan.OUT_W, Plan.POSITIONS, Plan.STRIDE_H, Plan.STRIDE_W, Plan.SRC_IMAGE,
         Plan.SRC_W,
@@ -120,9 +119,7 @@ def _emit_lanes(f: Code, end: str, shift: str) -> None:
         f.set_slot(entry, LANES, emit_lane_code(f, stride_w, low, high))
 
 
-def emit_inside(
-    f: Code, col: str, src_w: str, stride_w: str, length: str
-) -> tuple[str, str]:
+def emit_inside(f: Code, col: str, src_w: str, stride_w: str, length: str) -> tuple[str, str]:
     """The lanes [low, high) of a piece whose columns col + l * stride_w lie in [0, src_w)."""
     before, after = f.maximum(f.sub(0, col), 0), f.maximum(f.sub(src_w, col), 0)
     with f.choice(f.compare("ne", stride_w, 1)) as strided:
@@ -237,9 +234,7 @@ def require_pack_weights(module: Module, element: Element) -> str:
     if module.has(name):
         return name
     f = Code(module, name, "ptr plan, ptr weights, ptr dst, i64 rows", element)
-    w_row, w_c, w_h, w_w = f.slots(
-        "%plan", Plan.W_ROW, Plan.W_CHANNEL, Plan.W_TAP_H, Plan.W_TAP_W
-    )
+    w_row, w_c, w_h, w_w = f.slots("%plan", Plan.W_ROW, Plan.W_CHANNEL, Plan.W_TAP_H, Plan.W_TAP_W)
     box_c, count_c, box_h, count_h, box_w, count_w = f.slots(
         "%plan", Plan.BOX_C, Plan.BOX_C_COUNT, Plan.BOX_H, Plan.BOX_H_COUNT, Plan.BOX_W,
         Plan.BOX_W_COUNT,
@@ -280,8 +275,8 @@ def require_pack_rows(module: Module, element: Element) -> str:
         with f.carrying(0, "%rows", ("ptr", src), ("ptr", dst)) as row:
             source, target = row.values
             whole = f.emit(f"and i64 {length}, {-lanes}")
-            with f.loop(0, whole, lanes) as l:
-                f.store(ty, f.load(ty, f.at(source, l)), f.at(target, l))
+            with f.loop(0, whole, lanes) as at:
+                f.store(ty, f.load(ty, f.at(source, at)), f.at(target, at))
             with f.when(f.compare("slt", whole, length)):
                 tail_src, tail_dst = f.at(source, whole), f.at(target, whole)
                 if element.has_masks:
@@ -289,9 +284,9 @@ def require_pack_rows(module: Module, element: Element) -> str:
                     f.store(ty, f.masked_load(tail_src, mask), tail_dst)
                 else:
                     f.store(ty, "zeroinitializer", tail_dst)
-                    with f.loop(0, f.sub(length, whole)) as l:
-                        f.store(element.memory, f.load(element.memory, f.at(tail_src, l)),
-                                f.at(tail_dst, l))  # fmt: skip
+                    with f.loop(0, f.sub(length, whole)) as at:
+                        value = f.load(element.memory, f.at(tail_src, at))
+                        f.store(element.memory, value, f.at(tail_dst, at))
             row.following = [f.at(source, "%channel"), f.at(target, "%dst_rs")]
         piece.step = length
     f.leave()

@@ -150,12 +150,14 @@ def require_block(module: Module, element: Element) -> str:
     pack, merge = require_pack_source(module, element), _require_merge(module, element)
     params = ("ptr plan, ptr src, ptr dst, ptr workspace, i64 k, ptr a, i64 a_rs, i64 a_cs, "
               "i64 rows, i64 accumulate, i64 q, i64 count")  # fmt: skip
-    f = Code(module, name, params, element)
+    f = Code(module, name, params, element, COLD)
     columns, height = strip_columns(element), full_height(module.target)
     tile_at, _, table_at = _offsets(element)
     tile, table = f.at("%workspace", tile_at), f.at("%workspace", table_at)
-    f.call(pack, ("ptr", "%plan"), ("ptr", "%src"), ("ptr", "%workspace"),
-           ("i64", block_stride(element)), ("ptr", table), ("i64", "%q"), ("i64", "%count"))  # fmt: skip
+    f.stmt(
+        f"call void @{pack}(ptr %plan, ptr %src, ptr %workspace, i64 {block_stride(element)}, "
+        f"ptr {table}, i64 %q, i64 %count)"
+    )
     positions, run, dst_col, dst_row = f.slots(
         "%plan", Plan.POSITIONS, Plan.RUN, Plan.DST_COL, Plan.DST_ROW
     )
@@ -229,8 +231,8 @@ def _require_merge(module: Module, element: Element) -> str:
     """`void @sg_conv_merge_<dtype>(plan, tile, dst, rows, accumulate, q, count)`: puts the buffered
     tile of `count` positions from q on down in dst, run by run, or adds it to what is there."""
     name = f"sg_conv_merge_{element.dtype}"
-    f = Code(module, name, "ptr plan, ptr tile, ptr dst, i64 rows, i64 accumulate, i64 q, i64 count",
-             element)  # fmt: skip
+    params = "ptr plan, ptr tile, ptr dst, i64 rows, i64 accumulate, i64 q, i64 count"
+    f = Code(module, name, params, element)
     positions, run, dst_col, dst_row = f.slots(
         "%plan", Plan.POSITIONS, Plan.RUN, Plan.DST_COL, Plan.DST_ROW
     )

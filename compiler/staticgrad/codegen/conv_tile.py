@@ -39,7 +39,7 @@ def require_tile(module: Module, element: Element, rows: int, vectors: int) -> s
         a, b, *sums = turn.values
         of_b = [emit_vector(f, f.at(b, v * element.lanes)) for v in range(vectors)]
         for r in range(rows):
-            value = _emit_broadcast(f, f.at_byte(a, offsets[r - 1]) if r else a)
+            value = emit_broadcast(f, f.at_byte(a, offsets[r - 1]) if r else a)
             for v in range(vectors):
                 at = r * vectors + v
                 sums[at] = multiply_add(f, ty, value, of_b[v], sums[at])
@@ -48,7 +48,8 @@ def require_tile(module: Module, element: Element, rows: int, vectors: int) -> s
     row = "%c"
     for r in range(rows):
         for v in range(vectors):
-            emit_store(f, sums[r * vectors + v], f.at(row, v * element.lanes))
+            value = emit_to_memory(f, sums[r * vectors + v])
+            f.store(element.memory_vector, value, f.at(row, v * element.lanes))
         row = f.at(row, "%c_rs")
     f.leave()
     f.finish()
@@ -57,22 +58,27 @@ def require_tile(module: Module, element: Element, rows: int, vectors: int) -> s
 
 def emit_vector(f: Code, pointer: str) -> str:
     """One vector from memory, in the type that is computed with."""
+    return emit_in_register(f, f.load(f.element.memory_vector, pointer))
+
+
+def emit_in_register(f: Code, value: str) -> str:
+    """A vector of memory's type in the type that is computed with."""
     element = f.element
-    value = f.load(element.memory_vector, pointer)
-    if element.memory != element.register:
-        value = f.emit(f"zext {element.memory_vector} {value} to {element.register_vector}")
-    return value
+    if element.memory == element.register:
+        return value
+    return f.emit(f"zext {element.memory_vector} {value} to {element.register_vector}")
 
 
-def emit_store(f: Code, value: str, pointer: str) -> None:
-    """Stores one vector that was computed, in memory's type."""
+def emit_to_memory(f: Code, value: str) -> str:
+    """A vector that was computed, in memory's type."""
     element = f.element
-    if element.memory != element.register:
-        value = f.emit(f"trunc {element.register_vector} {value} to {element.memory_vector}")
-    f.store(element.memory_vector, value, pointer)
+    if element.memory == element.register:
+        return value
+    return f.emit(f"trunc {element.register_vector} {value} to {element.memory_vector}")
 
 
-def _emit_broadcast(f: Code, pointer: str) -> str:
+def emit_broadcast(f: Code, pointer: str) -> str:
+    """One element from memory in all lanes, in the type that is computed with."""
     element = f.element
     value = f.load(element.memory, pointer)
     if element.memory != element.register:

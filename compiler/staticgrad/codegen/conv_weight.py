@@ -59,7 +59,7 @@ def _require_dot(module: Module, element: Element, rows: int) -> str:
     name = f"sg_conv_dot_{element.dtype}_{rows}"
     if module.has(name):
         return name
-    finish = _require_finish(module, element)
+    finish = require_finish(module, element)
     params = "i64 positions, ptr a, ptr b, ptr out, i64 out_rs, i64 accumulate, i64 count, i64 cols"
     f = Code(module, name, params, element)
     ty, stride = element.register_vector, block_stride(element)
@@ -77,14 +77,16 @@ def _require_dot(module: Module, element: Element, rows: int) -> str:
         turn.following = [f.at(a, element.lanes), f.at(b, element.lanes), *sums]
     for at, value in enumerate(turn.after[2:]):
         f.store(ty, value, f.emit(f"getelementptr {ty}, ptr {buffer}, i64 {at}"))
-    f.call(finish, ("ptr", buffer), ("i64", groups * GROUP), ("i64", rows), ("ptr", "%out"),
-           ("i64", "%out_rs"), ("i64", "%accumulate"), ("i64", "%count"), ("i64", "%cols"))  # fmt: skip
+    f.stmt(
+        f"call void @{finish}(ptr {buffer}, i64 {groups * GROUP}, i64 {rows}, ptr %out, "
+        "i64 %out_rs, i64 %accumulate, i64 %count, i64 %cols)"
+    )
     f.leave()
     f.finish()
     return name
 
 
-def _require_finish(module: Module, element: Element) -> str:
+def require_finish(module: Module, element: Element) -> str:
     """`void @sg_conv_finish_<dtype>(sums, vectors, rows, out, out_rs, accumulate, count, cols)`:
     adds up the lanes of each of `vectors` (a multiple of GROUP) accumulators [columns, rows], in
     place, and writes or adds the results to out.
@@ -162,7 +164,7 @@ def require_weight_pass(module: Module, element: Element) -> str:
     if module.has(name):
         return name
     pack_rows = require_pack_rows(module, element)
-    _require_weight_block(module, element)
+    block = _require_weight_block(module, element)
     f = Code(module, name, PASS_PARAMS, element, COLD)
     positions, image, channel, w_row, first = f.slots(
         "%plan", Plan.POSITIONS, Plan.DST_IMAGE, Plan.DST_ROW, Plan.W_ROW, Plan.FIRST_ROW
@@ -183,8 +185,10 @@ def require_weight_pass(module: Module, element: Element) -> str:
                    ("ptr", a), ("i64", block_stride(element)), ("i64", rows), ("i64", q),
                    ("i64", count))  # fmt: skip
             _emit_zero_tail(f, a, rows, count)
-            f.call(f"sg_conv_weight_block_{element.dtype}", ("ptr", "%plan"), ("ptr", "%x"),
-                   ("ptr", a), ("ptr", to_w), ("i64", rows), ("i64", q), ("i64", count))  # fmt: skip
+            f.stmt(
+                f"call void @{block}(ptr %plan, ptr %x, ptr {a}, ptr {to_w}, i64 {rows}, i64 {q}, "
+                f"i64 {count})"
+            )
         with f.when(f.both(f.emit("icmp ne ptr %epilogue, null"), f.compare("sgt", w_row, 0))):
             low = f.add(first, r0)
             f.stmt(f"call void %epilogue(ptr %context, i64 0, i64 {low}, i64 {f.add(low, rows)}, "

@@ -84,7 +84,7 @@ class Emitter(Function):
         """`params` as in C: `"i64 k, ptr a"`; the values are then `%k` and `%a`."""
         super().__init__(module, name, split_params(params), attributes=attributes)
         self.element = element
-        self.folded = ""  # what the last `fold` ended with
+        self.folded: list[str] = []  # what the last `fold` ended with
 
     # -- i64 arithmetic
 
@@ -196,27 +196,32 @@ class Emitter(Function):
 
     @contextmanager
     def fold(
-        self, start: str | int, stop: str | int, step: str | int, ty: str, value: str
-    ) -> Iterator[tuple[str, str, Callable[[str], None]]]:
-        """A loop that carries a value of type `ty`: yields (i, the value, a function to be given
-        the next value); what it ends with is `folded`."""
+        self, start: str | int, stop: str | int, step: str | int, ty: str, *values: str
+    ) -> Iterator[tuple[str, list[str], Callable[..., None]]]:
+        """A loop that carries values of type `ty`: yields (i, the values, a function to be given
+        the next values); what it ends with is in `folded`."""
         head, body, latch, done = (self.new_label(h) for h in ("head", "body", "latch", "done"))
-        before, following, carried = self.block, self.reserve(), self.reserve()
+        before, following = self.block, self.reserve()
+        carried = [self.reserve() for _ in values]
         self.branch(head)
         self.label(head)
         index = self.emit(f"phi i64 [{start}, %{before}], [{following}, %{latch}]")
-        result = self.emit(f"phi {ty} [{value}, %{before}], [{carried}, %{latch}]")
+        results = [
+            self.emit(f"phi {ty} [{v}, %{before}], [{c}, %{latch}]")
+            for v, c in zip(values, carried)
+        ]
         self.branch_if(self.compare("slt", index, stop), body, done)
         self.label(body)
         chosen: list[str] = []
-        yield index, result, chosen.append
+        yield index, results, lambda *following: chosen.extend(following)
         self.branch(latch)
         self.label(latch)
         self.advance(following, "i64", f"add i64 {index}, {step}")
-        self.assign(carried, f"freeze {ty} {chosen[0]}")
+        for c, value in zip(carried, chosen):
+            self.assign(c, f"freeze {ty} {value}")
         self.branch(head)
         self.label(done)
-        self.folded = result
+        self.folded = results
 
     @contextmanager
     def when(self, condition: str) -> Iterator[None]:

@@ -62,8 +62,10 @@ def require_micro_kernel(module: Module, dtype: str) -> str:
     f = Emitter(module, name, params, element)
     desc = emit_descriptor(f)
     size = element.itemsize
-    fields: dict[str, str | int] = {"k": "%k", "a_rs": size, "a_cs": size * mr, "b_rs": size * nr, "c_rs": "%c_rs",
-              "c_cs": 1, "accumulate": "%accumulate"}  # fmt: skip
+    fields: dict[str, str | int] = {
+        "k": "%k", "a_rs": size, "a_cs": size * mr, "b_rs": size * nr, "c_rs": "%c_rs", "c_cs": 1,
+        "accumulate": "%accumulate",
+    }  # fmt: skip
     for field, value in fields.items():
         set_field(f, desc, field, value)
     f.call(strip, ("ptr", desc), ("ptr", "%a_panel"), ("ptr", "%b_panel"), ("ptr", "%c"),

@@ -70,7 +70,7 @@ def require_row_transposed(module: Module, element: Element) -> str:
     offsets = [f.mul("%b_cs", j) for j in range(lanes)]
     with f.loop(0, "%cols", lanes) as j:
         columns = f.at_byte("%b", f.mul(j, "%b_cs"))
-        with f.fold(0, whole, side, ty, "zeroinitializer") as (p, total, carry):
+        with f.fold(0, whole, side, ty, "zeroinitializer") as (p, (total,), carry):
             row_of_a = f.at_byte("%a", f.mul(p, "%a_cs"))
             for value in emit_transposed_load(f, f.at(columns, p), offsets):
                 following = f.reserve()
@@ -79,13 +79,13 @@ def require_row_transposed(module: Module, element: Element) -> str:
             carry(total)
         f.call(scalar, ("ptr", f.at(columns, whole)), ("i64", size), ("i64", "%b_cs"),
                ("ptr", buffer), ("i64", rest), ("i64", lanes), ("i64", lanes * size))  # fmt: skip
-        with f.fold(0, rest, 1, ty, f.folded) as (p, total, carry):
+        with f.fold(0, rest, 1, ty, *f.folded) as (p, (total,), carry):
             scalar_of_a = emit_broadcast(f, f.at_byte(a_rest, f.mul(p, "%a_cs")))
             following = f.reserve()
             value = emit_vector(f, f.at(buffer, f.mul(p, lanes)))
             emit_multiply_add(f, following, scalar_of_a, value, total)
             carry(following)
-        emit_store_sum(f, f.folded, f.at("%sums", j))
+        emit_store_sum(f, f.folded[0], f.at("%sums", j))
     f.leave()
     f.finish()
     return name

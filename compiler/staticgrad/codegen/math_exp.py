@@ -142,7 +142,7 @@ def _reduce_with_tail(x: Lanes) -> tuple[Lanes, Lanes, Lanes, Lanes]:
 
 
 def exp_parts(x: Lanes) -> tuple[Lanes, Lanes, Lanes, Lanes]:
-    """exp(x) = 2**n (high + low) in float64: shifted n, n, high, low; right to about 0.05 ULP."""
+    """exp(x) = 2**n (high + low) in float64: shifted n, n, high, low; right to about 0.1 ULP."""
     shifted, n, r, tail = _reduce_with_tail(x)
     first, error = fast_two_sum(r.const(1.0), r)
     high, low = fast_two_sum(first, error + tail)

@@ -1,6 +1,6 @@
-"""log, log2, log10, log1p.
+"""log, log2, log10, log1p, softplus, logaddexp.
 
-x = 2**k m with 3/4 <= m < 3/2, f = m - 1, and log(x) = k ln 2 + log1p(f). In float32
+x = 2**k m with 3/4 < m <= 3/2, f = m - 1, and log(x) = k ln 2 + log1p(f). In float32
 log1p(f) is a polynomial; in float64 it goes through s = f / (2 + f), log1p(f) = 2 atanh(s)
 (fdlibm's e_log.c has the same form; the coefficients here are our own minimax fits).
 """
@@ -29,8 +29,9 @@ LN2_REST = 5.497923018708371e-14
 _LOG_WIDE = (0.24101140374064353, 0.28506972012307963, 0.40000863412209026, 0.6666666308420814)
 INF = float("inf")
 NAN = float("nan")
-# Bits of 3/4: subtracting them makes the exponent field count from there. With m in [3/4, 3/2) the
-# f of log1p is exact for every k (from sqrt(1/2) it is not, which costs half an ULP).
+# The number after 3/4, as bits: subtracting them makes the exponent field count from there. With m
+# in (3/4, 3/2] the f of log1p is exact but for one x next to -1/4 (from sqrt(1/2) on it is inexact
+# for many x, which costs half an ULP).
 _THREE_QUARTERS = {"float": 0x3F400001, "double": 0x3FE8000000000001}
 _EXPONENT = {"float": -(1 << 23), "double": -(1 << 52)}
 _SMALLEST_NORMAL = {"float": 2.0**-126, "double": 2.0**-1022}
@@ -48,7 +49,7 @@ LOG_SERIES = (
 
 
 def split(x: Lanes) -> tuple[Lanes, Lanes]:
-    """k and m of a positive finite x = 2**k m, 3/4 <= m < 3/2; subnormals too.
+    """k and m of a positive finite x = 2**k m, 3/4 < m <= 3/2; subnormals too.
 
     k comes as a float holding k * 2**23 in float32 (a power of two less work), k in float64.
     """
@@ -75,7 +76,7 @@ def log(x: Lanes) -> Lanes:
 
 
 def _log_sum(k: Lanes, f: Lanes, f_low: Lanes | None = None) -> Lanes:
-    """k ln 2 + log1p(f + f_low), k as `split` gives it, -1/4 <= f < 1/2."""
+    """k ln 2 + log1p(f + f_low), k as `split` gives it, -1/4 < f <= 1/2."""
     if f.scalar == "double":
         high, low = log_parts(k, f, f_low)
         return high + low

@@ -40,6 +40,7 @@ _TWO_OVER_PI = int(
     "7527bac7ebe5f17b3d0739f78a5292ea6bfb5fb11f8d5d085603",
     16,
 )
+# The window of the smallest large angle ends, with the last 8-byte load, at byte 153.
 _TABLE_BYTES = 160
 _WINDOW_BITS = 192
 
@@ -82,7 +83,7 @@ def reduce_by_half_pi(x: Lanes) -> tuple[Lanes, Lanes, Lanes]:
 
 
 def reduce_large_by_half_pi(x: Lanes) -> tuple[Lanes, Lanes, Lanes]:
-    """The same for every finite float64 |x| >= 2**-20; infinity and NaN give an arbitrary r.
+    """The same for every finite float64 beyond `LARGE_ANGLE`; other lanes get an arbitrary r.
 
     |x| = m 2**e with an integer m of 53 bits. Bits of 2/pi whose product with m 2**e is a
     multiple of 4 are left out; the next 192 bits times m, modulo 2**192, hold n in the top two
@@ -91,8 +92,12 @@ def reduce_large_by_half_pi(x: Lanes) -> tuple[Lanes, Lanes, Lanes]:
     bits = x.bits()
     exponent = bits.shift_logical(52) & 0x7FF
     mantissa = (bits & ((1 << 52) - 1)) | (1 << 52)
-    # The window's lowest bit has the weight 2**-(e + 190), e = exponent - 1075.
-    position = (exponent ^ -1) + (_TABLE_BITS + 1075 - (_WINDOW_BITS - 2) + 1)
+    # The window's lowest bit has the weight 2**-(e + 190), e = exponent - 1075. Lanes with small
+    # angles are here too: they must not read beyond the table.
+    first = _TABLE_BITS + 1075 - (_WINDOW_BITS - 2)
+    position = exponent.const(first) - exponent
+    last = first - (1023 + int(math.log2(LARGE_ANGLE)))
+    position = position.gt(last).where(last, position)
     window = _load_window(position)
     limbs = _product_limbs(mantissa, window)
     top = (limbs[5] << 32) | limbs[4]

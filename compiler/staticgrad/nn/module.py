@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -423,6 +424,18 @@ class Module:
         for value, array in fitting:
             value.assign(array)
         return IncompatibleKeys(missing, surplus)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Module:
+        """A copy with state of its own, of the same values."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        for values in (self.parameters(), self.buffers()):
+            for value in values:
+                if id(value) not in memo:
+                    memo[id(value)] = parameter(value.numpy(), trainable=value.trainable)
+        for name, value in self.__dict__.items():
+            object.__setattr__(copied, name, copy.deepcopy(value, memo))
+        return copied
 
     # --- printing -----------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from . import (  # noqa: F401
     slicing,
     softmax,
     sorting,
+    structure,
     special,
     trigonometric,
 )

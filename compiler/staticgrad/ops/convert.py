@@ -12,7 +12,7 @@ from staticgrad.ir.types import TensorType
 
 from .lowering import Leaf, Pointwise
 from .registry import Attrs, NotDifferentiable, Op, Sample, Types, apply, make, register
-from .tensor import Tensor
+from .tensor import Tensor, method
 
 
 def constant(value: Any, dtype: Any = None) -> Tensor:
@@ -106,6 +106,7 @@ def promoted(*values: Any) -> tuple[Tensor, ...]:
     )
 
 
+@method("astype")
 def astype(x: Any, dtype: Any, /, *, copy: bool = True) -> Tensor:
     """`x` with its elements converted to `dtype`; the same tensor if they have it already.
 

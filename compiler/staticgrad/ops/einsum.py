@@ -11,6 +11,7 @@ from typing import Any
 from staticgrad.ir.dim import Dim, DimLike
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
 
+from .arithmetic import multiply
 from .convert import as_tensor, promoted
 from .linalg import as_matrix, diagonal
 from .reduction import sum as reduce_sum
@@ -181,11 +182,11 @@ def _contract(a: _Term, b: _Term, needed: set[Any], output: tuple[Any, ...]) -> 
         a, b, free_a, free_b = b, a, free_b, free_a
     labels = (*batch, *free_a, *free_b)
     if not summed:
-        return _Term(_aligned(a, labels) * _aligned(b, labels), labels)
+        return _Term(multiply(_aligned(a, labels), _aligned(b, labels)), labels)
     if not free_a and not free_b:  # a dot product of each pair of lines: one sweep
         wide = (*batch, *summed)
         axes = tuple(range(len(batch), len(wide)))
-        product = _aligned(a, wide) * _aligned(b, wide)
+        product = multiply(_aligned(a, wide), _aligned(b, wide))
         return _Term(reduce_sum(product, axis=axes, dtype=product.dtype), batch)
     sizes = {c: t.size(c) for t in (a, b) for c in t.labels}
     left = _matrices(a, batch, free_a, summed, last=True)
@@ -194,28 +195,32 @@ def _contract(a: _Term, b: _Term, needed: set[Any], output: tuple[Any, ...]) -> 
     return _Term(reshape(y, tuple(sizes[c] for c in labels)), labels)
 
 
-def _pair_size(a: _Term, b: _Term, needed: set[Any]) -> int | None:
-    """The elements of the product of two terms less their own; None where a size is symbolic."""
-    sizes = {c: t.size(c) for t in (a, b) for c in t.labels if c in needed}
-    shapes = (tuple(sizes.values()), a.x.shape, b.x.shape)
-    if not all(isinstance(d, int) for shape in shapes for d in shape):
+def _pair_cost(a: _Term, b: _Term, needed: set[Any]) -> tuple[int, int] | None:
+    """(elements of the two terms' product less their own, multiplications); None where a size is
+    symbolic."""
+    sizes = {c: t.size(c) for t in (a, b) for c in t.labels}
+    if any(isinstance(d, Dim) for d in sizes.values()):
         return None
-    result, size_a, size_b = (prod(s) for s in shapes)  # type: ignore[arg-type]
-    return result - size_a - size_b
+    count = {c: int(d) for c, d in sizes.items()}
+    result, own_a, own_b = (
+        prod(count[c] for c in labels)
+        for labels in ([c for c in count if c in needed], a.labels, b.labels)
+    )
+    return result - own_a - own_b, prod(count.values())
 
 
 def _next_pair(terms: Sequence[_Term], output: tuple[Any, ...]) -> tuple[int, int]:
     """The pair whose product shrinks the operands most; the first two where sizes are symbolic."""
-    best, best_size = (0, 1), None
+    best, best_cost = (0, 1), None
     if len(terms) == 2:
         return best
     for i in range(len(terms)):
         for j in range(i + 1, len(terms)):
-            size = _pair_size(terms[i], terms[j], _needed(terms, (i, j), output))
-            if size is None:
+            cost = _pair_cost(terms[i], terms[j], _needed(terms, (i, j), output))
+            if cost is None:
                 return 0, 1
-            if best_size is None or size < best_size:
-                best, best_size = (i, j), size
+            if best_cost is None or cost < best_cost:
+                best, best_cost = (i, j), cost
     return best
 
 

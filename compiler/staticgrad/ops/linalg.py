@@ -10,6 +10,7 @@ from staticgrad.ir.dim import DimLike, dim_max, dim_min, product
 from staticgrad.ir.errors import ArgumentError, DTypeError, ShapeError
 from staticgrad.ir.types import TensorType
 
+from .arithmetic import multiply
 from .convert import as_tensor, constant_array, promoted
 from .creation import band, diagonal_number
 from .lowering import Indices, Product, View
@@ -148,7 +149,7 @@ def vecdot(x1: Any, x2: Any, /, *, axis: int = -1) -> Tensor:
         )
     # Counted from the end, the axis is the same in the broadcast product.
     from_end = in_a - a.ndim
-    return reduce_sum(a * b, axis=from_end, dtype=a.dtype)
+    return reduce_sum(multiply(a, b), axis=from_end, dtype=a.dtype)
 
 
 def outer(x1: Any, x2: Any, /) -> Tensor:
@@ -156,7 +157,7 @@ def outer(x1: Any, x2: Any, /) -> Tensor:
     a, b = promoted(x1, x2)
     if a.ndim != 1 or b.ndim != 1:
         raise ShapeError(f"outer: expected 1-d operands, got {a.type} and {b.type}")
-    return expand_dims(a, axis=1) * expand_dims(b, axis=0)
+    return multiply(expand_dims(a, axis=1), expand_dims(b, axis=0))
 
 
 def dot(x1: Any, x2: Any, /) -> Tensor:
@@ -164,7 +165,7 @@ def dot(x1: Any, x2: Any, /) -> Tensor:
     sum over x1's last and x2's last but one dim. [.., K], [P.., K, N] -> [.., P.., N]."""
     a, b = promoted(x1, x2)
     if not a.ndim or not b.ndim:
-        return a * b
+        return multiply(a, b)
     return tensordot(a, b, axes=((-1,), (-2 if b.ndim > 1 else -1,)))
 
 
@@ -177,14 +178,21 @@ def as_matrix(x: Tensor, free: tuple[int, ...], summed: tuple[int, ...], last: b
     Where the dims are in the other order already, the transpose of a reshape does, which costs
     nothing: products pack their operands anyway. Else the dims are permuted.
     """
-    rows = product(tuple(x.shape[a] for a in free))
-    cols = product(tuple(x.shape[a] for a in summed))
-    in_order = tuple(range(x.ndim))
-    if (*summed, *free) == in_order and (*free, *summed) != in_order:
-        y = reshape(x, (cols, rows))
-        return matrix_transpose(y) if last else y
-    y = reshape(permute_dims(x, (*free, *summed)), (rows, cols))
-    return y if last else matrix_transpose(y)
+    wanted, other = ((free, summed), (summed, free)) if last else ((summed, free), (free, summed))
+    if (*other[0], *other[1]) == tuple(range(x.ndim)) and wanted[0] and wanted[1]:
+        return matrix_transpose(_merged(x, *other))
+    return _merged(permute_dims(x, (*wanted[0], *wanted[1])), *_counted(wanted))
+
+
+def _counted(parts: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """The same parts as consecutive axes: what they are after the permutation."""
+    first = len(parts[0])
+    return tuple(range(first)), tuple(range(first, first + len(parts[1])))
+
+
+def _merged(x: Tensor, rows: tuple[int, ...], cols: tuple[int, ...]) -> Tensor:
+    shape = tuple(product(tuple(x.shape[a] for a in axes)) for axes in (rows, cols))
+    return reshape(x, shape)
 
 
 def _contracted_axes(axes: Any, a: Tensor, b: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -221,8 +229,7 @@ def tensordot(x1: Any, x2: Any, /, *, axes: Any = 2) -> Tensor:
     free_b = tuple(j for j in range(b.ndim) if j not in in_b)
     shape = (*(a.shape[i] for i in free_a), *(b.shape[j] for j in free_b))
     if not in_a:
-        spread = reshape(a, (*a.shape, *([1] * b.ndim)))
-        return spread * b
+        return multiply(reshape(a, (*a.shape, *([1] * b.ndim))), b)
     # The pairs may be taken in any order: in a's, unless that permutes and b's does not.
     pairs = sorted(zip(in_a, in_b))
     by_b = sorted(pairs, key=lambda pair: pair[1])

@@ -12,18 +12,27 @@ from staticgrad.ir.dtype import bool_, int64, uint8
 from staticgrad.ir.errors import ArgumentError, DTypeError, ShapeError, UnsupportedError
 from staticgrad.ir.types import TensorType
 from staticgrad.kernels.builder import KernelBuilder
-from staticgrad.kernels.ir import Expr
+from staticgrad.kernels.ir import Expr, Load
 
 from .convert import as_tensor, astype, promoted
 from .cumulative import folded, lines, one_axis
 from .lowering import Custom
-from .reduction import at_user_line, reduced_shape, require_elements
+from .reduction import (
+    at_user_line,
+    greatest_value,
+    least_value,
+    reduced_shape,
+    require_elements,
+)
 from .registry import Attrs, NotDifferentiable, Op, Sample, Types, apply, register
 from .samples import NUMERIC, random_array
 from .tensor import Tensor, method
 
 _STANDARD = "Python array API standard 2023.12, searching functions"
 _NOWHERE = 2**63 - 1
+# Elements whose extremum is found first and then searched for: 1000 x 1000 float32 took 236 us with
+# 256, 265 with 512, 360 with 1024, one row of a million 145, 131 and 132.
+BLOCK = 256
 
 # --- argmax, argmin -------------------------------------------------------------------------------
 
@@ -49,27 +58,54 @@ def _emit_argument(kind: str, k: KernelBuilder) -> None:
 
 
 def _emit_argument_rows(kind: str, k: KernelBuilder) -> None:
-    """Along the last axis: the extremum, then the first place that has it, both in vectors.
+    """Along the last axis: the block with the first extremum, then its first place in the block.
 
-    A NaN makes the extremum NaN, and then only NaNs are candidates.
+    A NaN makes a block's extremum NaN, which wins once, and then only NaNs are candidates.
     """
-    axis = k.attrs["axis"]
-    x = folded(k.operands[0], axis)
+    x = folded(k.operands[0], k.attrs["axis"])
     outer, n, _ = x.shape
     y = replace(k.results[0], shape=(outer,))
+    worst = least_value(x.dtype) if kind == "max" else greatest_value(x.dtype)
+    zero, nowhere = k.literal(0, int64), k.literal(_NOWHERE, int64)
+    better = "greater" if kind == "max" else "less"
     with k.parallel(outer) as a:
-        best = k.reduce(kind, (n,), lambda j: k.load(x, (a, j, 0)), vector=True)
+        blocks = floor_div(n + (BLOCK - 1), BLOCK)
+        with k.loop(blocks, best=k.literal(worst, x.dtype), start=zero) as q:
+            size = dim_min(BLOCK, n - q * BLOCK)
+            line = a * n + q * BLOCK
+
+            def element(j: Any, line: Any = line) -> Expr:
+                return Load(x.name, line + j, x.dtype)
+
+            value, best = k.reduce(kind, (size,), element, vector=True), k.ref("best")
+            wins = k.let(_wins(k, better, value, best))
+            k.next("best", k.call("select", wins, value, best, dtype=x.dtype))
+            first = k.index(q * BLOCK)
+            k.next("start", k.call("select", wins, first, k.ref("start"), dtype=int64))
+        best, start = k.ref("best"), k.ref("start")
 
         def place(j: Any) -> Expr:
-            value = k.load(x, (a, j, 0))
+            at = k.call("add", start, k.index(j))
+            inside = k.call("less", at, k.index(n), dtype=bool_)
+            value = Load(x.name, a * n + j, x.dtype, ((start, 1),), inside)
             found: Expr = k.call("equal", value, best, dtype=bool_)
             if x.dtype.is_float:
                 found = k.call("logical_or", found, _is_nan(k, value))
-            return k.call("select", found, k.index(j), k.literal(_NOWHERE, int64), dtype=int64)
+            found = k.call("logical_and", found, inside)
+            return k.call("select", found, at, nowhere, dtype=int64)
 
-        first = k.reduce("min", (n,), place, vector=True)
-        empty = k.call("equal", first, k.literal(_NOWHERE, int64), dtype=bool_)
-        k.store(y, (a,), k.call("select", empty, k.literal(0, int64), first, dtype=int64))
+        found = k.reduce("min", (dim_min(BLOCK, n),), place, vector=True)
+        empty = k.call("equal", found, nowhere, dtype=bool_)
+        k.store(y, (a,), k.call("select", empty, zero, found, dtype=int64))
+
+
+def _wins(k: KernelBuilder, better: str, value: Expr, best: Expr) -> Expr:
+    """Whether a value takes the place of the best so far: it is better, or the first NaN."""
+    wins: Expr = k.call(better, value, best, dtype=bool_)
+    if not value.dtype.is_float:
+        return wins
+    fresh = k.call("logical_not", _is_nan(k, best))
+    return k.call("logical_or", wins, k.call("logical_and", _is_nan(k, value), fresh))
 
 
 def _emit_argument_columns(better: str, k: KernelBuilder) -> None:
@@ -85,12 +121,7 @@ def _emit_argument_columns(better: str, k: KernelBuilder) -> None:
         first = k.load(x, at(0), guard=filled)
         with k.loop(n, best=first, place=zero) as j:
             value, best = k.load(x, at(j)), k.ref("best")
-            wins: Expr = k.call(better, value, best, dtype=bool_)
-            if x.dtype.is_float:
-                fresh = k.call("logical_not", _is_nan(k, best), dtype=bool_)
-                nan_wins = k.call("logical_and", _is_nan(k, value), fresh, dtype=bool_)
-                wins = k.call("logical_or", wins, nan_wins, dtype=bool_)
-            wins = k.let(wins)
+            wins = k.let(_wins(k, better, value, best))
             place = k.call("select", wins, k.index(j), k.ref("place"), dtype=int64)
             k.next("place", place)
             k.next("best", k.call("select", wins, value, best, dtype=x.dtype))
@@ -125,8 +156,12 @@ def _argument_samples() -> list[Sample]:
                         [-np.inf] * 4, [-1, np.nan, np.nan, np.inf]])  # fmt: skip
     for dtype in ("float32", "float64"):
         found += [Sample((special.astype(dtype),), a) for a in attrs]
+    long = np.concatenate([random_array((2, 700), "float32", 3), np.full((2, 700), -np.inf, "f4")])
+    long[1, 300], long[1, 650], long[3, 600] = np.nan, np.nan, np.inf
+    found += [Sample((x,), {"axis": 1, "keepdims": False}) for x in (long, np.sign(long), -long)]
     for shape, axis in (((7,), 0), ((1,), 0), ((2, 9, 19), 1), ((2, 9, 3), 1), ((300, 2), 0),
-                        ((0, 3), 1), ((3, 0), 0), ((2, 300), 1), ((2, 3, 1), 1)):  # fmt: skip
+                        ((0, 3), 1), ((3, 0), 0), ((2, 300), 1), ((2, 3, 1), 1),
+                        ((2, 3000), 1)):  # fmt: skip
         found.append(Sample((random_array(shape, "float32", 2),), {"axis": axis, "keepdims": True}))
     return found
 

@@ -199,9 +199,9 @@ def box(x: Tensor, start: Indices, step: tuple[int, ...], shape: Shape) -> Tenso
 
 def narrow(x: Tensor, axis: int, start: DimLike, size: DimLike) -> Tensor:
     """`size` elements of one axis from `start` on."""
-    starts, shape = [0] * x.ndim, list(x.shape)
-    starts[axis], shape[axis] = start, size  # type: ignore[call-overload]
-    return box(x, tuple(starts), (1,) * x.ndim, tuple(shape))
+    starts = tuple(start if a == axis else 0 for a in range(x.ndim))
+    shape = tuple(size if a == axis else d for a, d in enumerate(x.shape))
+    return box(x, starts, (1,) * x.ndim, shape)
 
 
 @method("flip")
@@ -383,7 +383,7 @@ def _pad_widths(pad_width: Any, ndim: int) -> list[tuple[DimLike, DimLike]]:
         pairs = [(pad_width, pad_width)] * ndim
     elif isinstance(pad_width, (tuple, list)):
         if len(pad_width) == 2 and all(_is_size(w) for w in pad_width):
-            pairs = [tuple(pad_width)] * ndim  # type: ignore[list-item]
+            pairs = [tuple(pad_width)] * ndim
         else:
             pairs = [(w, w) if _is_size(w) else w for w in pad_width]
             if len(pairs) == 1:

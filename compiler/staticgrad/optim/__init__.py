@@ -1,0 +1,20 @@
+"""Optimisers: pure graph building. `minimize(loss)` gives the updates for `sg.compile`."""
+
+from . import lr_scheduler
+from .algorithms import SGD, Adagrad, Adam, AdamW, RMSprop
+from .clip import clip_by_global_norm, clip_by_value, global_norm
+from .optimizer import Optimizer, Updates
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "RMSprop",
+    "Updates",
+    "clip_by_global_norm",
+    "clip_by_value",
+    "global_norm",
+    "lr_scheduler",
+]

@@ -34,7 +34,7 @@ def lower_custom(lowerer: Lowerer, node: Node) -> None:
     groups: list[tuple[Stmt, ...]] = [kernel.body] if whole else [(s,) for s in kernel.body]
     for i, body in enumerate(groups):
         sizes = SizeParameters([*loop_vars(body), "begin", "end"])
-        mapped = IndexMapper(sizes.index, sizes.size).body(body)
+        mapped = IndexMapper(sizes.index, sizes.index).body(body)
         name = node.op if len(groups) == 1 else f"{node.op}_{i}"
         # Every buffer that the op writes may be read again by a later part of it.
         buffers = tuple(

@@ -39,7 +39,7 @@ class Draft:
     ) -> tuple[Kernel, tuple[int, ...], tuple[DimLike, ...]]:
         """The kernel, the program's buffers for its parameters, the values of its sizes."""
         sizes = SizeParameters([*loop_vars(body), "begin", "end", "batch", *epilogue_vars])
-        mapped = IndexMapper(sizes.index, sizes.size).body(body)
+        mapped = IndexMapper(sizes.index, sizes.index).body(body)
         buffers = tuple(
             Buffer(label, self.program.buffers[i].dtype, self._modes[i], 0)
             for i, label in self._names.items()

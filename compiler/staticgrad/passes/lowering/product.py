@@ -100,7 +100,7 @@ class ProductLowering:
 
     def _epilogue_kernel(self, loops: tuple[Stmt, ...]) -> tuple[Kernel, list[DimLike]]:
         sizes = SizeParameters(["batch", "row", "column"])
-        mapped = IndexMapper(sizes.index, sizes.size).body(loops)
+        mapped = IndexMapper(sizes.index, sizes.index).body(loops)
         renamed = {n: f"e{n[1:]}" for n in sizes.names}
         table = {old: Dim.symbol(new) for old, new in renamed.items()}
         mapped = IndexMapper(

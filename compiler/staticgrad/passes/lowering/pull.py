@@ -8,7 +8,7 @@ from staticgrad.ir.dim import DimLike
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.ir import Call, Expr
 from staticgrad.ops import registry
-from staticgrad.ops.lowering import Generate, Pointwise, View
+from staticgrad.ops.lowering import Generate, Pointwise, Reduction, View
 
 from ..fuse import broadcast_index
 
@@ -49,6 +49,8 @@ class Puller:
             if lower.emit is not None:
                 return lower.emit(args, node.attrs, v.dtype)
             return Call(node.op, tuple(args), v.dtype)
+        if isinstance(lower, Reduction):
+            return self.pull(node.operands[0], at)  # over no axes: the element itself
         if isinstance(lower, Generate):
             operands = node.operands
             return lower.emit(at, node.attrs, v.type, lambda k, i: self.pull(operands[k], i))

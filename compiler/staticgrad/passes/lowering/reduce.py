@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from staticgrad.kernels.order import reduce_lanes
-from staticgrad.ir.dim import DimLike, product, substitute
+from staticgrad.ir.dim import Dim, DimLike, product, substitute
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.ir import Accumulator, Expr, Let, Loop, Reduce, Ref, Stmt
 from staticgrad.kernels.rewrite import IndexMapper, all_indices, merges
@@ -73,6 +73,10 @@ def space_of(node: Node) -> Space:
     space = Space(shape, axes, at)
     for name, extent in zip(variables, extents):
         (space.reduced if int(name[1:]) in axes else space.kept).append((name, extent))
+    if not space.reduced:  # every reduced dim is 1: one of them keeps its loop
+        name = f"d{axes[-1]}"
+        space.at = tuple(Dim.symbol(name) if a == axes[-1] else i for a, i in enumerate(at))
+        space.reduced.append((name, 1))
     return space
 
 

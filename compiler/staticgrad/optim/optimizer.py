@@ -1,0 +1,408 @@
+"""`Optimizer`: from gradients to updates of state, as graph.
+
+An optimiser's step is part of the compiled program: `minimize` gives pairs (state, new value) for
+`sg.compile(updates=...)`. The learning rate and the step count are state scalars, so that changing
+them recompiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+from staticgrad_runtime.arrays import ConversionError, cast_checked
+
+from staticgrad.autodiff.reverse import gradients
+from staticgrad.ir.dim import equal_dims
+from staticgrad.ir.dtype import DType
+from staticgrad.ir.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DifferentiationError,
+    GraphError,
+    StateError,
+)
+from staticgrad.ir.loc import locs_text
+from staticgrad.ops.convert import astype, to_array
+from staticgrad.ops.leaves import Parameter, parameter
+from staticgrad.ops.tensor import Tensor
+
+from .clip import clip_by_global_norm, clip_by_value
+
+Pair = tuple[Parameter, Tensor]
+
+
+class Updates(Sequence[Pair]):
+    """Pairs (state, new value) that a program writes together at its end: what `updates=` takes.
+
+    Raises `GraphError` where a target is no state, appears twice, or has another type than its
+    new value. `a + b` joins two of them.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[Any, Any]] = ()) -> None:
+        self._pairs: list[Pair] = []
+        seen: set[Parameter] = set()
+        for target, value in pairs:
+            _check_pair(target, value)
+            if target in seen:
+                raise GraphError(f"updates: {_label(target)} is updated twice")
+            seen.add(target)
+            self._pairs.append((target, value))
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Pair]: ...
+
+    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
+        return self._pairs[index]
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self._pairs)
+
+    def __add__(self, other: Iterable[Pair]) -> Updates:
+        return Updates((*self, *other))
+
+    def __repr__(self) -> str:
+        return f"Updates({', '.join(_label(target) for target, _ in self)})"
+
+
+def _label(value: Any) -> str:
+    name = getattr(value, "name", None)
+    return repr(name) if name else repr(value)
+
+
+def _check_pair(target: Any, value: Any) -> None:
+    if not isinstance(target, Parameter):
+        kind = f" (an {target.node.op})" if isinstance(target, Tensor) else ""
+        raise GraphError(
+            f"updates: {_label(target)}{kind} is no state; only sg.parameter(...) can be updated"
+        )
+    if not isinstance(value, Tensor):
+        raise GraphError(f"updates: the new value of {_label(target)} is no tensor: {value!r}")
+    same = value.ndim == target.ndim and all(
+        equal_dims(a, b) is not False for a, b in zip(target.shape, value.shape)
+    )
+    if not same or value.dtype != target.dtype:
+        raise GraphError(
+            f"updates: {_label(target)} has type {target.type}, its new value {value.type}"
+        )
+
+
+class LearningRate(float):
+    """The current learning rate: a float, with the state scalar that programs read (`state`)."""
+
+    state: Parameter
+
+    def __new__(cls, state: Parameter) -> LearningRate:
+        found = super().__new__(cls, state.numpy())
+        found.state = state
+        return found
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        return self.state.numpy()
+
+    def assign(self, value: float) -> None:
+        """Sets the rate of the next steps; nothing is recompiled."""
+        self.state.assign(_rate(value))
+
+
+def _rate(value: Any) -> np.ndarray[Any, Any]:
+    if isinstance(value, Tensor):
+        raise ArgumentTypeError(
+            "the learning rate is set to a number, not to a tensor of the graph"
+        )
+    array = np.asarray(value, dtype=np.float64)
+    if array.ndim or not array >= 0:
+        raise ArgumentError(f"the learning rate must be a number of at least 0, got {value!r}")
+    return array
+
+
+class ParamGroup(dict[str, Any]):
+    """Parameters with their options. `group["lr"]` reads and writes the group's rate."""
+
+    def __init__(self, options: Mapping[str, Any], number: int) -> None:
+        super().__init__(options)
+        self.rate = parameter(_rate(options["lr"]), f"lr.{number}", trainable=False)
+        super().__setitem__("lr", None)
+
+    def __getitem__(self, key: str) -> Any:
+        return LearningRate(self.rate) if key == "lr" else super().__getitem__(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "lr":
+            self.rate.assign(_rate(value))
+        elif key in self:
+            raise ArgumentError(
+                f"the option {key!r} is fixed when an optimiser is made; only lr can be changed"
+            )
+        else:
+            super().__setitem__(key, value)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
+    def items(self) -> Any:
+        return [(key, self[key]) for key in self]
+
+    def values(self) -> Any:
+        return [self[key] for key in self]
+
+
+Slots = dict[str, Tensor]
+Scalars = dict[str, Tensor]
+
+
+class Optimizer:
+    """The base of optimisers.
+
+    A subclass says which state it keeps for a parameter (`slots`), which scalars a step needs
+    (`scalars`), and the formula (`rule`); all three build on public operations, so they hold for
+    any tensors.
+    """
+
+    counts_steps = False
+
+    def __init__(self, params: Any, defaults: Mapping[str, Any]) -> None:
+        self.defaults = dict(defaults)
+        self.param_groups: list[ParamGroup] = []
+        self._slots: dict[Parameter, dict[str, Parameter]] = {}
+        self._step: Parameter | None = None
+        if self.counts_steps or self._needs_steps():
+            self._step = parameter(np.zeros((), np.int64), "step", trainable=False)
+        for group in _groups(params):
+            self.add_param_group(group)
+
+    # --- what a subclass defines ---
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raises ArgumentError for options out of range."""
+
+    def _needs_steps(self) -> bool:
+        return False
+
+    def slots(self, group: Mapping[str, Any], p: Any) -> dict[str, float]:
+        """The state of one parameter, of its type: names and first values."""
+        return {}
+
+    def scalars(self, group: Mapping[str, Any], lr: Tensor, step: Tensor | None) -> Scalars:
+        """Float64 scalars that a step of a group needs, from its rate and the number of this step
+        (1 for the first)."""
+        return {"lr": lr}
+
+    def rule(
+        self, group: Mapping[str, Any], p: Tensor, g: Tensor, slots: Slots, scalars: Scalars
+    ) -> tuple[Tensor, Slots]:
+        """The parameter's and the slots' new values; scalars come in the parameter's dtype."""
+        raise NotImplementedError
+
+    # --- groups ---
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Adds {"params": parameters, option: value, ..}; other options are the defaults."""
+        if "params" not in param_group:
+            raise ArgumentError('a parameter group is a dict with the key "params"')
+        unknown = [k for k in param_group if k != "params" and k not in self.defaults]
+        if unknown:
+            raise ArgumentError(
+                f"{type(self).__name__}: unknown options {unknown} in a parameter group; known are "
+                f"{list(self.defaults)}"
+            )
+        given = param_group["params"]
+        params = [given] if isinstance(given, Tensor) else list(given)
+        for p in params:
+            self._check_parameter(p)
+        if len(set(params)) != len(params):
+            raise ArgumentError(f"{type(self).__name__}: a parameter is given twice in one group")
+        options = {**self.defaults, **param_group, "params": params}
+        self.check(options)
+        group = ParamGroup(options, len(self.param_groups))
+        self.param_groups.append(group)
+        for p in params:
+            label = p.name or f"parameter{len(self._slots)}"
+            self._slots[p] = {
+                name: parameter(
+                    np.full(tuple(p.shape), value, p.dtype.numpy), f"{label}.{name}", trainable=False
+                )
+                for name, value in self.slots(group, p).items()
+            }
+
+    def _check_parameter(self, p: Any) -> None:
+        name = type(self).__name__
+        if not isinstance(p, Parameter):
+            raise ArgumentTypeError(f"{name}: expected parameters (sg.parameter), got {p!r}")
+        if not p.trainable or not p.dtype.is_float:
+            raise ArgumentError(f"{name}: {_label(p)} of type {p.type} is not trainable")
+        if p in self._slots:
+            raise ArgumentError(f"{name}: {_label(p)} is in more than one parameter group")
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """The parameters of all groups, in order."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+    @property
+    def lr(self) -> LearningRate:
+        """The first group's rate. Assigning a number sets it in all groups; programs that were
+        compiled before take it in their next step."""
+        return LearningRate(self.param_groups[0].rate)
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        rate = _rate(value)
+        for group in self.param_groups:
+            group["lr"] = rate
+
+    # --- updates ---
+
+    def minimize(
+        self, loss: Tensor, parameters: Any = None, *, clip_norm: float | None = None,
+        clip_value: float | None = None, unreachable: str = "error",
+    ) -> Updates:  # fmt: skip
+        """One step down the loss's gradient: the updates of parameters and of this optimiser.
+
+        `parameters` (default: all) are some of this optimiser's. `clip_norm` scales all gradients
+        together to at most this norm, `clip_value` holds their elements between -value and value,
+        in that order. A parameter that the loss does not depend on is a `DifferentiationError`; with
+        `unreachable="zeros"` its gradient is 0.
+        """
+        chosen = self._chosen(parameters)
+        try:
+            grads = gradients(loss, chosen, unreachable=unreachable)
+        except DifferentiationError as error:
+            raise DifferentiationError(f"{type(self).__name__}.minimize: {error}") from None
+        if clip_norm is not None:
+            grads = clip_by_global_norm(grads, clip_norm)
+        if clip_value is not None:
+            grads = clip_by_value(grads, clip_value)
+        return self.apply_gradients(zip(grads, chosen))
+
+    def _chosen(self, parameters: Any) -> list[Parameter]:
+        if parameters is None:
+            return self.parameters
+        given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        for p in given:
+            if not isinstance(p, Parameter) or p not in self._slots:
+                raise ArgumentError(
+                    f"{type(self).__name__}: {_label(p)} is not among this optimiser's parameters"
+                )
+        return given
+
+    def apply_gradients(self, grads: Iterable[Any]) -> Updates:
+        """One step along given gradients: one for each of `parameters`, in order, or pairs
+        (gradient, parameter)."""
+        pairs = self._gradient_pairs(grads)
+        step = None if self._step is None else self._step + 1
+        found: list[Pair] = []
+        for group in self.param_groups:
+            mine = [(g, p) for g, p in pairs if any(p is q for q in group["params"])]
+            if not mine:
+                continue
+            scalars = self.scalars(
+                group, group.rate, None if step is None else astype(step, "float64")
+            )
+            by_dtype: dict[DType, Scalars] = {}
+            for g, p in mine:
+                if p.dtype not in by_dtype:
+                    by_dtype[p.dtype] = {n: astype(s, p.dtype) for n, s in scalars.items()}
+                slots = self._slots[p]
+                new, new_slots = self.rule(group, p, g, dict(slots), by_dtype[p.dtype])
+                found.append((p, new))
+                found += [(slots[name], value) for name, value in new_slots.items()]
+        if self._step is not None and step is not None:
+            found.append((self._step, step))
+        return Updates(found)
+
+    def _gradient_pairs(self, grads: Iterable[Any]) -> list[tuple[Tensor, Parameter]]:
+        given = list(grads)
+        name = type(self).__name__
+        if given and all(isinstance(g, tuple) for g in given):
+            pairs = [(g, p) for g, p in given]
+            self._chosen([p for _, p in pairs])
+        elif len(given) == len(self.parameters):
+            pairs = list(zip(given, self.parameters))
+        else:
+            raise ArgumentError(
+                f"{name}.apply_gradients: {len(given)} gradients for {len(self.parameters)} "
+                "parameters"
+            )
+        for g, p in pairs:
+            if not isinstance(g, Tensor) or g.dtype != p.dtype or g.ndim != p.ndim:
+                raise ArgumentError(
+                    f"{name}.apply_gradients: the gradient of {_label(p)} must have the type "
+                    f"{p.type}, got {g!r} (declared at {locs_text(p.node.locs)})"
+                )
+        return pairs
+
+    # --- checkpoints ---
+
+    def _state(self) -> dict[str, Parameter]:
+        named: dict[str, Parameter] = {}
+        if self._step is not None:
+            named["step"] = self._step
+        for i, group in enumerate(self.param_groups):
+            named[f"param_groups.{i}.lr"] = group.rate
+        for i, p in enumerate(self.parameters):
+            for name, slot in self._slots[p].items():
+                named[f"state.{i}.{name}"] = slot
+        return named
+
+    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Copies of this optimiser's state (step, rates, slots by the parameter's number) as a flat
+        dict of arrays, for `sg.save`."""
+        return {name: value.numpy() for name, value in self._state().items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Sets the state from `state_dict()`. Nothing is written unless everything fits; raises
+        `StateError` that names what is missing, surplus, or of another type."""
+        own = self._state()
+        problems = [f"missing key: {name}" for name in own if name not in state_dict]
+        problems += [f"surplus key: {name}" for name in state_dict if name not in own]
+        fitting = []
+        for name, value in own.items():
+            if name not in state_dict:
+                continue
+            array = to_array(np.asarray(state_dict[name]))
+            try:
+                if array.shape != tuple(value.cell.shape):
+                    raise ConversionError(f"{array.dtype}{list(array.shape)}")
+                fitting.append((value, cast_checked(array, value.dtype.numpy)))
+            except ConversionError as error:
+                problems.append(f"{name}: expected {value.type}, got {error}")
+        if problems:
+            lines = "\n  ".join(problems)
+            raise StateError(f"load_state_dict of {type(self).__name__}:\n  {lines}")
+        for value, array in fitting:
+            value.assign(array)
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for i, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {i}")
+            lines += [f"    {k}: {group[k]}" for k in sorted(group) if k != "params"]
+        return "\n".join([*lines, ")"])
+
+
+def _groups(params: Any) -> list[Mapping[str, Any]]:
+    """PyTorch's `params`: parameters, or dicts with "params"."""
+    if isinstance(params, Tensor):
+        raise ArgumentTypeError("an optimiser is given a list of parameters, not one tensor")
+    try:
+        given = list(params)
+    except TypeError:
+        raise ArgumentTypeError(
+            f"an optimiser is given a list of parameters, got {type(params).__name__}"
+        ) from None
+    if not given:
+        raise ArgumentError("an optimiser got an empty list of parameters")
+    if all(isinstance(g, Mapping) for g in given):
+        return given
+    return [{"params": given}]
+
+
+__all__ = ["LearningRate", "Optimizer", "ParamGroup", "Updates"]
