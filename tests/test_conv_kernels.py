@@ -107,11 +107,18 @@ def narrowed(bits: int) -> Target:
     return dataclasses.replace(host_target(), vector_bits=bits, vector_registers=16)
 
 
-def without_masks() -> Target:
-    """The host as if it had no masks for vectors of bytes: the code of CPUs without masks."""
-    host = host_target()
-    features = ",".join(f for f in host.features.split(",") if f != "+avx512bw")
-    return dataclasses.replace(host, features=features)
+class Maskless(Target):
+    """A CPU that has to be spared masked loads and stores, as AArch64's vectors have none."""
+
+    @property
+    def is_x86(self) -> bool:
+        return False
+
+
+def without_masks(bits: int = 128) -> Target:
+    """The host's instructions, used as on such a CPU."""
+    fields = dataclasses.asdict(host_target())
+    return Maskless(**{**fields, "vector_bits": min(bits, fields["vector_bits"])})
 
 
 class Compiled:
@@ -282,7 +289,7 @@ def test_depthwise_on_other_dtypes_and_targets(kind: str) -> None:
         for dtype in ("float64", "int8", "int64"):
             check(kind, GEOMETRIES[name], dtype, depthwise=True)
         check(kind, GEOMETRIES[name], target=narrowed(256), depthwise=True)
-        check(kind, GEOMETRIES[name], "int8", without_masks(), depthwise=True)
+        check(kind, GEOMETRIES[name], target=without_masks(), depthwise=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -320,9 +327,11 @@ def test_narrower_vectors_and_fewer_registers(bits: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_code_for_cpus_without_masks(kind: str) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8"])
+def test_code_for_cpus_without_masks(dtype: str, kind: str) -> None:
     for name in PART[1:]:
-        check(kind, GEOMETRIES[name], "int8", without_masks())
+        check(kind, GEOMETRIES[name], dtype, without_masks())
+        check(kind, GEOMETRIES[name], dtype, without_masks(512))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -489,6 +498,22 @@ def test_functions_are_shared_and_their_workspace_is_bounded(dtype: str) -> None
 def test_other_dtypes_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="bool"):
         require_conv_forward(Module(host_target()), "bool")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8"])
+def test_it_compiles_for_aarch64(dtype: str) -> None:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    target = Target("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon", 128, 32)
+    module = Module(target)
+    for require in KINDS.values():
+        require(module, dtype, depthwise=True)
+    parsed = llvm.parse_assembly(module.to_text())
+    parsed.verify()
+    machine = llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=1
+    )
+    assert "sg_conv_grad_weight" in machine.emit_assembly(parsed)
 
 
 def test_no_function_is_called_from_outside_but_intrinsics() -> None:

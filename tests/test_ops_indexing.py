@@ -20,7 +20,7 @@ from staticgrad.ir.errors import (
 )
 from staticgrad.kernels.builder import KernelBuilder
 from staticgrad.kernels.ir import Check, Loop, Stmt
-from staticgrad.ops.indexing import take, take_along_axis
+from staticgrad.ops.indexing import index_add, index_update, take, take_along_axis
 from staticgrad.ops.leaves import input as declare
 from staticgrad.ops.registry import all_ops, make
 
@@ -209,6 +209,63 @@ def test_lists_and_arrays_as_indices() -> None:
     u, i = declare("u", (2,), "uint64"), declare("i", (2,), "int8")
     (got1,) = evaluate([x[u, i]], [x, u, i], [a, np.uint64([1, 3]), np.int8([-1, 0])])
     np.testing.assert_array_equal(got1, a[[1, 3], [-1, 0]])
+
+
+# --- updates --------------------------------------------------------------------------------------
+
+KEYS = (
+    (0,), (slice(1, 3),), (slice(None, None, -2), 1), (..., None, slice(0, 2)),
+    (-1, slice(None), 2), (slice(3, 1),), (Ellipsis,),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [*KEYS, (I1,), (slice(None), I1, S), (I1, slice(None), I1)])
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_index_add_and_update(key: tuple[Any, ...], symbolic: bool) -> None:
+    a = RNG.standard_normal((4, 3, 5))
+    value = RNG.standard_normal(a[key].shape)
+    indices = [p for p in key if isinstance(p, np.ndarray)]
+    inputs = declared([a, value, *indices], symbolic=symbolic)
+    x, v, *tensors = inputs
+    left = iter(tensors)
+    parts = tuple(next(left) if isinstance(p, np.ndarray) else p for p in key)
+    y = index_add(x, parts, v)
+    gx, gv = gradients((y * y).sum(), [x, v])
+    got, grad, grad_v = evaluate([y, gx, gv], inputs, [a, value, *indices])
+    expected = a.copy()
+    np.add.at(expected, key, value)
+    np.testing.assert_allclose(got, expected, rtol=1e-14)
+    np.testing.assert_allclose(grad, 2 * expected, rtol=1e-14)
+    np.testing.assert_allclose(grad_v, 2 * expected[key], rtol=1e-14)
+    if indices:
+        with pytest.raises(ArgumentTypeError, match="name a place twice"):
+            index_update(x, parts, v)
+        return
+    z = index_update(x, parts, v)
+    gx, gv = gradients((z * z).sum(), [x, v], unreachable="zeros")
+    got, grad, grad_v = evaluate([z, gx, gv], inputs, [a, value])
+    expected = a.copy()
+    expected[key] = value
+    np.testing.assert_array_equal(got, expected)
+    kept = a.copy()
+    kept[key] = 0
+    np.testing.assert_array_equal(grad, 2 * kept)
+    np.testing.assert_array_equal(grad_v, 2 * value)
+
+
+def test_updates_broadcast_and_keep_the_dtype() -> None:
+    x = declare("x", (3, 4), "int32")
+    a = np.arange(12, dtype="int32").reshape(3, 4)
+    got = evaluate([index_update(x, 1, 7), index_add(x, (..., 0), np.int8([1, 2, 3]))], [x], [a])
+    expected = a.copy()
+    expected[1] = 7
+    np.testing.assert_array_equal(got[0], expected)
+    assert got[0].dtype == got[1].dtype == a.dtype
+    np.testing.assert_array_equal(got[1][:, 0], a[:, 0] + [1, 2, 3])
+    with pytest.raises(DTypeError, match="does not fit into"):
+        index_update(x, 0, np.ones(4))
+    with pytest.raises(ShapeError, match="broadcast"):
+        index_add(x, 0, np.ones(3, "int32"))
 
 
 # --- take -----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ output channels for the gradient of the weights), the workspace has `workspace_b
 caller, and `epilogue` is null or `void (ptr context, i64 batch, i64 r0, i64 r1, i64 c0, i64 c1)`,
 called once for each finished block of channels [r0, r1) and positions [c0, c1).
 
-`depthwise=True` makes a function that is three to five times as fast where groups = C = O, and
+`depthwise=True` makes a function that is two to five times as fast where groups = C = O, and
 takes longer to compile. It takes every geometry; forward and the gradient of the input have the
 same bits either way, the gradient of the weights has its own.
 

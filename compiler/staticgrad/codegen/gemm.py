@@ -17,6 +17,7 @@ from __future__ import annotations
 from .builder import Module
 from .gemm_emit import CONTROL, Element, Emitter, split_params
 from .gemm_kernel import (
+    DESC,
     EDGE_ROWS,
     emit_descriptor,
     require_merge,
@@ -126,7 +127,7 @@ def _require_small(module: Module, element: Element) -> str:
                          ("b_rs", f.select(in_place, b_rs, packed_rs)), ("c_cs", 1),
                          ("accumulate", 0)):  # fmt: skip
         set_field(f, desc, field, value)
-    with f.when(f.emit(f"xor i1 {in_place}, true")):
+    with f.when(f.negate(in_place)):
         f.call(require_pack_scalar(module, element), ("ptr", b), ("i64", b_rs), ("i64", b_cs),
                ("ptr", "%workspace"), ("i64", "%k"), ("i64", cols), ("i64", packed_rs))  # fmt: skip
     b = f.select(in_place, b, "%workspace", "ptr")
@@ -159,94 +160,100 @@ def _emit_finished(f: Emitter, r0: str, r1: str, c0: str, c1: str) -> None:
         )
 
 
-class _Product:
-    """The values that the blocked loops share: the rectangle as a product of its own, [m, k] times
-    [k, n], transposed if that is to be (`swapped`). Pointers are at its first row and column,
-    strides in bytes (`c_rs`, `c_cs` in elements)."""
+class _Frame:
+    """What the blocked loops compute with, in memory: named fields of 8 bytes, of which the first
+    are the kernels' descriptor. As values in registers, their allocation took LLVM half of the time
+    that it spends on the loops.
+
+    The product is the rectangle by itself, [m, n] = [m, whole_k] times [whole_k, n], or its
+    transpose (`swap`). Its pointers are at the first row and column; those of `block_` at the block
+    at hand, which has `k` (of the descriptor) by `cols`. Strides are in bytes, C's in elements.
+    """
+
+    FIELDS = (*DESC, "m", "n", "whole_k", "kc", "nc", "a", "b", "c", "a_row", "a_col", "b_row",
+              "b_col", "r0", "c0", "swap", "unit", "single", "copied", "tiled_rows", "panel_bytes",
+              "workspace", "block_a", "block_b", "block_c", "cols", "start")  # fmt: skip
+    POINTERS = ("a", "b", "c", "workspace", "block_a", "block_b", "block_c")
+    FLAGS = ("swap", "unit", "single", "copied")
 
     def __init__(self, f: Emitter) -> None:
         self.f = f
-        rows, cols = f.sub("%r1", "%r0"), f.sub("%c1", "%c0")
-        swap = _emit_is_swapped(f, rows, cols)
-        size = f.element.itemsize
-        a_rs, a_cs, b_rs, b_cs = (f.mul(s, size) for s in ("%a_rs", "%a_cs", "%b_rs", "%b_cs"))
-        a, b = f.at_byte("%a", f.mul("%r0", a_rs)), f.at_byte("%b", f.mul("%c0", b_cs))
-        self.swap = swap
-        self.m, self.n = f.select(swap, cols, rows), f.select(swap, rows, cols)
-        self.a, self.b = f.select(swap, b, a, "ptr"), f.select(swap, a, b, "ptr")
-        self.a_rs, self.a_cs = f.select(swap, b_cs, a_rs), f.select(swap, b_rs, a_cs)
-        self.b_rs, self.b_cs = f.select(swap, a_cs, b_rs), f.select(swap, a_rs, b_cs)
-        self.c = f.at(f.at("%c", f.mul("%r0", "%c_rs")), "%c0")
-        self.c_rs, self.c_cs = f.select(swap, 1, "%c_rs"), f.select(swap, "%c_rs", 1)
-        self.unit = f.compare("eq", self.b_cs, size)
-        self.desc = emit_descriptor(f)
-        set_field(f, self.desc, "c_rs", self.c_rs)
-        set_field(f, self.desc, "c_cs", self.c_cs)
-        mr, _ = tile_shape(f.module.target, f.element.dtype)
-        self.single = f.compare("sle", self.m, mr)  # all rows are one strip
-        tiled = _emit_tiled_rows(f, self.m, self.n)
-        self.tiled_rows = f.select(self.single, self.m, tiled)
-        self.copied = _emit_is_copied(self)
-        longest = longest_k_block(f.element)
-        blocks = f.div(f.add("%k", longest - 1), longest)
-        # As few blocks of k as fit, equally long.
-        self.kc = f.div(f.sub(f.add("%k", blocks), 1), blocks)
+        self.pointer = f.emit(f"alloca [{len(self.FIELDS)} x i64], align 64")
 
-    def finished(self, i0: str, i1: str, j0: str, j1: str) -> None:
-        """Calls the epilogue for rows and columns of this product."""
-        f, swap = self.f, self.swap
-        r0, r1 = f.select(swap, j0, i0), f.select(swap, j1, i1)
-        c0, c1 = f.select(swap, i0, j0), f.select(swap, i1, j1)
-        _emit_finished(f, f.add("%r0", r0), f.add("%r0", r1), f.add("%c0", c0), f.add("%c0", c1))
+    def __setitem__(self, field: str, value: str | int) -> None:
+        f = self.f
+        if field in self.FLAGS:
+            value = f.emit(f"zext i1 {value} to i64")
+        ty = "ptr" if field in self.POINTERS else "i64"
+        f.store(ty, str(value), f.at_byte(self.pointer, 8 * self.FIELDS.index(field)), 8)
 
-
-def _emit_is_swapped(f: Emitter, rows: str, cols: str) -> str:
-    """Whether the transposed product is computed."""
-    unbroken = f.both(f.compare("eq", "%a_rs", 1), f.compare("sge", "%k", SWAP_DEPTH))
-    most = f.select(unbroken, EDGE_ROWS, SINGLE_COLS)
-    return f.both(f.compare("sle", cols, most), f.compare("sgt", rows, cols))
+    def __getitem__(self, field: str) -> str:
+        """Emits the load of a field: a pointer, a flag (i1) or an i64."""
+        f = self.f
+        ty = "ptr" if field in self.POINTERS else "i64"
+        value = f.load(ty, f.at_byte(self.pointer, 8 * self.FIELDS.index(field)), 8)
+        return f.compare("ne", value, 0) if field in self.FLAGS else value
 
 
 def _require_blocked(module: Module, element: Element) -> str:
     """The blocked loops, for any sizes."""
     name = f"sg_gemm_blocked_{element.dtype}"
-    mr, nr = tile_shape(module.target, element.dtype)
     f = Emitter(module, name, GEMM_PARAMS, element, CONTROL)
+    x = _Frame(f)
     with f.when(f.compare("eq", "%k", 0)):
         _emit_zeros(f)
         f.leave()
-    x = _Product(f)
-    panel_bytes = f.add(f.mul(x.kc, nr * element.itemsize), PANEL_GAP)
-    nc = f.mul(f.div(_block_bytes(module.target), panel_bytes), nr)
-    nc = f.select(f.compare("eq", x.m, 1), ROW_COLS, nc)
-    with f.loop(0, x.n, nc) as jc:
-        cols = f.minimum(nc, f.sub(x.n, jc))
-        with f.loop(0, "%k", x.kc) as pc:
-            depth = f.minimum(x.kc, f.sub("%k", pc))
-            set_field(f, x.desc, "k", depth)
-            set_field(f, x.desc, "accumulate", pc)
-            a = f.at_byte(x.a, f.mul(pc, x.a_cs))
-            b = f.at_byte(f.at_byte(x.b, f.mul(pc, x.b_rs)), f.mul(jc, x.b_cs))
-            c = f.at(x.c, f.mul(jc, x.c_cs))
-            block = _Block(x, a, b, c, depth, cols, panel_bytes)
-            done = block.emit_rows()
-            block.emit_pack_unit()
-            rows = f.reserve()
-            with f.fold(0, x.m, rows, "i64", "0") as (i, (finished,), carry):
-                most = f.select(f.compare("slt", i, x.tiled_rows), mr, EDGE_ROWS)
-                left = f.sub(x.m, i)
-                f.assign(rows, f"select i1 {f.compare('slt', left, most)}, i64 {left}, i64 {most}")
-                block.emit_strip(i, rows, done)
-                stop = f.add(i, rows)
-                enough = f.compare("sge", f.mul(f.sub(stop, finished), cols), EPILOGUE_ELEMS)
-                last = f.compare("sge", f.add(pc, x.kc), "%k")
-                ready = f.both(last, f.either(enough, f.compare("eq", stop, x.m)))
-                with f.when(ready):
-                    x.finished(finished, stop, jc, f.add(jc, cols))
-                carry(f.select(ready, stop, finished))
+    _emit_setup(f, x)
+    with f.loop(0, x["n"], x["nc"]) as jc:
+        x["cols"] = f.minimum(x["nc"], f.sub(x["n"], jc))
+        with f.loop(0, x["whole_k"], x["kc"]) as pc:
+            x["k"] = f.minimum(x["kc"], f.sub(x["whole_k"], pc))
+            x["accumulate"] = pc
+            x["block_a"] = f.at_byte(x["a"], f.mul(pc, x["a_col"]))
+            row_of_b = f.at_byte(x["b"], f.mul(pc, x["b_row"]))
+            x["block_b"] = f.at_byte(row_of_b, f.mul(jc, x["b_col"]))
+            x["block_c"] = f.at(x["c"], f.mul(jc, x["c_cs"]))
+            _emit_single_rows(f, x)
+            _emit_pack_unit(f, x)
+            _emit_strips(f, x, jc, pc)
     f.leave()
     f.finish()
     return name
+
+
+def _emit_setup(f: Emitter, x: _Frame) -> None:
+    """Fills in the frame's fields that stay."""
+    size = f.element.itemsize
+    mr, nr = tile_shape(f.module.target, f.element.dtype)
+    rows, cols = f.sub("%r1", "%r0"), f.sub("%c1", "%c0")
+    # Few columns: the transposed product is computed.
+    unbroken = f.both(f.compare("eq", "%a_rs", 1), f.compare("sge", "%k", SWAP_DEPTH))
+    few = f.compare("sle", cols, f.select(unbroken, EDGE_ROWS, SINGLE_COLS))
+    swap = f.both(few, f.compare("sgt", rows, cols))
+    a_rs, a_cs, b_rs, b_cs = (f.mul(s, size) for s in ("%a_rs", "%a_cs", "%b_rs", "%b_cs"))
+    a, b = f.at_byte("%a", f.mul("%r0", a_rs)), f.at_byte("%b", f.mul("%c0", b_cs))
+    m = f.select(swap, cols, rows)
+    for field, straight, swapped in (
+        ("n", cols, rows), ("a", a, b), ("b", b, a), ("a_row", a_rs, b_cs), ("a_col", a_cs, b_rs),
+        ("b_row", b_rs, a_cs), ("b_col", b_cs, a_rs), ("c_rs", "%c_rs", "1"),
+        ("c_cs", "1", "%c_rs"),
+    ):  # fmt: skip
+        x[field] = f.select(swap, swapped, straight, "ptr" if field in x.POINTERS else "i64")
+    x["m"], x["whole_k"], x["swap"] = m, "%k", swap
+    x["c"] = f.at(f.at("%c", f.mul("%r0", "%c_rs")), "%c0")
+    x["r0"], x["c0"], x["workspace"] = "%r0", "%c0", "%workspace"
+    x["unit"] = f.compare("eq", x["b_col"], size)
+    single = f.compare("sle", m, mr)  # all rows are one strip
+    x["single"] = single
+    x["tiled_rows"] = f.select(single, m, _emit_tiled_rows(f, m, x["n"]))
+    x["copied"] = _emit_is_copied(f, x)
+    longest = longest_k_block(f.element)  # as few blocks of k as fit, equally long
+    blocks = f.div(f.add("%k", longest - 1), longest)
+    kc = f.div(f.sub(f.add("%k", blocks), 1), blocks)
+    panel_bytes = f.add(f.mul(kc, nr * size), PANEL_GAP)
+    nc = f.mul(f.div(_block_bytes(f.module.target), panel_bytes), nr)
+    x["kc"], x["panel_bytes"] = kc, panel_bytes
+    x["nc"] = f.select(f.compare("eq", m, 1), ROW_COLS, nc)
 
 
 def _emit_tiled_rows(f: Emitter, m: str, n: str) -> str:
@@ -267,103 +274,113 @@ def _emit_tiled_rows(f: Emitter, m: str, n: str) -> str:
     return f.select(f.compare("slt", n, nr), 0, rows)
 
 
-def _emit_is_copied(x: _Product) -> str:
+def _emit_is_copied(f: Emitter, x: _Frame) -> str:
     """Whether strips of A are copied: where the longer stride is a multiple of the cache's period,
     or neither stride is unit, and the copy is used for more than one panel."""
-    f = x.f
     size = f.element.itemsize
     _, nr = tile_shape(f.module.target, f.element.dtype)
-    row_unit, column_unit = f.compare("eq", x.a_rs, size), f.compare("eq", x.a_cs, size)
-    near = f.emit(f"and i64 {f.add(f.select(row_unit, x.a_cs, x.a_rs), 32)}, {STRIDE_PERIOD - 1}")
-    neither = f.emit(f"xor i1 {f.either(row_unit, column_unit)}, true")
+    a_row, a_col = x["a_row"], x["a_col"]
+    row_unit, column_unit = f.compare("eq", a_row, size), f.compare("eq", a_col, size)
+    near = f.emit(f"and i64 {f.add(f.select(row_unit, a_col, a_row), 32)}, {STRIDE_PERIOD - 1}")
+    neither = f.negate(f.either(row_unit, column_unit))
     bad = f.either(f.compare("ult", near, 64), neither)
-    return f.both(bad, f.compare("sgt", x.n, nr))
+    return f.both(bad, f.compare("sgt", x["n"], nr))
 
 
-class _Block:
-    """One block of k and of columns: `depth` of k, `cols` columns; pointers are at the block."""
+def _emit_room(f: Emitter, x: _Frame) -> str:
+    """The workspace after the block of B: for a strip of A, or the sums of one row."""
+    return f.at_byte(x["workspace"], _block_bytes(f.module.target))
 
-    def __init__(
-        self, x: _Product, a: str, b: str, c: str, depth: str, cols: str, panel_bytes: str
-    ) -> None:
-        self.x, self.f, self.a, self.b, self.c = x, x.f, a, b, c
-        self.depth, self.cols, self.panel_bytes = depth, cols, panel_bytes
-        self.element = self.f.element
-        self.mr, self.nr = tile_shape(self.f.module.target, self.element.dtype)
-        # After the block of B: a strip of A, or the sums of one row.
-        self.room = self.f.at_byte("%workspace", _block_bytes(self.f.module.target))
 
-    def emit_rows(self) -> str:
-        """Very few rows, each by itself, as far as whole vectors of columns go; -> how far."""
-        f, x, element = self.f, self.x, self.element
-        row, merge = require_row(f.module, element), require_merge(f.module, element)
-        function, possible = f"@{row}", f.both(x.unit, f.compare("sle", x.m, SINGLE_ROWS))
-        if element.itemsize >= 4:
-            transposed = require_row_transposed(f.module, element)
-            function = f.select(x.unit, function, f"@{transposed}", "ptr")
-            unbroken = f.compare("eq", x.b_rs, element.itemsize)
-            few = f.both(unbroken, f.compare("sle", x.m, SINGLE_COLS))
-            possible = f.either(possible, few)
-        width = f.select(possible, f.emit(f"and i64 {self.cols}, {-element.lanes}"), 0)
-        with f.loop(0, f.select(f.compare("sgt", width, 0), x.m, 0)) as i:
-            a = f.at_byte(self.a, f.mul(i, x.a_rs))
-            f.stmt(
-                f"call void {function}(ptr {a}, i64 {x.a_cs}, ptr {self.b}, i64 {x.b_rs}, "
-                f"i64 {x.b_cs}, ptr {self.room}, i64 {self.depth}, i64 {width})"
-            )
-            c = f.at(self.c, f.mul(i, x.c_rs))
-            f.call(merge, ("ptr", x.desc), ("ptr", self.room), ("i64", 0), ("ptr", c), ("i64", 1),
-                   ("i64", width))  # fmt: skip
-        return width
+def _emit_single_rows(f: Emitter, x: _Frame) -> None:
+    """Very few rows, each by itself, as far as whole vectors of columns go: to `start`."""
+    element = f.element
+    row, merge = require_row(f.module, element), require_merge(f.module, element)
+    unit = x["unit"]
+    function, possible = f"@{row}", f.both(unit, f.compare("sle", x["m"], SINGLE_ROWS))
+    if element.itemsize >= 4:
+        transposed = require_row_transposed(f.module, element)
+        function = f.select(unit, function, f"@{transposed}", "ptr")
+        unbroken = f.compare("eq", x["b_row"], element.itemsize)
+        few = f.both(unbroken, f.compare("sle", x["m"], SINGLE_COLS))
+        possible = f.either(possible, few)
+    width = f.select(possible, f.emit(f"and i64 {x['cols']}, {-element.lanes}"), 0)
+    x["start"] = width
+    with f.loop(0, f.select(f.compare("sgt", width, 0), x["m"], 0)) as i:
+        a, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), _emit_room(f, x)
+        f.stmt(
+            f"call void {function}(ptr {a}, i64 {x['a_col']}, ptr {x['block_b']}, "
+            f"i64 {x['b_row']}, i64 {x['b_col']}, ptr {room}, i64 {x['k']}, i64 {x['start']})"
+        )
+        c = f.at(x["block_c"], f.mul(i, x["c_rs"]))
+        f.call(merge, ("ptr", x.pointer), ("ptr", room), ("i64", 0), ("ptr", c), ("i64", 1),
+               ("i64", x["start"]))  # fmt: skip
 
-    def emit_pack_unit(self) -> None:
-        """Packs the whole panels of a B whose rows lie unbroken, if several strips use them."""
-        f, x = self.f, self.x
-        several = f.both(x.unit, f.emit(f"xor i1 {x.single}, true"))
-        with f.when(several):
-            f.call(require_pack_block(f.module, self.element), ("ptr", self.b), ("i64", x.b_rs),
-                   ("ptr", "%workspace"), ("i64", self.panel_bytes), ("i64", self.depth),
-                   ("i64", f.div(self.cols, self.nr)))  # fmt: skip
 
-    def emit_strip(self, i: str, rows: str, start: str) -> None:
-        """A strip of A, from row i, times all panels from column `start` on; the first strip packs
-        what is neither packed yet nor read in place."""
-        f, x = self.f, self.x
-        a = self._emit_strip_of_a(i, rows)
-        c = f.at(self.c, f.mul(i, x.c_rs))
-        first = f.compare("eq", i, 0)
-        with f.loop(start, self.cols, self.nr) as j:
-            left = f.sub(self.cols, j)
-            width = f.minimum(left, self.nr)
-            whole = f.compare("sge", left, self.nr)
-            if self.element.has_masks:  # what is no whole panel needs no padding
-                split = f.emit(f"xor i1 {whole}, true")
-                in_place, packed = f.both(x.unit, f.either(x.single, split)), x.unit
-            else:
-                packed = f.both(x.unit, whole)
-                in_place = f.both(packed, x.single)
-            panel = f.at_byte("%workspace", f.mul(f.div(j, self.nr), self.panel_bytes))
-            panel = f.select(x.single, "%workspace", panel, "ptr")
-            here = f.at_byte(self.b, f.mul(j, x.b_cs))
-            with f.when(f.both(first, f.emit(f"xor i1 {packed}, true"))):
-                pack = require_pack(f.module, self.element)
-                f.call(pack, ("ptr", here), ("i64", x.b_rs), ("i64", x.b_cs), ("ptr", panel),
-                       ("i64", self.depth), ("i64", width))  # fmt: skip
-            ld = self.nr * self.element.itemsize
-            set_field(f, x.desc, "b_rs", f.select(in_place, x.b_rs, ld))
-            f.call(require_strip(f.module, self.element.dtype), ("ptr", x.desc), ("ptr", a),
-                   ("ptr", f.select(in_place, here, panel, "ptr")),
-                   ("ptr", f.at(c, f.mul(j, x.c_cs))), ("i64", rows), ("i64", width))  # fmt: skip
+def _emit_pack_unit(f: Emitter, x: _Frame) -> None:
+    """Packs the whole panels of a B whose rows lie unbroken, if several strips use them."""
+    _, nr = tile_shape(f.module.target, f.element.dtype)
+    with f.when(f.both(x["unit"], f.negate(x["single"]))):
+        f.call(require_pack_block(f.module, f.element), ("ptr", x["block_b"]),
+               ("i64", x["b_row"]), ("ptr", x["workspace"]), ("i64", x["panel_bytes"]),
+               ("i64", x["k"]), ("i64", f.div(x["cols"], nr)))  # fmt: skip
 
-    def _emit_strip_of_a(self, i: str, rows: str) -> str:
-        """The strip of A to compute with, its strides put into the descriptor."""
-        f, x = self.f, self.x
-        a = f.at_byte(self.a, f.mul(i, x.a_rs))
-        set_field(f, x.desc, "a_rs", x.a_rs)
-        set_field(f, x.desc, "a_cs", x.a_cs)
-        copied = f.both(x.copied, f.compare("eq", rows, self.mr))
-        with f.when(copied):
-            copy = require_pack_strip(f.module, self.element)
-            f.call(copy, ("ptr", x.desc), ("ptr", a), ("i64", x.a_rs), ("i64", x.a_cs),
-                   ("ptr", self.room), ("i64", self.depth))  # fmt: skip
-        return f.select(copied, self.room, a, "ptr")
+
+def _emit_strips(f: Emitter, x: _Frame, jc: str, pc: str) -> None:
+    """Takes strip after strip of A through the block of B, and calls the epilogue for what is
+    finished."""
+    mr, _ = tile_shape(f.module.target, f.element.dtype)
+    rows = f.reserve()
+    with f.fold(0, x["m"], rows, "i64", "0") as (i, (finished,), carry):
+        most = f.select(f.compare("slt", i, x["tiled_rows"]), mr, EDGE_ROWS)
+        left = f.sub(x["m"], i)
+        f.assign(rows, f"select i1 {f.compare('slt', left, most)}, i64 {left}, i64 {most}")
+        _emit_strip(f, x, i, rows)
+        stop = f.add(i, rows)
+        enough = f.compare("sge", f.mul(f.sub(stop, finished), x["cols"]), EPILOGUE_ELEMS)
+        last = f.compare("sge", f.add(pc, x["kc"]), x["whole_k"])
+        ready = f.both(last, f.either(enough, f.compare("eq", stop, x["m"])))
+        with f.when(ready):
+            swap, end = x["swap"], f.add(jc, x["cols"])
+            r0, r1 = f.select(swap, jc, finished), f.select(swap, end, stop)
+            c0, c1 = f.select(swap, finished, jc), f.select(swap, stop, end)
+            _emit_finished(f, f.add(x["r0"], r0), f.add(x["r0"], r1), f.add(x["c0"], c0),
+                           f.add(x["c0"], c1))  # fmt: skip
+        carry(f.select(ready, stop, finished))
+
+
+def _emit_strip(f: Emitter, x: _Frame, i: str, rows: str) -> None:
+    """A strip of A, from row i, times all panels from column `start` on; the first strip packs what
+    is neither packed yet nor read in place."""
+    element = f.element
+    mr, nr = tile_shape(f.module.target, element.dtype)
+    x["a_rs"], x["a_cs"] = x["a_row"], x["a_col"]
+    lying, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), _emit_room(f, x)
+    copied = f.both(x["copied"], f.compare("eq", rows, mr))
+    with f.when(copied):
+        copy = require_pack_strip(f.module, element)
+        f.call(copy, ("ptr", x.pointer), ("ptr", lying), ("i64", x["a_row"]), ("i64", x["a_col"]),
+               ("ptr", room), ("i64", x["k"]))  # fmt: skip
+    a = f.select(copied, room, lying, "ptr")
+    with f.loop(x["start"], x["cols"], nr) as j:
+        left = f.sub(x["cols"], j)
+        width, whole = f.minimum(left, nr), f.compare("sge", left, nr)
+        unit, single = x["unit"], x["single"]
+        if element.has_masks:  # what is no whole panel needs no padding
+            in_place, packed = f.both(unit, f.either(single, f.negate(whole))), unit
+        else:
+            packed = f.both(unit, whole)
+            in_place = f.both(packed, single)
+        # A lone strip uses each panel at once, and all of them in the same place.
+        offset = f.select(single, 0, f.mul(f.div(j, nr), x["panel_bytes"]))
+        panel = f.at_byte(x["workspace"], offset)
+        here = f.at_byte(x["block_b"], f.mul(j, x["b_col"]))
+        with f.when(f.both(f.compare("eq", i, 0), f.negate(packed))):
+            pack = require_pack(f.module, element)
+            f.call(pack, ("ptr", here), ("i64", x["b_row"]), ("i64", x["b_col"]), ("ptr", panel),
+                   ("i64", x["k"]), ("i64", width))  # fmt: skip
+        x["b_rs"] = f.select(in_place, x["b_row"], nr * element.itemsize)
+        c = f.at(f.at(x["block_c"], f.mul(i, x["c_rs"])), f.mul(j, x["c_cs"]))
+        f.call(require_strip(f.module, element.dtype), ("ptr", x.pointer), ("ptr", a),
+               ("ptr", f.select(in_place, here, panel, "ptr")), ("ptr", c), ("i64", rows),
+               ("i64", width))  # fmt: skip

@@ -109,6 +109,9 @@ class Emitter(Function):
     def either(self, a: str, b: str) -> str:
         return self.emit(f"or i1 {a}, {b}")
 
+    def negate(self, condition: str) -> str:
+        return self.emit(f"xor i1 {condition}, true")
+
     def select(self, condition: str, a: str | int, b: str | int, ty: str = "i64") -> str:
         return self.emit(f"select i1 {condition}, {ty} {a}, {ty} {b}")
 

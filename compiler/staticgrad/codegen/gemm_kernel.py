@@ -20,7 +20,7 @@ VECTORS = 2  # vectors of B to a row of the tile
 EDGE_ROWS = 8  # most rows of the kernel for what is no full tile
 
 # The descriptor: i64 fields. Strides of A and B are in bytes, those of C in elements.
-DESC = {"k": 0, "a_rs": 1, "a_cs": 2, "b_rs": 3, "c_rs": 4, "c_cs": 5, "accumulate": 6}
+DESC = ("k", "a_rs", "a_cs", "b_rs", "c_rs", "c_cs", "accumulate")
 KERNEL_PARAMS = "ptr desc, ptr a, ptr b, ptr c, i64 rows, i64 cols"
 
 
@@ -36,11 +36,11 @@ def emit_descriptor(f: Emitter) -> str:
 
 
 def set_field(f: Emitter, desc: str, field: str, value: str | int) -> None:
-    f.store("i64", str(value), f.at_byte(desc, 8 * DESC[field]), 8)
+    f.store("i64", str(value), f.at_byte(desc, 8 * DESC.index(field)), 8)
 
 
 def get_field(f: Emitter, desc: str, field: str) -> str:
-    return f.load("i64", f.at_byte(desc, 8 * DESC[field]), 8)
+    return f.load("i64", f.at_byte(desc, 8 * DESC.index(field)), 8)
 
 
 def require_micro_kernel(module: Module, dtype: str) -> str:
@@ -116,7 +116,7 @@ def _require_full_kernel(module: Module, element: Element) -> str:
             emit_store_sum(f, sums[i][j], f.at(row, j * element.lanes))
         if i + 1 < rows:
             row = f.at(row, row_step)
-    with f.when(f.emit(f"xor i1 {direct}, true")):
+    with f.when(f.negate(direct)):
         f.call(merge, ("ptr", "%desc"), ("ptr", buffer), ("i64", width), ("ptr", "%c"),
                ("i64", rows), ("i64", width))  # fmt: skip
     f.leave()

@@ -163,7 +163,10 @@ class KernelEmitter:
         a, b = self.integer(atom.left), self.integer(atom.right)
         if atom.op in ("max", "min"):
             return self.f.call_intrinsic(f"llvm.s{atom.op}", "i64", a, b)
-        # Sizes and indices are not negative and divisors are positive: unsigned division is exact.
+        # Sizes and indices are not negative: unsigned division is exact. A size of 0 divides nothing
+        # that is used, but must not trap.
+        if not isinstance(atom.right, int):
+            b = self.f.call_intrinsic("llvm.umax", "i64", b, "1")
         return self.f.emit(f"{'udiv' if atom.op == '//' else 'urem'} i64 {a}, {b}")
 
     def coefficient(self, d: DimLike) -> tuple[DimLike, bool]:
@@ -221,6 +224,8 @@ class KernelEmitter:
         a, b = self.index_lanes(atom.left), self.index_lanes(atom.right)
         if atom.op in ("max", "min"):
             return self.f.call_intrinsic(f"llvm.s{atom.op}", ty, a, b)
+        if not isinstance(atom.right, int):
+            b = self.f.call_intrinsic("llvm.umax", ty, b, constant(1, ty))
         return self.f.emit(f"{'udiv' if atom.op == '//' else 'urem'} {ty} {a}, {b}")
 
     # --- values -----------------------------------------------------------------------------------

@@ -94,6 +94,8 @@ class _Driver:
         a, b = self.size(atom.left), self.size(atom.right)
         if atom.op in ("max", "min"):
             return self.f.call_intrinsic(f"llvm.s{atom.op}", "i64", a, b)
+        if not isinstance(atom.right, int):  # a size of 0 must not trap
+            b = f.call_intrinsic("llvm.smax", "i64", b, "1")
         if atom.op == "%":
             return self.f.emit(f"srem i64 {a}, {b}")
         # Floor division of a numerator that may be negative: subtract one where bits were lost.

@@ -117,7 +117,7 @@ class MultiheadAttention(Module):
 
 
 def _activation(given: Any) -> Callable[[Any], Tensor]:
-    known = {"relu": F.relu, "gelu": F.gelu}
+    known: dict[str, Callable[[Any], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
     if isinstance(given, str):
         if given not in known:
             raise ArgumentError(f'activation must be "relu", "gelu" or a function, got {given!r}')
@@ -181,9 +181,7 @@ class TransformerEncoderLayer(Module):
 class TransformerEncoder(Module):
     """`num_layers` copies of a layer, one after another, and a norm at the end if one is given."""
 
-    def __init__(
-        self, encoder_layer: Module, num_layers: int, norm: Module | None = None
-    ) -> None:
+    def __init__(self, encoder_layer: Module, num_layers: int, norm: Module | None = None) -> None:
         super().__init__()
         self.num_layers = size(num_layers, "num_layers")
         self.layers = ModuleList(copy.deepcopy(encoder_layer) for _ in range(self.num_layers))

@@ -96,13 +96,11 @@ class _Forward(_Conv):
 
     def forward(self, input: Any) -> Tensor:
         conv = F.conv1d if self._dims == 1 else F.conv2d
-        padding = self.padding
+        padding: Any = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._edges(), mode=_PADDING_MODES[self.padding_mode])
             padding = 0
-        return conv(
-            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
-        )
+        return conv(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Conv1d(_Forward):

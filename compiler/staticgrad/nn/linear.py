@@ -61,7 +61,9 @@ class Linear(Module):
         self.in_features = size(in_features, "in_features")
         self.out_features = size(out_features, "out_features")
         self.weight = empty((self.out_features, self.in_features), device, dtype)
-        self.register_parameter("bias", empty((self.out_features,), device, dtype) if bias else None)
+        self.register_parameter(
+            "bias", empty((self.out_features,), device, dtype) if bias else None
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -78,7 +80,7 @@ class Linear(Module):
 
 
 class Bilinear(Module):
-    """`y[.., o] = x1 weight[o] x2 + bias[o]`. weight: [out_features, in1_features, in2_features]."""
+    """`y[.., o] = x1 weight[o] x2 + bias[o]`; weight: [out, in1, in2] features."""
 
     def __init__(
         self, in1_features: int, in2_features: int, out_features: int, bias: bool = True,
@@ -90,7 +92,9 @@ class Bilinear(Module):
         self.out_features = size(out_features, "out_features")
         shape = (self.out_features, self.in1_features, self.in2_features)
         self.weight = empty(shape, device, dtype)
-        self.register_parameter("bias", empty((self.out_features,), device, dtype) if bias else None)
+        self.register_parameter(
+            "bias", empty((self.out_features,), device, dtype) if bias else None
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -123,9 +127,7 @@ class Embedding(Module):
         super().__init__()
         self.num_embeddings = size(num_embeddings, "num_embeddings")
         self.embedding_dim = size(embedding_dim, "embedding_dim")
-        self.padding_idx = (
-            None if padding_idx is None else padding_row(padding_idx, num_embeddings)
-        )
+        self.padding_idx = None if padding_idx is None else padding_row(padding_idx, num_embeddings)
         self.weight = empty((self.num_embeddings, self.embedding_dim), device, dtype)
         self.reset_parameters()
 
@@ -136,7 +138,7 @@ class Embedding(Module):
         table = np.asarray(embeddings)
         if table.ndim != 2:
             raise ArgumentError(f"from_pretrained: expected a table [V, D], got {table.shape}")
-        found = cls(*table.shape, padding_idx, dtype=table.dtype)
+        found = cls(table.shape[0], table.shape[1], padding_idx, dtype=table.dtype)
         found.weight.assign(table)
         return found
 

@@ -84,9 +84,7 @@ class BCELoss(_Loss):
 class BCEWithLogitsLoss(_Loss):
     """Binary cross entropy of logits."""
 
-    def __init__(
-        self, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
-    ) -> None:
+    def __init__(self, weight: Any = None, reduction: str = "mean", pos_weight: Any = None) -> None:
         super().__init__(reduction)
         self._hold("weight", weight)
         self._hold("pos_weight", pos_weight)
@@ -171,9 +169,7 @@ class MarginRankingLoss(_Loss):
         self.margin = margin
 
     def forward(self, input1: Any, input2: Any, target: Any) -> Tensor:
-        return F.margin_ranking_loss(
-            input1, input2, target, self.margin, reduction=self.reduction
-        )
+        return F.margin_ranking_loss(input1, input2, target, self.margin, reduction=self.reduction)
 
 
 class PoissonNLLLoss(_Loss):

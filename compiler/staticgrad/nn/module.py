@@ -393,7 +393,9 @@ class Module:
         """Copies of all parameters and persistent buffers by dotted path, for `sg.save`."""
         return {prefix + name: value.numpy() for name, value in self._persistent_state()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True
+    ) -> IncompatibleKeys:
         """Sets parameters and buffers from arrays by dotted path.
 
         Nothing is written unless everything fits. Raises `StateError` that names every key that

@@ -148,9 +148,7 @@ class LayerNorm(_OverShape):
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self._shape_text()}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
-        )
+        return f"{self._shape_text()}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
 
 
 class RMSNorm(_OverShape):
@@ -176,9 +174,7 @@ class RMSNorm(_OverShape):
         return F.rms_norm(input, self.normalized_shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self._shape_text()}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
-        )
+        return f"{self._shape_text()}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
 
 
 class GroupNorm(Module):

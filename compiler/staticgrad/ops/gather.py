@@ -382,9 +382,22 @@ register(
 )
 
 
+def _together(indices: list[Tensor]) -> list[Tensor]:
+    """Several indices, broadcast against each other."""
+    shape = broadcast_shapes(*(t.shape for t in indices))
+    return [broadcast_to(t, shape) for t in indices]
+
+
 def gather(x: Tensor, indices: list[Tensor], *, batch: int = 0, axis: int = 0) -> Tensor:
-    """The `gather` record; several indices are broadcast against each other."""
-    if len(indices) > 1:
-        shape = broadcast_shapes(*(t.shape for t in indices))
-        indices = [broadcast_to(t, shape) for t in indices]
-    return apply("gather", x, *indices, batch=batch, axis=axis)
+    """The `gather` record."""
+    found: Tensor = apply("gather", x, *_together(indices), batch=batch, axis=axis)
+    return found
+
+
+def scatter_add(
+    values: Tensor, indices: list[Tensor], shape: Shape, *, batch: int = 0, axis: int = 0
+) -> Tensor:
+    """The `scatter_add` record."""
+    attrs = {"shape": shape, "batch": batch, "axis": axis}
+    found: Tensor = apply("scatter_add", values, *_together(indices), **attrs)
+    return found

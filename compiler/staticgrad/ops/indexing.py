@@ -13,14 +13,15 @@ import numpy as np
 
 from staticgrad.ir.dim import Dim, DimLike, Shape, equal_dims
 from staticgrad.ir.dtype import promote
-from staticgrad.ir.errors import ArgumentTypeError, DTypeError, ShapeError
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
 from staticgrad.ir.loc import current_locs, locs_text
 
-from .convert import as_tensor, astype
-from .gather import gather
-from .registry import broadcast_shapes
+from .arithmetic import add
+from .convert import as_tensor, astype, constant_array
+from .gather import gather, scatter_add
+from .registry import apply, broadcast_shapes
 from .shape import broadcast_to, moveaxis, normalize_axis, permute_dims, reshape
-from .slicing import box, index_bounds, slice_bounds
+from .slicing import box, index_bounds, slice_bounds, unbox
 from .tensor import Tensor, method
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -124,25 +125,67 @@ def _check_constant(index: Tensor, size: DimLike, axis: int) -> None:
 # --- x[key] ---------------------------------------------------------------------------------------
 
 
-@method("__getitem__")
-def getitem(x: Tensor, key: Any) -> Tensor:
-    """`x[key]`: ints, slices with steps, Ellipsis, None and integer tensors, as NumPy has them.
+@dataclass(frozen=True)
+class _Plan:
+    """The steps from x to x[key], each of which can be taken back.
 
-    Slices are clamped to the array, also where its size is symbolic; a `Dim` in a slice is a
-    position from the front. Several integer tensors are broadcast together; if they are not beside
-    each other, their dims come first. An int out of range raises ShapeError when that is known,
-    else the call fails; so does an index in a tensor.
-    """
+    The slice `box`; a reshape to `kept`, without the int axes; with indices a permutation `order`,
+    a `gather` at axis `first`, its dims moved to axis `point`; a reshape to `final`."""
+
+    box: tuple[tuple[DimLike, ...], tuple[int, ...], Shape]
+    kept: Shape
+    indices: list[Tensor]
+    order: tuple[int, ...]
+    first: int
+    places: Shape
+    point: int
+    final: Shape
+
+    @property
+    def permuted(self) -> Shape:
+        return tuple(self.kept[a] for a in self.order)
+
+    @property
+    def gathered(self) -> Shape:
+        after = self.first + len(self.indices)
+        return (*self.permuted[: self.first], *self.places, *self.permuted[after:])
+
+    def moved(self, start: int) -> tuple[int, ...]:
+        return tuple(range(start, start + len(self.places)))
+
+
+def _plan(x: Tensor, key: Any) -> _Plan:
     try:
         found = _parse(x, key)
-    except (ShapeError, DTypeError, ArgumentTypeError) as error:
+    except (ShapeError, DTypeError, ArgumentTypeError, ArgumentError) as error:
         raise _located(error) from None
-    taken = box(x, tuple(found.start), tuple(found.step), tuple(found.shape))
-    if not found.arrays:
-        return reshape(taken, _final_shape(found, list(taken.shape), (), -1))
+    box = (tuple(found.start), tuple(found.step), tuple(found.shape))
     axes = [e for e in found.entries if e != "new"]
-    kept = tuple(d for d, e in zip(taken.shape, axes) if e != "int")
-    return _getitem_arrays(found, reshape(taken, kept), [e for e in axes if e != "int"])
+    kept = tuple(d for d, e in zip(found.shape, axes) if e != "int")
+    axes = [e for e in axes if e != "int"]
+    indexed = [a for a, e in enumerate(axes) if e == "array"]
+    sliced = [a for a, e in enumerate(axes) if e != "array"]
+    sizes = [kept[a] for a in sliced]
+    order, first = tuple(range(len(axes))), indexed[0] if indexed else 0
+    if indexed != list(range(first, first + len(indexed))):
+        order, first = (*indexed, *sliced), 0
+    indices = _common_dtype(found.arrays) if indexed else []
+    places = broadcast_shapes(*(t.shape for t in indices))
+    at = _place_entry(found)
+    point = sum(1 for e in found.entries[:at] if e == "slice")
+    return _Plan(box, kept, indices, order, first, places, point,
+                 _final_shape(found, sizes, places, at))  # fmt: skip
+
+
+def _place_entry(found: _Key) -> int:
+    """The entry of the key where the indices' dims stand. As NumPy: what is indexed in several
+    places apart goes first; 0-d arrays count as ints."""
+    entries = [i for i, e in enumerate(found.entries) if e in ("int", "array")]
+    if not found.arrays:
+        return 0
+    scalars = all(t.ndim == 0 for t in found.arrays)
+    together = entries == list(range(entries[0], entries[-1] + 1))
+    return entries[0] if together or scalars else 0
 
 
 def _located(error: Any) -> Any:
@@ -153,46 +196,82 @@ def _located(error: Any) -> Any:
     return located
 
 
-def _final_shape(
-    found: _Key, sizes: list[DimLike], places: Shape, point: int
-) -> tuple[DimLike, ...]:
-    """The result's dims in the order of the key; the arrays' `places` stand at entry `point`, in
-    front of all for -1. `sizes` are those of the sliced axes, or of all axes without arrays."""
-    result: list[DimLike] = [] if point >= 0 else list(places)
+def _final_shape(found: _Key, sizes: list[DimLike], places: Shape, at: int) -> Shape:
+    """The result's dims in the order of the key: `sizes` of the sliced axes, 1 for None, and the
+    indices' `places` at entry `at`."""
+    result: list[DimLike] = []
     left = iter(sizes)
     for i, entry in enumerate(found.entries):
-        if i == point:
+        if i == at:
             result += places
         if entry == "new":
             result.append(1)
         elif entry == "slice":
             result.append(next(left))
-        elif entry == "int" and not found.arrays:
-            next(left)
     return tuple(result)
 
 
-def _getitem_arrays(found: _Key, x: Tensor, axes: list[str]) -> Tensor:
-    """`x` has its int axes taken out; `axes` says of each whether it is sliced or indexed."""
-    indices = _common_dtype(found.arrays)
-    indexed = [a for a, e in enumerate(axes) if e == "array"]
-    sliced = [a for a, e in enumerate(axes) if e != "array"]
-    sizes = [x.shape[a] for a in sliced]
-    entries = [i for i, e in enumerate(found.entries) if e in ("int", "array")]
-    scalars = all(t.ndim == 0 for t in indices)
-    together = entries == list(range(entries[0], entries[-1] + 1))
-    # As NumPy: what is indexed in several places apart goes first. 0-d arrays count as ints.
-    point = entries[0] if together or scalars else -1
-    first = indexed[0]
-    if indexed != list(range(first, first + len(indexed))):
-        x, first = permute_dims(x, (*indexed, *sliced)), 0
-    shape = broadcast_shapes(*(t.shape for t in indices))
-    y = gather(x, indices, axis=first)
-    rank = len(shape)
-    wanted = sum(1 for e in found.entries[:point] if e == "slice") if point >= 0 else 0
-    if wanted != first and rank:
-        y = moveaxis(y, tuple(range(first, first + rank)), tuple(range(wanted, wanted + rank)))
-    return reshape(y, _final_shape(found, sizes, shape, point))
+@method("__getitem__")
+def getitem(x: Tensor, key: Any) -> Tensor:
+    """`x[key]`: ints, slices with steps, Ellipsis, None and integer tensors, as NumPy has them.
+
+    Slices are clamped to the array, also where its size is symbolic; a `Dim` in a slice is a
+    position from the front. Several integer tensors are broadcast together; if they are not beside
+    each other, their dims come first. An int out of range raises ShapeError when that is known,
+    else the call fails; so does an index in a tensor.
+    """
+    plan = _plan(x, key)
+    y = reshape(box(x, *plan.box), plan.kept)
+    if plan.indices:
+        y = gather(permute_dims(y, plan.order), plan.indices, axis=plan.first)
+        y = moveaxis(y, plan.moved(plan.first), plan.moved(plan.point))
+    return reshape(y, plan.final)
+
+
+def _spread(x: Tensor, plan: _Plan, value: Tensor) -> Tensor:
+    """Zeros of x's shape with `value`, of the shape of x[key], added at the key's places."""
+    y = broadcast_to(value, plan.final)
+    if plan.indices:
+        sizes = list(plan.gathered)
+        places = [sizes.pop(plan.first) for _ in plan.places]
+        sizes[plan.point : plan.point] = places
+        y = moveaxis(reshape(y, tuple(sizes)), plan.moved(plan.point), plan.moved(plan.first))
+        y = scatter_add(y, plan.indices, plan.permuted, axis=plan.first)
+        y = permute_dims(y, tuple(plan.order.index(a) for a in range(len(plan.order))))
+    return unbox(reshape(y, plan.box[2]), *plan.box[:2], x.shape)
+
+
+def index_add(x: Any, key: Any, value: Any, /) -> Tensor:
+    """`x` with `value`, broadcast to x[key], added at the places of `key`; equal places add up, in
+    their order. The key is any that `x[key]` takes. dtypes as in x; numbers only."""
+    x, value = _operands(x, value, "index_add")
+    if x.dtype.kind == "b":
+        raise DTypeError(f"index_add: expected numbers, got {x.type}")
+    return add(x, _spread(x, _plan(x, key), value))
+
+
+def index_update(x: Any, key: Any, value: Any, /) -> Tensor:
+    """`x` with `value`, broadcast to x[key], in place of x[key]. The key has ints, slices, None and
+    Ellipsis; integer tensors could name a place twice and are refused."""
+    x, value = _operands(x, value, "index_update")
+    plan = _plan(x, key)
+    if plan.indices:
+        raise ArgumentTypeError(
+            "index_update: an integer tensor could name a place twice; use index_add, or where "
+            "with a mask"
+        )
+    here = _spread(x, plan, constant_array(np.ones((), "bool")))
+    return apply("where", here, _spread(x, plan, value), x)
+
+
+def _operands(x: Any, value: Any, what: str) -> tuple[Tensor, Tensor]:
+    x = as_tensor(x, what)
+    if isinstance(value, (bool, int, float)) and not isinstance(value, np.generic):
+        return x, astype(as_tensor(value), x.dtype)
+    value = as_tensor(value, what)
+    if promote(x.dtype, value.dtype) != x.dtype:
+        raise DTypeError(f"{what}: {value.type} does not fit into {x.type}; convert it first")
+    return x, astype(value, x.dtype)
 
 
 def _common_dtype(indices: list[Tensor]) -> list[Tensor]:
@@ -246,4 +325,4 @@ def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Tensor:
 
 method("take")(take)
 method("take_along_axis")(take_along_axis)
-__all__ = ["take", "take_along_axis"]
+__all__ = ["index_add", "index_update", "take", "take_along_axis"]

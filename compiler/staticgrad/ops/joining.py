@@ -40,7 +40,7 @@ from .slicing import CHUNK, narrow
 from .tensor import Tensor, method
 
 _STANDARD = "Python array API standard 2023.12, manipulation functions"
-FEW = 16  # elements: a vector loop over fewer is mostly its masked tail
+FEW = 8  # elements: a vector loop over fewer is mostly its masked tail; they are written out
 
 # --- concat ---------------------------------------------------------------------------------------
 
@@ -87,9 +87,12 @@ def _emit_concat(k: KernelBuilder) -> None:
     with k.parallel(outer) as i:
         offset: DimLike = 0
         for x, width in zip(operands, widths):
-            short = isinstance(width, int) and width < FEW
-            with k.loop(width) if short else k.vector(width) as j:
-                k.store(y, (i, offset + j), k.load(x, (i, j)))
+            if isinstance(width, int) and width < FEW:
+                for j in range(width):
+                    k.store(y, (i, offset + j), k.load(x, (i, j)))
+            else:
+                with k.vector(width) as j:
+                    k.store(y, (i, offset + j), k.load(x, (i, j)))
             offset = offset + width
 
 

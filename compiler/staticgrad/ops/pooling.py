@@ -142,7 +142,7 @@ def _taps(x: Array, fill: Any, attrs: Attrs) -> Iterator[tuple[Array, Array, Arr
     """For each tap in row-major order: x's elements at it over all windows, which of them exist,
     and where they are in the plane: [N, C, OH, OW], [OH, OW], [OH, OW]."""
     height, width = x.shape[2:]
-    rows, cols = (np.arange(n) * s for n, s in zip(_out(x.shape[2:], attrs), attrs["stride"]))
+    rows, cols = (np.arange(int(n)) * s for n, s in zip(_out(x.shape[2:], attrs), attrs["stride"]))
     (dilation_h, dilation_w), ((top, _), (left, _)) = attrs["dilation"], attrs["padding"]
     for a, b in cartesian(*map(range, attrs["kernel"])):
         h, w = (rows + a * dilation_h - top)[:, None], (cols + b * dilation_w - left)[None, :]
@@ -200,7 +200,7 @@ def _reference_sum_grad(ct: Array, **attrs: Any) -> Array:
     height, width = attrs.pop("spatial")
     flat = np.zeros((n, c, height * width), np.float64)
     for _, valid, at in _taps(np.zeros((n, c, height, width), ct.dtype), 0, attrs):
-        np.add.at(flat, (slice(None), slice(None), at[valid]), ct[..., valid])
+        flat[..., at[valid]] += ct[..., valid]  # one tap's elements are distinct
     return flat.reshape(n, c, height, width).astype(ct.dtype)
 
 
@@ -215,7 +215,7 @@ def _reference_windows_sum(ct: Array, **attrs: Any) -> Array:
     flat = np.zeros((n, c, height * width), np.float64)
     places = _taps(np.zeros((n, c, height, width), ct.dtype), 0, attrs)
     for (a, b), (_, _, at) in zip(np.ndindex(*attrs["kernel"]), places):
-        np.add.at(flat, (slice(None), slice(None), at), ct[..., a, b])
+        flat[..., at] += ct[..., a, b]  # one tap's elements are distinct
     return flat.reshape(n, c, height, width).astype(ct.dtype)
 
 
@@ -434,7 +434,7 @@ def _infer_counts(types: Types, attrs: Attrs) -> Types:
 def _reference_counts(**attrs: Any) -> Array:
     size, kernel, (low, high) = attrs["size"], attrs["kernel"], attrs["padding"]
     count = _infer_counts((), attrs)[0].shape[0]
-    start = np.arange(count) * attrs["stride"] - low
+    start = np.arange(int(count)) * attrs["stride"] - low
     first, end = (-low, size + high) if attrs["include_padding"] else (0, size)
     found = np.minimum(start + kernel, end) - np.maximum(start, first)
     return found.astype(attrs["dtype"].numpy)

@@ -120,9 +120,9 @@ def _emit_fold(k: KernelBuilder, op: str, fill: float | int) -> None:
             return
         with k.vector(y.shape[3]) as j:
             k.store(y, (0, p, i, j), k.literal(fill, y.dtype))
-        with window.tap_loops() as (a, b), k.vector(y.shape[3]) as j:
-            value = element(p, i, j, a, b)
-            k.store(y, (0, p, i, j), k.call(op, k.load(y, (0, p, i, j)), value))
+        with window.tap_loops() as (row, col), k.vector(y.shape[3]) as j:
+            arriving = element(p, i, j, row, col)
+            k.store(y, (0, p, i, j), k.call(op, k.load(y, (0, p, i, j)), arriving))
 
 
 def emit_max_pool(k: KernelBuilder) -> None:
@@ -189,7 +189,8 @@ def _unrolled_at_maximum(
     k = window.k
     p, i, j = at
     best: Expr = k.literal(lowest(x.dtype), x.dtype)
-    found, seen = none, None if not window.guarded else k.literal(False, bool_)
+    found = none
+    seen: Expr | None = k.literal(False, bool_) if window.guarded else None
     for number, (a, b) in enumerate(window.taps()):
         place = window.place(i, j, a, b)
         valid = window.exists(place)

@@ -118,12 +118,11 @@ def require_inside(start: DimLike, step: int, n: DimLike, size: DimLike, what: s
     if isinstance(beyond, int) and beyond > 0:
         raise ShapeError(f"{what}: index {high} is out of range for an axis of size {size}")
     some = dim_min(n, 1)  # nothing is asked of an empty slice
-    message = f"{what}: out of range for an axis of size {size}"
     if not never_negative(low):
-        require_equal(dim_min(low, 0) * some, 0, f"{message}: the lowest index is below 0")
+        require_equal(dim_min(low, 0) * some, 0, f"{what}: index {low} is out of range")
     if not never_negative(size - 1 - high):
         reached = dim_max(high + 1, size)
-        require_equal(reached * some, size * some, f"{message}: the size that the slice needs")
+        require_equal(reached * some, size * some, f"{what}: index {high} is out of range")
 
 
 # --- slice ----------------------------------------------------------------------------------------
@@ -149,14 +148,19 @@ def _index_slice(at: Indices, attrs: Attrs, x: TensorType, y: TensorType) -> Ind
     return tuple(i + at_i * s for i, s, at_i in zip(attrs["start"], attrs["step"], at))
 
 
-def _vjp_slice(c: Any, ct: Tensor) -> tuple[Tensor]:
-    x, attrs = c.operands[0], c.attrs
-    start, step, shape = attrs["start"], attrs["step"], attrs["shape"]
+def unbox(
+    y: Tensor, start: tuple[DimLike, ...], step: tuple[int, ...], shape: Shape
+) -> Tensor:  # fmt: skip
+    """Zeros of `shape` with `y` at the places of a slice: the adjoint of `slice`."""
     backwards = tuple(a for a, s in enumerate(step) if s < 0)
     if backwards:
-        ct = flip(ct, axis=backwards)
-        start = tuple(i + (n - 1) * s if s < 0 else i for i, s, n in zip(start, step, shape))
-    return (put(ct, start, tuple(abs(s) for s in step), x.shape),)
+        start = tuple(i + (n - 1) * s if s < 0 else i for i, s, n in zip(start, step, y.shape))
+        y = flip(y, axis=backwards)
+    return put(y, start, tuple(abs(s) for s in step), shape)
+
+
+def _vjp_slice(c: Any, ct: Tensor) -> tuple[Tensor]:
+    return (unbox(ct, c.attrs["start"], c.attrs["step"], c.operands[0].shape),)
 
 
 def _slice_sample(shape: tuple[int, ...], dtype: str, *slices: tuple[int, int, int]) -> Sample:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from staticgrad.ir.errors import ArgumentError
+from staticgrad.ops.convert import constant
 from staticgrad.ops.exponential import sqrt
 from staticgrad.ops.selection import maximum, where
 from staticgrad.ops.tensor import Tensor
@@ -67,7 +70,8 @@ class SGD(Optimizer):
         if step is None or not group["dampening"]:
             return {"lr": lr}
         # The factor of the gradient: 1 in the first step.
-        return {"lr": lr, "fresh": where(step > 1.0, 1.0 - group["dampening"], 1.0)}
+        damped = constant(np.float64(1.0 - group["dampening"]))
+        return {"lr": lr, "fresh": where(step > 1.0, damped, 1.0)}
 
     def rule(
         self, group: Group, p: Tensor, g: Tensor, slots: Slots, scalars: Scalars

@@ -145,7 +145,7 @@ class ParamGroup(dict[str, Any]):
             super().__setitem__(key, value)
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        return LearningRate(self.rate) if key == "lr" else super().get(key, default)
 
     def items(self) -> Any:
         return [(key, self[key]) for key in self]
@@ -214,7 +214,7 @@ class Optimizer:
                 f"{list(self.defaults)}"
             )
         given = param_group["params"]
-        params = [given] if isinstance(given, Tensor) else list(given)
+        params: list[Any] = [given] if isinstance(given, Tensor) else list(given)
         for p in params:
             self._check_parameter(p)
         if len(set(params)) != len(params):
@@ -227,7 +227,9 @@ class Optimizer:
             label = p.name or f"parameter{len(self._slots)}"
             self._slots[p] = {
                 name: parameter(
-                    np.full(tuple(p.shape), value, p.dtype.numpy), f"{label}.{name}", trainable=False
+                    np.full(tuple(p.shape), value, p.dtype.numpy),
+                    f"{label}.{name}",
+                    trainable=False,
                 )
                 for name, value in self.slots(group, p).items()
             }
@@ -268,8 +270,8 @@ class Optimizer:
 
         `parameters` (default: all) are some of this optimiser's. `clip_norm` scales all gradients
         together to at most this norm, `clip_value` holds their elements between -value and value,
-        in that order. A parameter that the loss does not depend on is a `DifferentiationError`; with
-        `unreachable="zeros"` its gradient is 0.
+        in that order. A parameter that the loss does not depend on is a `DifferentiationError`;
+        with `unreachable="zeros"` its gradient is 0.
         """
         chosen = self._chosen(parameters)
         try:
@@ -285,7 +287,7 @@ class Optimizer:
     def _chosen(self, parameters: Any) -> list[Parameter]:
         if parameters is None:
             return self.parameters
-        given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        given: list[Any] = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         for p in given:
             if not isinstance(p, Parameter) or p not in self._slots:
                 raise ArgumentError(
@@ -297,10 +299,11 @@ class Optimizer:
         """One step along given gradients: one for each of `parameters`, in order, or pairs
         (gradient, parameter)."""
         pairs = self._gradient_pairs(grads)
-        step = None if self._step is None else self._step + 1
+        step: Any = None if self._step is None else self._step + 1
         found: list[Pair] = []
         for group in self.param_groups:
-            mine = [(g, p) for g, p in pairs if any(p is q for q in group["params"])]
+            members = set(group["params"])
+            mine = [(g, p) for g, p in pairs if p in members]
             if not mine:
                 continue
             scalars = self.scalars(

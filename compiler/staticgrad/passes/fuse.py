@@ -95,6 +95,7 @@ class _Fusion:
                 self._new_group("product", node, node.types[0].shape)
             else:
                 self.levels[node] = 1 + self._operand_level(node)
+        self._inline_producers()
         return _rebuild(self.graph, self.groups, self.group_of)
 
     # --- placing ----------------------------------------------------------------------------------
@@ -207,6 +208,58 @@ class _Fusion:
             g.nodes += other.nodes
             g.forms.update(other.forms)
             other.merged = g
+
+    # --- producers --------------------------------------------------------------------------------
+
+    def _inline_producers(self) -> None:
+        """A "map" group that one other group alone reads is computed inside of that one.
+
+        No cycle can arise: nothing else depends on it. `momentum * v` so joins the product's
+        epilogue that adds the gradient to it.
+        """
+        for g in sorted(self.groups, key=lambda h: -h.level):
+            if g.merged is not None or g.kind != "map":
+                continue
+            found = self._only_consumer(g)
+            if found is None:
+                continue
+            target, views = found
+            heavy = any(is_heavy(n) for n in g.nodes)
+            if len(g.nodes) + len(views) + len(target.nodes) > MOST_NODES:
+                continue
+            if heavy and (views or g.shape != target.shape):
+                continue  # it would be computed again for each element that it is broadcast to
+            for n in views:
+                self.group_of[n] = target
+            target.nodes += [*g.nodes, *views]
+            g.merged = target
+
+    def _only_consumer(self, g: Group) -> tuple[Group, list[Node]] | None:
+        """The one group that reads `g`, and the views through which it does."""
+        target: Group | None = None
+        views: dict[Node, None] = {}
+        stack = list(g.nodes)
+        while stack:
+            n = stack.pop()
+            for v in n.results:
+                if v in self.roots:
+                    return None
+                for u in self.uses.get(v, ()):
+                    reader = self.group(u)
+                    if reader is g:
+                        continue
+                    lower = registry.get(u.op).lower
+                    if reader is None:
+                        if not isinstance(lower, View) or self._index(u, g) is None:
+                            return None
+                        if u not in views:
+                            views[u] = None
+                            stack.append(u)
+                    elif isinstance(lower, Product) or (target is not None and reader is not target):
+                        return None
+                    else:
+                        target = reader
+        return None if target is None else (target, list(views))
 
     # --- what fits --------------------------------------------------------------------------------
 

@@ -7,12 +7,13 @@ carries the locations: what replaces a node gets the node's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from staticgrad.ir.dim import equal_dims
 from staticgrad.ir.errors import StaticgradError
 from staticgrad.ir.graph import Graph, subgraphs
-from staticgrad.ir.loc import Locs, use_locs
+from staticgrad.ir.loc import NOWHERE, Locs, use_locs
 from staticgrad.ir.node import Node, Value
 from staticgrad.ops import registry
 
@@ -27,103 +28,150 @@ class RewriteLoopError(StaticgradError):
 
 
 def rewrite(graph: Graph, rule: Rule) -> Graph:
-    """The graph with `rule` applied to every node, those of closed sub-graphs included."""
-    return _Rewriter(graph, rule).run()
+    """The graph with `rule` applied to every node, those of closed sub-graphs included; the graph
+    itself where the rule applies nowhere."""
+    # The driver sets the locations in the graph's side table: without this, each node that a rule
+    # makes would walk the Python stack for the user's line, which costs more than making it.
+    with use_locs(NOWHERE):
+        return _Rewriter(graph, rule).run()
+
+
+def rule_table(rules: Mapping[str, Sequence[Rule]]) -> Rule:
+    """One rule out of lists of rules by the op of the node that they match; the first that applies
+    is taken."""
+
+    def apply_first(node: Node) -> Sequence[Value] | None:
+        for rule in rules.get(node.op, ()):
+            found = rule(node)
+            if found is not None:
+                return found
+        return None
+
+    return apply_first
 
 
 def rebuilt(node: Node, operands: Sequence[Value], attrs: Any = None) -> Node:
     """`node` with other operands (and attributes); itself where nothing differs."""
-    if attrs is None and all(a is b for a, b in zip(operands, node.operands)):
-        return node
-    with use_locs(node.locs):
-        return registry.make(
-            node.op, operands, node.attrs if attrs is None else attrs, payload=node.payload
-        )
+    if attrs is None:
+        old = node.operands
+        if all(a is b for a, b in zip(operands, old)):
+            return node
+        if all(a.node.types[a.index] == b.node.types[b.index] for a, b in zip(operands, old)):
+            # The types are what they were: no need to infer them again (9 us a node).
+            return Node(
+                node.op, operands, node.attrs, node.types, node.locs, node.payload,
+                node.constraints, type(node.results[0]) if node.results else Value,
+            )  # fmt: skip
+        attrs = node.attrs
+    return registry.make(node.op, operands, attrs, payload=node.payload, locs=node.locs)
 
 
 class _Rewriter:
     def __init__(self, graph: Graph, rule: Rule) -> None:
         self.graph, self.rule = graph, rule
-        self.values: dict[Value, Value] = {}
+        self.values: dict[Value, Value] = {}  # what takes the place of values that are gone
         self.final: set[Node] = set()
         self.order: list[Node] = []
         self.locs: dict[Node, Locs] = {}
-        self._replacements: dict[Node, list[Value]] = {}
+        self.changed = False
 
     def run(self) -> Graph:
         g = self.graph
+        locs = g.locs
         for node in g.nodes:
-            self._visit(node, g.locs[node])
+            self._visit(node, locs[node])
+        if not self.changed:
+            return g
+        values = self.values
         return Graph(
-            [self.values[v] for v in g.inputs], [self.values[v] for v in g.outputs],
-            [(self.values[s], self.values[v]) for s, v in g.updates], order=self.order,
+            [values.get(v, v) for v in g.inputs], [values.get(v, v) for v in g.outputs],
+            [(values.get(s, s), values.get(v, v)) for s, v in g.updates], order=self.order,
             locs=self.locs, constraints=g.constraints, single=g.single,
         )  # fmt: skip
 
     def _visit(self, node: Node, locs: Locs) -> None:
-        """Makes `node` final and fills in `values` for its results."""
-        pending: list[tuple[Node, int]] = [(node, 0)]
+        """Makes `node` final, or what replaces it."""
+        found = self._step(node, locs)
+        if found is None:
+            return
+        # The nodes that the rule made come first, oldest first; then what they became takes the
+        # place of the results. Explicit, as a rule's nodes may be rewritten again themselves.
+        pending: list[tuple[Node, Sequence[Value] | None]] = [(node, found)]
+        pending += [(n, None) for n in reversed(self._fresh(found))]
         steps = 0
         while pending:
-            current, stage = pending.pop()
-            if stage == 0:
-                if current in self.final and current is not node:
-                    continue
-                known = all(r in self.values for r in current.results) and current.results
-                if known and current is not node:
-                    continue
+            current, results = pending.pop()
+            if results is not None:
+                self._replace(current, results)
+            elif current not in self.final and current.results[0] not in self.values:
                 steps += 1
                 if steps > STEP_LIMIT:
                     raise RewriteLoopError(f"rewriting {node!r} does not come to an end")
-                self._step(current, locs, pending)
-            else:
-                # What replaced `current` is final by now.
-                self._alias(current)
+                found = self._step(current, locs)
+                if found is not None:
+                    pending.append((current, found))
+                    pending += [(n, None) for n in reversed(self._fresh(found))]
 
-    def _step(self, current: Node, locs: Locs, pending: list[tuple[Node, int]]) -> None:
-        operands = [self.values.get(v, v) for v in current.operands]
-        attrs = self._attrs(current)
-        with use_locs(locs):
-            candidate = rebuilt(current, operands, attrs)
-            found = self.rule(candidate)
-        if found is None or all(a is b for a, b in zip(found, candidate.results)):
-            self._finalize(candidate, locs)
-            for old, new in zip(current.results, candidate.results):
-                self.values[old] = new
-            return
-        self._replacements[current] = list(found)
-        pending.append((current, 1))
-        pending += [(n, 0) for n in reversed(self._fresh(found))]
+    def _step(self, node: Node, locs: Locs) -> Sequence[Value] | None:
+        """Applies the rule once. None where the node is final now, else what is to replace it."""
+        values = self.values
+        candidate = node
+        attrs = self._attrs(node)
+        if attrs is not None or any(v in values for v in node.operands):
+            candidate = rebuilt(node, [values.get(v, v) for v in node.operands], attrs)
+        found = self.rule(candidate)
+        if found is not None and any(a is not b for a, b in zip(found, candidate.results)):
+            self.changed = True
+            return found
+        if candidate is not node:
+            self.changed = True
+            self._replace(node, candidate.results)
+        if candidate in self.final:
+            self.locs[candidate] |= locs
+        else:
+            self.final.add(candidate)
+            self.order.append(candidate)
+            self.locs[candidate] = locs
+        return None
 
-    def _alias(self, current: Node) -> None:
-        for old, new in zip(current.results, self._replacements.pop(current)):
-            self.values[old] = self.values.get(new, new)
+    def _replace(self, node: Node, results: Sequence[Value]) -> None:
+        values = self.values
+        for old, new in zip(node.results, results, strict=True):
+            new = values.get(new, new)
+            if not _same_type(old, new):
+                raise AssertionError(f"{node!r}: a rule replaced {old.type} by {new.type}")
+            values[old] = new
 
     def _fresh(self, values: Sequence[Value]) -> list[Node]:
         """The nodes that a rule has just made, oldest first."""
+        final, gone = self.final, self.values
         seen: set[Node] = set()
         stack = [v.node for v in values]
         while stack:
             n = stack.pop()
-            if n in seen or n in self.final:
+            if n in seen or n in final or (n.results and n.results[0] in gone):
                 continue
             seen.add(n)
             stack += [v.node for v in n.operands]
         return sorted(seen, key=lambda n: n.id)
 
-    def _finalize(self, node: Node, locs: Locs) -> None:
-        if node in self.final:
-            self.locs[node] |= locs
-            return
-        self.final.add(node)
-        self.order.append(node)
-        self.locs[node] = locs
-
     def _attrs(self, node: Node) -> Any:
         held = subgraphs(node)
         if not held:
             return None
-        inner = {name: rewrite(g, self.rule) for name, g in held}
+        inner = {name: _Rewriter(g, self.rule).run() for name, g in held}
         if all(inner[name] is g for name, g in held):
             return None
         return {**node.attrs, **inner}
+
+
+def _same_type(old: Value, new: Value) -> bool:
+    """One dtype, and shapes that are not provably different: two names of one size may differ."""
+    a, b = old.type, new.type
+    if a is b or a == b:
+        return True
+    return (
+        a.dtype == b.dtype
+        and len(a.shape) == len(b.shape)
+        and all(equal_dims(i, j) is not False for i, j in zip(a.shape, b.shape))
+    )

@@ -105,7 +105,9 @@ def _merge_masks(
         if part is not None and part.ndim == 3:
             part = reshape(part, (n, heads, *part.shape[1:]))
         elif part is not None and part.ndim != 2:
-            raise ShapeError(f"{what}: attn_mask must be [L, S] or [N*heads, L, S], got {part.type}")
+            raise ShapeError(
+                f"{what}: attn_mask must be [L, S] or [N*heads, L, S], got {part.type}"
+            )
         parts.append(part)
     allowed, added = _invert(parts[0]), parts[1]
     padding, padding_added = _mask_parts(key_padding_mask, f"{what}: key_padding_mask")
@@ -159,9 +161,7 @@ def multi_head_attention(
     n, length, width = query.shape
     q, k, v = project(query, key, value, in_weights, in_bias, int(width))
     allowed, added = _merge_masks(attn_mask, key_padding_mask, n, num_heads, what)
-    weights = _weights(
-        _heads(q, num_heads), _heads(k, num_heads), allowed, added, is_causal, None
-    )
+    weights = _weights(_heads(q, num_heads), _heads(k, num_heads), allowed, added, is_causal, None)
     weights = dropout(weights, dropout_p, training)
     merged = permute_dims(matmul(weights, _heads(v, num_heads)), (0, 2, 1, 3))
     y = linear(reshape(merged, (n, length, width)), out_weight, out_bias)

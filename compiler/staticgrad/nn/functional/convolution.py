@@ -135,7 +135,9 @@ def _conv_transpose(
     before = ints(padding, dims, f"{what}: padding")
     extras = ints(output_padding, dims, f"{what}: output_padding")
     pairs, spatial, zeros = [], [], []
-    for size, k, s, p, d, extra in zip(x.shape[2:], w.shape[2:], strides, before, dilations, extras):
+    for size, k, s, p, d, extra in zip(
+        x.shape[2:], w.shape[2:], strides, before, dilations, extras
+    ):
         after, appended = _trailing(p, extra, s, d, what)
         whole = (size - 1) * s + d * (k - 1) + 1
         result = whole - p - after + (extra if extra < s else 0)

@@ -76,9 +76,7 @@ def l1_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
     return reduce_loss(absolute(a - b), reduction, "l1_loss")
 
 
-def smooth_l1_loss(
-    input: Any, target: Any, reduction: str = "mean", beta: float = 1.0
-) -> Tensor:
+def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Tensor:
     """`d**2 / (2 beta)` where `d = |input - target| < beta`, else `d - beta/2`. beta 0 is
     `l1_loss`. Source: Girshick, Fast R-CNN, arXiv 1504.08083."""
     if beta < 0:
@@ -136,9 +134,7 @@ def binary_cross_entropy_with_logits(
     return reduce_loss(loss if weight is None else loss * as_tensor(weight), reduction, what)
 
 
-def kl_div(
-    input: Any, target: Any, reduction: str = "mean", log_target: bool = False
-) -> Tensor:
+def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
     """`t (log t - input)`, where the input holds log-probabilities and the target probabilities,
     or log-probabilities with `log_target`. Of t = 0 it is 0.
 

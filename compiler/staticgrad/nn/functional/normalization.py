@@ -164,7 +164,9 @@ def normalise_batch(
         if running is not None:
             count = product(tuple(x.shape[a] for a in axes))
             if mode and isinstance(count, int) and count == 1:
-                raise ShapeError(f"batch_norm: expected more than 1 value per channel, got {x.type}")
+                raise ShapeError(
+                    f"batch_norm: expected more than 1 value per channel, got {x.type}"
+                )
             old_mean, old_var = running
             keep = 1.0 - momentum
             new_mean = old_mean * keep + flat_mean * momentum

@@ -62,8 +62,8 @@ def _check_reach(x: Tensor, axis: int, before: int, after: int, mode: str) -> No
 def pad(input: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
     """The input with elements added around it. `pad` has pairs (before, after), the last dim first.
 
-    `mode`: "constant" (`value`, 0 by default; negative sizes cut off), "reflect" (without the edge),
-    "replicate" (the edge), "circular".
+    `mode`: "constant" (`value`, 0 by default; negative sizes cut off), "reflect" (without the
+    edge), "replicate" (the edge), "circular".
     """
     x = as_tensor(input, "pad")
     if mode not in _MODES:
@@ -83,7 +83,9 @@ def pad(input: Any, pad: Any, mode: str = "constant", value: float | None = None
         if cut_before or cut_after:
             left_over = x.shape[axis] - cut_before - cut_after
             if isinstance(left_over, int) and left_over < 0:
-                raise ShapeError(f"pad: {(before, after)} cuts off more than dim {axis} of {x.type}")
+                raise ShapeError(
+                    f"pad: {(before, after)} cuts off more than dim {axis} of {x.type}"
+                )
             x = narrow(x, axis, cut_before, left_over)
     widths = [pairs.get(axis, (0, 0)) for axis in range(x.ndim)]
     added = [(max(b, 0), max(a, 0)) for b, a in widths]

@@ -157,7 +157,7 @@ def _average_axis(x: Tensor, axis: int, wanted: int) -> Tensor:
     from staticgrad.ops.linalg import matmul
 
     last = x.ndim - 1
-    order = tuple(i for i in range(x.ndim) if i != axis) + (axis,)
+    order = (*(i for i in range(x.ndim) if i != axis), axis)
     moved = permute_dims(x, order)
     matrix = _averaging(int(x.shape[axis]), wanted).T.astype(x.dtype.numpy)
     y = matmul(moved, constant_array(np.ascontiguousarray(matrix)))
@@ -240,7 +240,7 @@ def unfold(
         stride=_two(ints(stride, 2, "unfold: stride"), 1),
         dilation=_two(ints(dilation, 2, "unfold: dilation"), 1),
     )
-    n, c, oh, ow, kh, kw = w.shape
+    n, c, oh, ow = w.shape[:4]
     taps = c * math.prod(kernel)
     return reshape(permute_dims(w, (0, 1, 4, 5, 2, 3)), (n, taps, oh * ow))
 

@@ -146,7 +146,7 @@ def _flatten(
     else:
         rest: DimLike = flat
         for i in range(len(dims) - 1, -1, -1):
-            size = shape[dims[i]]
+            size = _divisor(shape[dims[i]])
             table[names[i]] = modulo(rest, size) if i else rest
             rest = floor_div(rest, size)
     mapper = IndexMapper(lambda d: substitute(d, table), lambda d: d)
@@ -158,6 +158,11 @@ def _linear(at: At | Sequence[DimLike], shape: tuple[DimLike, ...]) -> DimLike:
     for i, d in zip(at, shape):
         total = total * d + i
     return total
+
+
+def _divisor(size: DimLike) -> DimLike:
+    """Where a dim is 0 nothing is computed, and any divisor will do."""
+    return 1 if size == 0 else size
 
 
 class MatmulLowering(ProductLowering):
@@ -258,8 +263,9 @@ class MatmulLowering(ProductLowering):
         table: dict[str, DimLike] = {f"d{d}": 0 for d in range(len(shape))}
         rest: DimLike = BATCH
         for position, d in reversed(list(enumerate(batch_dims))):
-            table[f"d{d}"] = modulo(rest, shape[d]) if position else rest
-            rest = floor_div(rest, shape[d])
+            size = _divisor(shape[d])
+            table[f"d{d}"] = modulo(rest, size) if position else rest
+            rest = floor_div(rest, size)
         return substitute(start, table)
 
 
