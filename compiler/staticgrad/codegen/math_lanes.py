@@ -379,8 +379,10 @@ def any_lane(mask: Lanes) -> str:
     return f.emit(f"icmp ne i{lanes} {packed}, 0")
 
 
-def when_any(mask: Lanes, common: Lanes, rare: Callable[[], Lanes]) -> Lanes:
-    """`rare()` where `mask` is set, else `common`; skipped when no lane needs it.
+def when_any(
+    mask: Lanes, common: tuple[Lanes, ...], rare: Callable[[], tuple[Lanes, ...]]
+) -> tuple[Lanes, ...]:
+    """The values of `rare()` where `mask` is set, else `common`; skipped when no lane needs it.
 
     Opens blocks, so it belongs into functions of their own. The bits of a lane depend on its own
     mask alone, not on which way the branch went.
@@ -390,9 +392,12 @@ def when_any(mask: Lanes, common: Lanes, rare: Callable[[], Lanes]) -> Lanes:
     before = f.block
     f.branch_if(condition, slow, done)
     f.label(slow)
-    value = mask.where(rare(), common)
+    values = [mask.where(r, c) for r, c in zip(rare(), common, strict=True)]
     after = f.block
     f.branch(done)
     f.label(done)
-    joined = f.emit(f"phi {common.ty} [ {common.name}, %{before} ], [ {value.name}, %{after} ]")
-    return Lanes(f, joined, common.ty)
+    joined = []
+    for v, c in zip(values, common, strict=True):
+        text = f"phi {c.ty} [ {c.name}, %{before} ], [ {v.name}, %{after} ]"
+        joined.append(Lanes(f, f.emit(text), c.ty))
+    return tuple(joined)

@@ -19,6 +19,7 @@ from .math_lanes import (
     round_magic,
     two_product,
     two_sum,
+    when_any,
 )
 
 PI = (3.141592653589793, 1.2246467991473532e-16)
@@ -48,15 +49,21 @@ _WINDOW_BITS = 192
 def reduce_by_part(x: Lanes, shift: float = 0.0, parts: int = 1) -> tuple[Lanes, Lanes]:
     """r and n (low bits of an integer) of x = (n - shift) pi / parts + r, |r| <= pi / (2 parts).
 
-    x: a float32 below `LARGE_ANGLE`, held in float64; shift: 0 or 1/2; parts: 1 or 2.
+    x: a float32 held in float64; infinity and NaN give NaN. shift: 0 or 1/2; parts: 1 or 2.
     """
     shifted, n = round_magic(x, parts / math.pi, shift)
     turns = n - shift if shift else n
-    return fma(turns, -PI[1] / parts, fma(turns, -PI[0] / parts, x)), shifted.bits()
+    r = fma(turns, -PI[1] / parts, fma(turns, -PI[0] / parts, x))
+    r, n = when_any(
+        fabs(x).gt(LARGE_ANGLE),
+        (r, shifted.bits()),
+        lambda: _reduce_large_by_part(x, shift, parts),
+    )
+    return r, n
 
 
-def reduce_large_by_part(x: Lanes, shift: float = 0.0, parts: int = 1) -> tuple[Lanes, Lanes]:
-    """The same for any float32 x; infinity gives NaN.
+def _reduce_large_by_part(x: Lanes, shift: float, parts: int) -> tuple[Lanes, Lanes]:
+    """The same without a limit, for any float32 x.
 
     Each x * piece is exact and is reduced modulo 2 exactly; the rests are summed with their
     rounding errors, since the sum may cancel down to 2**-33.
@@ -73,16 +80,22 @@ def reduce_large_by_part(x: Lanes, shift: float = 0.0, parts: int = 1) -> tuple[
 
 
 def reduce_by_half_pi(x: Lanes) -> tuple[Lanes, Lanes, Lanes]:
-    """r as high + low, and n, of x = n pi/2 + r, |r| <= pi/4, for a float64 |x| < `LARGE_ANGLE`."""
+    """r as high + low, and n (low bits of an integer), of x = n pi/2 + r, |r| <= pi/4, for any
+    float64; infinity and NaN give NaN."""
     shifted, n = round_magic(x, 2.0 / math.pi)
     first = fma(n, -HALF_PI[0], x)  # exact
     product, product_error = two_product(n, first.const(HALF_PI[1]))
     high, error = two_sum(first, -product)
     low = fma(n, -HALF_PI[2], error - product_error)
-    return high, low, shifted.bits()
+    high, low, n = when_any(
+        fabs(x).gt(LARGE_ANGLE),
+        (high, low, shifted.bits()),
+        lambda: _reduce_large_by_half_pi(x),
+    )
+    return high, low, n
 
 
-def reduce_large_by_half_pi(x: Lanes) -> tuple[Lanes, Lanes, Lanes]:
+def _reduce_large_by_half_pi(x: Lanes) -> tuple[Lanes, Lanes, Lanes]:
     """The same for every finite float64 beyond `LARGE_ANGLE`; other lanes get an arbitrary r.
 
     |x| = m 2**e with an integer m of 53 bits. Bits of 2/pi whose product with m 2**e is a
@@ -113,6 +126,8 @@ def reduce_large_by_half_pi(x: Lanes) -> tuple[Lanes, Lanes, Lanes]:
     product, product_error = two_product(high, high.const(HALF_PI[0]))
     rest = fma(low, HALF_PI[0], fma(high, HALF_PI[1], product_error))
     product, rest = fast_two_sum(product, rest)
+    # x - x: NaN for infinity, else 0.
+    product = product + (x - x)
     negative = x.lt(0.0)
     return negative.where(-product, product), negative.where(-rest, rest), negative.where(-n, n)
 
@@ -156,7 +171,3 @@ def _product_limbs(mantissa: Lanes, window: list[Lanes]) -> list[Lanes]:
         carry = total.shift_logical(32) + one.shift_logical(32) + two.shift_logical(32)
         limbs.append(total & 0xFFFFFFFF)
     return limbs
-
-
-def is_large_angle(x: Lanes) -> Lanes:
-    return fabs(x).gt(LARGE_ANGLE)

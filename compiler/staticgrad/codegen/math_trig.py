@@ -7,16 +7,8 @@ high + low and has fdlibm's kernels (k_sin.c, k_cos.c); the coefficients are our
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from .math_lanes import Lanes, divide_sums, fast_two_sum, fma, horner, two_product, when_any
-from .math_reduction import (
-    is_large_angle,
-    reduce_by_half_pi,
-    reduce_by_part,
-    reduce_large_by_half_pi,
-    reduce_large_by_part,
-)
+from .math_lanes import Lanes, divide_sums, fast_two_sum, fma, horner, two_product
+from .math_reduction import reduce_by_half_pi, reduce_by_part
 
 # (sin(r) / r - 1) / r**2 in powers of r**2 for |r| <= pi/2, relative to sin: 2**-35.3.
 _SIN_HALF_TURN = (
@@ -43,29 +35,28 @@ _COS_WIDE = (
 
 
 def sin(x: Lanes) -> Lanes:
-    return _sin32(x, 0.0) if x.scalar == "float" else _keep_zero(x, _by_quadrant(x, _sin64))
+    if x.scalar == "float":
+        return _sin_half_turn(*reduce_by_part(x.widen()))
+    return _keep_zero(x, _sin64(*reduce_by_half_pi(x)))
 
 
 def cos(x: Lanes) -> Lanes:
-    return _sin32(x, 0.5) if x.scalar == "float" else _by_quadrant(x, _sin64, 1)
+    """sin(x + pi/2)."""
+    if x.scalar == "float":
+        return _sin_half_turn(*reduce_by_part(x.widen(), shift=0.5))
+    high, low, n = reduce_by_half_pi(x)
+    return _sin64(high, low, n + 1)
 
 
 def tan(x: Lanes) -> Lanes:
-    return _tan32(x) if x.scalar == "float" else _keep_zero(x, _by_quadrant(x, _tan64))
+    if x.scalar == "float":
+        return _tan_quarter_turn(*reduce_by_part(x.widen(), parts=2))
+    return _keep_zero(x, _tan64(*reduce_by_half_pi(x)))
 
 
 def _keep_zero(x: Lanes, value: Lanes) -> Lanes:
     """The sums of high and low parts turn -0 into +0."""
     return x.eq(0.0).where(x, value)
-
-
-def _sin32(x: Lanes, shift: float) -> Lanes:
-    """sin(x + shift pi) for a shift of 0 or 1/2: (-1)**n sin(r), x = (n - shift) pi + r."""
-    wide = x.widen()
-    value = _sin_half_turn(*reduce_by_part(wide, shift))
-    return when_any(
-        is_large_angle(x), value, lambda: _sin_half_turn(*reduce_large_by_part(wide, shift))
-    )
 
 
 def _sin_half_turn(r: Lanes, n: Lanes) -> Lanes:
@@ -75,16 +66,6 @@ def _sin_half_turn(r: Lanes, n: Lanes) -> Lanes:
     return (value.bits() ^ (n << 63)).as_float().narrow()
 
 
-def _tan32(x: Lanes) -> Lanes:
-    wide = x.widen()
-    value = _tan_quarter_turn(*reduce_by_part(wide, parts=2))
-    return when_any(
-        is_large_angle(x),
-        value,
-        lambda: _tan_quarter_turn(*reduce_large_by_part(wide, parts=2)),
-    )
-
-
 def _tan_quarter_turn(r: Lanes, n: Lanes) -> Lanes:
     """tan(r + n pi/2) for |r| <= pi/4, in float64 for a float32 result."""
     z = r * r
@@ -92,22 +73,6 @@ def _tan_quarter_turn(r: Lanes, n: Lanes) -> Lanes:
     c = fma(horner(z, _COS_WIDE), z, 1.0)
     odd = (n & 1).ne(0)
     return (odd.where(-c, s) / odd.where(s, c)).narrow()
-
-
-Kernel = Callable[[Lanes, Lanes, Lanes], Lanes]
-
-
-def _by_quadrant(x: Lanes, kernel: Kernel, quarter: int = 0) -> Lanes:
-    """`kernel` of the float64 x + quarter pi/2, reduced to r = high + low and n."""
-    high, low, n = reduce_by_half_pi(x)
-    common = kernel(high, low, n + quarter)
-
-    def large() -> Lanes:
-        high, low, n = reduce_large_by_half_pi(x)
-        # x - x: NaN for infinity, else 0.
-        return kernel(high + (x - x), low, n + quarter)
-
-    return when_any(is_large_angle(x), common, large)
 
 
 def _sin64(high: Lanes, low: Lanes, n: Lanes) -> Lanes:

@@ -170,7 +170,7 @@ def floor_div(a: DimLike, b: DimLike) -> DimLike:
             return _make(whole)
         low = rest.pop((), 0)
         rest[()] = low % b
-        whole[()] = low // b
+        whole[()] = whole.get((), 0) + low // b
         return _make(whole) + _atom("//", _make(rest), b)
     if len(b.terms) == 1 and isinstance(a, Dim):
         (divisor, factor) = b.terms[0]
