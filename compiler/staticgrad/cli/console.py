@@ -8,13 +8,15 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
-from typing import Any, NoReturn
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from staticgrad.ir.errors import StaticgradError, UnsupportedError, VerifyError
 from staticgrad.passes.pipeline import PassError
 from staticgrad.rewrite.driver import RewriteLoopError
-from staticgrad_runtime.errors import ArtifactError, ExecutionError
+from staticgrad_runtime.errors import ArtifactError
 
 JSON_VERSION = 1
 
@@ -77,10 +79,6 @@ def shown(path: str | os.PathLike[str]) -> str:
     """A path as people read it. Under an ASCII locale Python holds the bytes of `模型.py` as
     surrogates; they are UTF-8 all the same."""
     return os.fsencode(path).decode("utf-8", "surrogateescape")
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 # --- the JSON document ----------------------------------------------------------------------------
@@ -146,23 +144,22 @@ def error_text(error: BaseException, location: str | None) -> str:
     return f"staticgrad: {message}"
 
 
-def location_of(error: BaseException, files: Mapping[str, str]) -> str | None:
-    """`file:line` in the user's program: what the error says, else its traceback's last line in
-    one of `files` (file name of the code -> path as shown)."""
+def location_of(error: BaseException, is_user_file: Callable[[str], bool]) -> str | None:
+    """`file:line` in the user's program: what the error says, else the last line of its traceback
+    in a file of the user's."""
     own = getattr(error, "location", None)
     if own:
         return str(own)
-    if isinstance(error, ExecutionError):
-        return None
     found = None
-    trace = error.__traceback__
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if file in files:
-            found = f"{files[file]}:{trace.tb_lineno}"
-        trace = trace.tb_next
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if is_user_file(frame.f_code.co_filename):
+            found = f"{frame.f_code.co_filename}:{line}"
     return found
 
 
-def fail(message: str) -> NoReturn:
-    raise UsageError(message)
+@dataclass(frozen=True)
+class Result:
+    """What a verb gives: the fields of its JSON document, and the text for people."""
+
+    fields: Mapping[str, Any]
+    text: str

@@ -1,4 +1,4 @@
-"""Graphs as text: `parser.from_text` reads back what is printed here.
+"""Graphs as text: `parser.parse_graph` reads back what is printed here.
 
     graph(%x: float32[N, 784]  @model.py:3, %y: int64[N]  @model.py:4) {
       state %0.weight{trainable}: float32[256, 784]  @model.py:7
@@ -46,13 +46,11 @@ def graph_tensors(graph: Graph, *, inline_elems: int = INLINE_ELEMS) -> dict[str
     """What the text of the graph leaves out: large constants, and the present values of state."""
     printer = _Printer(graph, False, inline_elems)
     printer.text()
-    return printer.tensors | {
-        name: node.payload.numpy() for node, name in printer.cells.values()
-    }
+    return printer.tensors | {name: node.payload.numpy() for node, name in printer.cells.values()}
 
 
 def save_graph(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Writes the text to `path` (usually `.sgir`) and its arrays to a `.safetensors` file beside it.
+    """Writes the text to `path` (usually `.sgir`) and its arrays to a `.safetensors` file beside.
 
     Each file is written to a temporary name and renamed; the arrays come first.
     """
@@ -163,9 +161,8 @@ class _Printer:
         self.inline_elems = inline_elems
         self.tensors: dict[str, Array] = {}
         self.cells: dict[int, tuple[Node, str]] = {}  # state cell -> who declares it, by what name
-        self._cell_names: set[str] = set()
+        self._keys = CellKeys()
         self._lines: list[str] = []
-        self._printed = False
         self.files = FileTable(sorted(self._files()) if locs else ())
 
     def text(self) -> str:
@@ -219,13 +216,7 @@ class _Printer:
         if known is not None:
             same = f" same {quote(known[1])}"
         elif node.payload is not None:
-            key = base = names.of[node.results[0]][1:]
-            count = 1
-            while key in self._cell_names:  # the state of another graph of the nest
-                count += 1
-                key = f"{base}_{count}"
-            self._cell_names.add(key)
-            self.cells[id(node.payload)] = (node, key)
+            self.cells[id(node.payload)] = (node, self._keys.add(names.of[node.results[0]][1:]))
         locs = self._at(graph.locs.get(node, node.locs))
         self._lines.append(f"{indent}state {self._leaf(names, node)}{same}{locs}")
 
@@ -258,10 +249,31 @@ class _Printer:
         first = array.reshape(-1)[:1]
         if _same_bits(array, first):
             return f"splat {list_text(first.reshape(()))}"
-        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:32]
-        key = f"constant.{digest[:12]}"
+        key = constant_key(array)
         self.tensors[key] = array
-        return f'{quote(key)}, sha256="{digest}"'
+        return quote(key)
+
+
+def constant_key(array: Array) -> str:
+    """The name of a large constant: a digest of its type and its bytes, checked when it is read."""
+    digest = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return f"constant.{digest.hexdigest()[:32]}"
+
+
+class CellKeys:
+    """The names of state cells beside the text: the value's own, made unique over the nest."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def add(self, word: str) -> str:
+        key, count = word, 1
+        while key in self._taken:
+            count += 1
+            key = f"{word}_{count}"
+        self._taken.add(key)
+        return key
 
 
 def _same_bits(array: Array, first: Array) -> bool:

@@ -17,7 +17,8 @@ from .ir import Kernel
 class ProgramBuffer:
     """Memory of the program: kind input, output, state, constant or temp; `size` in elements.
 
-    `first` and `last` are the steps between which a temp lives, both included.
+    `first` and `last` are the steps between which a temp lives, both included. Of `per_thread`
+    memory every thread has `size` elements of its own, one after another.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class ProgramBuffer:
     name: str
     first: int = -1
     last: int = -1
+    per_thread: bool = False
 
     @property
     def size_bytes(self) -> DimLike:

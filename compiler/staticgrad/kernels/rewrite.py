@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 
 from staticgrad.ir.dim import Dim, DimCall, DimLike, symbols
 
@@ -103,6 +103,28 @@ def loop_vars(statements: Sequence[Stmt]) -> Iterator[str]:
         elif isinstance(s, Reduce):
             yield from s.vars
             yield from loop_vars(s.body)
+
+
+def buffer_names(statements: Sequence[Stmt]) -> set[str]:
+    """The buffers that a body loads from, stores to or hands to a template."""
+    found: set[str] = set()
+    seen: set[int] = set()
+
+    def visit(x: object) -> None:
+        if isinstance(x, tuple):
+            for y in x:
+                visit(y)
+        elif is_dataclass(x) and id(x) not in seen:
+            seen.add(id(x))
+            if isinstance(x, (Load, Store)):
+                found.add(x.buffer)
+            elif isinstance(x, Template):
+                found.update(x.buffers)
+            for f in fields(x):
+                visit(getattr(x, f.name))
+
+    visit(tuple(statements))
+    return found
 
 
 # Extents and strides up to this stay constants in the code; larger ones become parameters, so that

@@ -19,7 +19,7 @@ from staticgrad.ir.node import Value
 
 from .convert import as_tensor, constant_array, promoted
 from .lowering import Expand
-from .registry import Attrs, Op, Sample, Types, apply, register, require_equal
+from .registry import Attrs, Op, Sample, Types, apply, make, register, require_equal
 from .samples import random_array
 from .shape import broadcast_to
 from .tensor import Tensor
@@ -114,14 +114,37 @@ def training_switch(
 
 def state_updates(roots: Iterable[Value], *, training: bool) -> list[tuple[Value, Value]]:
     """The (state, new value) pairs of all switches that `roots` reach and whose mode, bound to
-    `training` where it is open, is training; in order of their declaration."""
-    found = []
+    `training` where it is open, is training; each state once, in order of declaration.
+
+    A layer that is called twice updates its state twice: the second new value is computed from the
+    first one.
+    """
+    found: dict[Value, Value] = {}
     for node in reachable(roots):
-        if node.op == "training_switch":
-            mode = node.attrs["training"]
-            if training if mode is None else mode:
-                found += list(zip(node.operands[2::2], node.operands[3::2]))
-    return found
+        if node.op != "training_switch":
+            continue
+        mode = node.attrs["training"]
+        if training if mode is None else mode:
+            for state, new in zip(node.operands[2::2], node.operands[3::2]):
+                known = found.get(state)
+                found[state] = new if known is None else _substituted(new, state, known)
+    return list(found.items())
+
+
+def _substituted(value: Value, old: Value, new: Value) -> Value:
+    """`value` computed with `new` in place of `old`.
+
+    What lies behind a switch stays: in training it does not read the state, and a copy would run
+    the layers between two calls twice.
+    """
+    replaced = {old: new}
+    for node in reachable((value,)):
+        if node.op == "training_switch" or not any(v in replaced for v in node.operands):
+            continue
+        operands = [replaced.get(v, v) for v in node.operands]
+        again = make(node.op, operands, node.attrs, payload=node.payload, locs=node.locs)
+        replaced.update(zip(node.results, again.results))
+    return replaced.get(value, value)
 
 
 __all__ = ["state_updates", "training_switch"]

@@ -8,7 +8,12 @@ from staticgrad.ir.dim import DimLike
 from staticgrad.ir.node import Node
 from staticgrad.kernels.builder import KernelBuilder
 from staticgrad.kernels.ir import Buffer, Kernel, Let, Loop, Stmt
-from staticgrad.kernels.rewrite import IndexMapper, SizeParameters, loop_vars
+from staticgrad.kernels.rewrite import (
+    IndexMapper,
+    SizeParameters,
+    buffer_names,
+    loop_vars,
+)
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Custom
 
@@ -28,10 +33,12 @@ def lower_custom(lowerer: Lowerer, node: Node) -> None:
     kernel = k.finish(node.op, ())
     places = [lowerer.dense(v) for v in node.operands]
     places += [lowerer.result_buffer(v) for v in node.results]
-    for b in kernel.buffers[len(places) :]:
-        places.append(lowerer.scratch(b.dtype, b.size))
     whole = any(isinstance(s, Let) for s in kernel.body)
     groups: list[tuple[Stmt, ...]] = [kernel.body] if whole else [(s,) for s in kernel.body]
+    for b in kernel.buffers[len(places) :]:
+        # What one step writes and another reads is shared; what one step alone uses is a thread's.
+        steps = sum(b.name in buffer_names(body) for body in groups)
+        places.append(lowerer.scratch(b.dtype, b.size, per_thread=steps == 1))
     for i, body in enumerate(groups):
         sizes = SizeParameters([*loop_vars(body), "begin", "end"])
         mapped = IndexMapper(sizes.index, sizes.index).body(body)

@@ -131,8 +131,11 @@ class Lowerer:
         self.stored[v] = index
         return index
 
-    def scratch(self, dtype: DType, size: DimLike) -> int:
-        return self.add_buffer("temp", dtype, size, f"s{len(self.program.buffers)}")
+    def scratch(self, dtype: DType, size: DimLike, *, per_thread: bool = False) -> int:
+        """Memory for what no value of the graph is; `per_thread` if one step alone uses it."""
+        index = self.add_buffer("temp", dtype, size, f"s{len(self.program.buffers)}")
+        self.program.buffers[index].per_thread = per_thread
+        return index
 
     # --- values -----------------------------------------------------------------------------------
 

@@ -191,7 +191,8 @@ class MatmulLowering(ProductLowering):
                 strides.append(factor_of(index, c))
         draft = self.draft
         workspace = self.lowerer.scratch(
-            dtype("uint8"), gemm.workspace_bytes(self.lowerer.target, str(self.result.dtype))
+            dtype("uint8"), gemm.workspace_bytes(self.lowerer.target, str(self.result.dtype)),
+            per_thread=True,
         )
         buffers = (
             draft.buffer(a_buffer, "in"), draft.buffer(b_buffer, "in"),
@@ -300,7 +301,8 @@ class ConvLowering(ProductLowering):
             place[v] = draft.buffer(self.lowerer.dense(v), "in")
         c_name = draft.buffer(self.c, "inout")
         workspace = self.lowerer.scratch(
-            dtype("uint8"), conv.workspace_bytes(self.lowerer.target, str(result.dtype))
+            dtype("uint8"), conv.workspace_bytes(self.lowerer.target, str(result.dtype)),
+            per_thread=True,
         )
         buffers = {
             "conv": (place[first], place[second], c_name),

@@ -139,7 +139,7 @@ class ReduceLowering:
                 self.kept_rows[v] = self.lowerer.result_buffer(outputs[v])
             else:
                 size = product(tuple(e for _, e in self.space.reduced))
-                self.kept_rows[v] = self.lowerer.scratch(v.dtype, size)
+                self.kept_rows[v] = self.lowerer.scratch(v.dtype, size, per_thread=True)
 
     # --- kernel -----------------------------------------------------------------------------------
 
