@@ -223,6 +223,11 @@ GEOMETRIES = {
     "asymmetric_padding": Geometry(2, 2, 6, 7, 3, 3, 3, pad=(2, 0, 1, 4)),
     "padding_over_kernel": Geometry(1, 2, 3, 4, 2, 2, 2, pad=(4, 5, 3, 6)),
     "kernel_over_image": Geometry(2, 3, 3, 2, 4, 5, 7, pad=(1, 3, 1, 3)),
+    "shared_rows": Geometry(2, 3, 9, 16, 9, 3, 3, pad=(1, 1, 1, 1)),
+    "shared_rows_dilated": Geometry(2, 3, 20, 16, 5, 3, 3, (1, 1), (3, 3, 3, 3), (3, 3)),
+    "shared_rows_in_blocks": Geometry(1, 40, 34, 67, 3, 5, 3, pad=(2, 1, 2, 1)),
+    "shared_rows_stride_w": Geometry(2, 3, 14, 63, 9, 4, 3, (1, 2), (2, 1, 1, 1)),
+    "shared_rows_of_many_taps": Geometry(1, 2, 40, 24, 3, 30, 20, pad=(14, 9, 15, 10)),
     "two_groups": Geometry(2, 6, 9, 10, 8, 3, 3, pad=(1, 1, 1, 1), groups=2),
     "depthwise": Geometry(2, 7, 11, 13, 7, 3, 3, pad=(1, 1, 1, 1), groups=7),
     "depthwise_strided": Geometry(2, 5, 12, 9, 10, 3, 3, (2, 2), (1, 1, 1, 1), groups=5),
@@ -261,8 +266,8 @@ def test_agrees_with_loops_in_float64(name: str, kind: str) -> None:
     check(kind, GEOMETRIES[name])
 
 
-PART = ("same_5x5", "strided", "stride_3_dilation_2", "depthwise", "depthwise_strided",
-        "one_by_one", "one_dimension_strided", "one_output", "padding_over_kernel",
+PART = ("same_5x5", "shared_rows_dilated", "strided", "stride_3_dilation_2", "depthwise",
+        "depthwise_strided", "one_by_one", "one_dimension_strided", "one_output", "padding_over_kernel",
         "no_channel", "no_image")  # fmt: skip
 DEPTHWISE = [name for name in GEOMETRIES if name.startswith("depthwise")]
 
@@ -271,16 +276,6 @@ DEPTHWISE = [name for name in GEOMETRIES if name.startswith("depthwise")]
 @pytest.mark.parametrize("name", [*DEPTHWISE, *PART])
 def test_depthwise_agrees_with_loops_in_float64(name: str, kind: str) -> None:
     check(kind, GEOMETRIES[name], depthwise=True)
-
-
-@pytest.mark.parametrize("kind", ["forward", "grad_input"])
-@pytest.mark.parametrize("name", DEPTHWISE)
-def test_depthwise_has_the_bits_of_the_general_functions(name: str, kind: str) -> None:
-    operands = random_operands(GEOMETRIES[name], "float32")
-    general = compiled().result(kind, GEOMETRIES[name], operands)
-    assert compiled(depthwise=True).result(kind, GEOMETRIES[name], operands).tobytes() == (
-        general.tobytes()
-    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -353,14 +348,18 @@ def test_a_split_changes_no_bit(name: str, kind: str, depthwise: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["forward", "grad_input"])
-@pytest.mark.parametrize("name", PART)
-def test_an_image_alone_has_the_bits_it_has_in_a_batch(name: str, kind: str) -> None:
+@pytest.mark.parametrize("name", [*PART, "many_channels", "tiny_image", "depthwise_stride_2"])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_an_image_alone_has_the_bits_it_has_in_a_batch(
+    name: str, kind: str, depthwise: bool
+) -> None:
     geometry = dataclasses.replace(GEOMETRIES[name], n=5)
     operands = random_operands(geometry, "float32")
-    whole = compiled().result(kind, geometry, operands)
+    functions = compiled(depthwise=depthwise)
+    whole = functions.result(kind, geometry, operands)
     for n in range(5):
         alone = [operands[0][n : n + 1], operands[1], operands[2][n : n + 1]]
-        got = compiled().result(kind, dataclasses.replace(geometry, n=1), alone)
+        got = functions.result(kind, dataclasses.replace(geometry, n=1), alone)
         assert got.tobytes() == whole[n : n + 1].tobytes()
 
 

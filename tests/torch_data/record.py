@@ -51,9 +51,7 @@ def record_case(case: c.Case) -> dict[str, Any]:
         leaves |= dict(module.named_parameters())
         if case.training:
             stored |= {f"new.{n}": b.detach().numpy() for n, b in module.named_buffers()}
-    wanted = {
-        n: t for n, t in leaves.items() if isinstance(t, torch.Tensor) and t.requires_grad
-    }
+    wanted = {n: t for n, t in leaves.items() if isinstance(t, torch.Tensor) and t.requires_grad}
     if wanted:
         grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
         stored |= {

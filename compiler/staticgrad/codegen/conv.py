@@ -16,15 +16,15 @@ output channels for the gradient of the weights), the workspace has `workspace_b
 caller, and `epilogue` is null or `void (ptr context, i64 batch, i64 r0, i64 r1, i64 c0, i64 c1)`,
 called once for each finished block of channels [r0, r1) and positions [c0, c1).
 
-`depthwise=True` makes a function that is two to five times as fast where groups = C = O, and
-takes longer to compile. It takes every geometry; forward and the gradient of the input have the
-same bits either way, the gradient of the weights has its own.
+`depthwise=True` makes a function that takes every geometry too, is two to five times as fast where
+groups = C = O, and takes longer to compile.
 
-Bits: an element of y or of x's gradient is summed over (channel, tap row, tap column) in ascending
-order by fma, in blocks of at most `KC` terms that depend on the extents of that sum alone; of x's
-gradient only the taps that reach the element count (those of its phase of the stride). An element
-of w's gradient is summed over (n, position) in the lanes of a vector, in blocks that depend on N,
-OH and OW, and the lanes in pairs of neighbours.
+Bits: an element of y or of x's gradient is summed over channel, tap column and tap row, nested in
+this order, ascending, by fma, in blocks of at most `KC` terms that depend on the extents of that
+sum alone; of x's gradient only the taps that reach the element count (those of its phase of the
+stride). An element of w's gradient is summed over (n, position) in the lanes of a vector, in blocks
+that depend on N, OH and OW, and the lanes in pairs of neighbours. The depthwise functions have
+orders of their own, which depend on the same.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def _forward_values(f: Code, sizes: _Sizes) -> dict[Plan, str | int]:
         Plan.DST_COL: 1,
         Plan.RUN: sizes.positions,
         Plan.W_ROW: sizes.products,
+        Plan.W_CHANNEL: sizes.taps,
         Plan.W_TAP_H: sizes[G.KW],
         Plan.W_TAP_W: 1,
     }

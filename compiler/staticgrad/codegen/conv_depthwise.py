@@ -2,8 +2,8 @@
 
 One row of weights does not pay for packing: 16 x 64 planes of 28 x 28 under 3 x 3 windows took 2.8
 ms packed. Here four rows of the output, one vector wide, are summed in registers under masks that
-a table holds for each vector of a row and each tap column. The sums are those of `conv_pass`, term
-by term, so the bits are the same.
+a table holds for each vector of a row and each tap column. A sum goes over tap rows and, in each,
+tap columns.
 """
 
 from __future__ import annotations

@@ -8,12 +8,14 @@ from __future__ import annotations
 from .builder import Module
 from .conv_emit import COLD, KC, Code, Plan, emit_box_steps, emit_set_box
 from .conv_pack import piece_table_bytes, require_pack_source
-from .conv_tile import VECTORS, emit_add, full_height, require_tile
+from .conv_tile import VECTORS, Steps, emit_add, full_height, require_tile
 from .gemm_emit import Element
 from .target import Target
 
 ROW_BLOCK = 256  # output channels to a block of packed weights: 512 KiB of float32
 STRIPS = 4  # strips of columns to a packed block: 416 KiB, read from L2 once a row tile
+SHARED_COLUMNS = 2048  # at most so many positions to a shared packed row
+ANYWHERE = 1 << 62  # the positions of an image in a view that never gets to its end
 
 PASS_PARAMS = ("ptr plan, ptr pack, ptr src, ptr weights, ptr dst, ptr workspace, ptr epilogue, "
                "ptr context, i64 begin, i64 end")  # fmt: skip
@@ -39,7 +41,7 @@ def _offsets(element: Element) -> tuple[int, int, int]:
 def pass_workspace_bytes(target: Target, dtype: str) -> int:
     """What a pass needs, and 64 bytes to align it."""
     element = Element.of(dtype, target)
-    table = piece_table_bytes(STRIPS * strip_columns(element))
+    table = piece_table_bytes(max(SHARED_COLUMNS, STRIPS * strip_columns(element)))
     return _offsets(element)[2] * element.itemsize + table + 64
 
 
@@ -62,10 +64,11 @@ def require_pass(module: Module, element: Element) -> str:
         return name
     require_block(module, element)
     f = Code(module, name, PASS_PARAMS, element, COLD)
-    rows, channels, taps_h, taps_w, positions = f.slots(
-        "%plan", Plan.ROWS, Plan.CHANNELS, Plan.TAPS_H, Plan.TAPS_W, Plan.POSITIONS
+    steps = f.emit(f"alloca [{len(Steps)} x i64], align 64")
+    view = f.emit(f"alloca [{len(Plan)} x i64], align 64")
+    rows, channels, taps_h, taps_w = f.slots(
+        "%plan", Plan.ROWS, Plan.CHANNELS, Plan.TAPS_H, Plan.TAPS_W
     )
-    q_begin, q_end = f.mul("%begin", positions), f.mul("%end", positions)
     with f.loop(0, rows, ROW_BLOCK) as r0:
         count = f.minimum(f.sub(rows, r0), ROW_BLOCK)
         step_c, step_h, step_w = emit_box_steps(f, channels, taps_h, taps_w, KC)
@@ -77,51 +80,124 @@ def require_pass(module: Module, element: Element) -> str:
             f.loop(0, some[2], step_w) as w,
         ):
             counts = emit_set_box(f, (c, h, w), (step_c, step_h, step_w))
-            k = f.mul(f.mul(counts[0], counts[1]), counts[2])
+            for slot, extent in zip((Steps.COUNT_C, Steps.COUNT_H, Steps.COUNT_W), counts):
+                f.set_slot(steps, slot, extent)
             start = f.emit(f"or i64 {f.emit(f'or i64 {c}, {h}')}, {w}")
-            flags = [f.compare("ne", start, 0)]
+            last = "true"
             for at, step, extent in zip((c, h, w), (step_c, step_h, step_w), some):
-                flags.append(f.compare("sge", f.add(at, step), extent))
-            last = f.both(f.both(flags[1], flags[2]), flags[3])
-            accumulate = f.emit(f"zext i1 {flags[0]} to i64")
+                last = f.both(last, f.compare("sge", f.add(at, step), extent))
+            accumulate = f.emit(f"zext i1 {f.compare('ne', start, 0)} to i64")
             epilogue = f.select(last, "%epilogue", "null", "ptr")
-            _emit_blocks(f, (r0, count), k, accumulate, epilogue, (q_begin, q_end))
+            _emit_blocks(f, (steps, view), (r0, count), accumulate, epilogue)
     f.leave()
     f.finish()
     return name
 
 
 def _emit_blocks(
-    f: Code, row_range: tuple[str, str], k: str, accumulate: str, epilogue: str,
-    q_range: tuple[str, str],
-) -> None:  # fmt: skip
+    f: Code, tables: tuple[str, str], row_range: tuple[str, str], accumulate: str, epilogue: str
+) -> None:
     """All positions of one block of the sum for one block of output channels."""
-    element = f.element
+    steps, view = tables
     r0, rows = row_range
-    w_row, dst_row, taps_h, taps_w = f.slots(
-        "%plan", Plan.W_ROW, Plan.DST_ROW, Plan.TAPS_H, Plan.TAPS_W
-    )
+    dst_row, positions = f.slots("%plan", Plan.DST_ROW, Plan.POSITIONS)
     block = aligned(f, "%workspace")
+    a = _emit_weights(f, steps, block, r0, rows)
+    columns = _emit_layout(f, steps, view)
+    dst = f.at("%dst", f.mul(r0, dst_row))
+    first, last = f.mul("%begin", positions), f.mul("%end", positions)
+    # A block with shared rows stays inside of one image; others go through them all.
+    shared = f.compare("ne", f.slot(steps, Steps.SHARED), 0)
+    reach = f.maximum(f.select(shared, positions, f.sub(last, first)), 1)
+    with f.loop(first, last, reach) as part:
+        end = f.minimum(f.add(part, reach), last)
+        with f.loop(part, end, columns) as q:
+            count = f.minimum(f.sub(end, q), columns)
+            f.stmt(
+                f"call void @sg_conv_block_{f.element.dtype}(ptr %plan, ptr {view}, ptr {steps}, "
+                f"ptr %src, ptr {dst}, ptr {block}, ptr {a}, i64 {rows}, i64 {accumulate}, "
+                f"i64 {q}, i64 {count})"
+            )
+            with f.when(f.emit(f"icmp ne ptr {epilogue}, null")):
+                _emit_epilogue(f, epilogue, r0, rows, q, count)
+
+
+def _emit_weights(f: Code, steps: str, block: str, r0: str, rows: str) -> str:
+    """Packs the weights of the box if they have to be, and sets their steps; -> their start."""
+    element = f.element
+    w_row, w_c, w_h, w_w = f.slots("%plan", Plan.W_ROW, Plan.W_CHANNEL, Plan.W_TAP_H, Plan.W_TAP_W)
+    c, h, w, count_h, count_w = f.slots(
+        "%plan", Plan.BOX_C, Plan.BOX_H, Plan.BOX_W, Plan.BOX_H_COUNT, Plan.BOX_W_COUNT
+    )
     buffer = f.at(block, _offsets(element)[1])
     from_row = f.at("%weights", f.mul(r0, w_row))
     pack = f.emit("icmp ne ptr %pack, null")
     with f.when(pack):
         f.stmt(f"call void %pack(ptr %plan, ptr {from_row}, ptr {buffer}, i64 {rows})")
-    c, h, w = f.slots("%plan", Plan.BOX_C, Plan.BOX_H, Plan.BOX_W)
-    direct = f.at(from_row, f.add(f.mul(f.add(f.mul(c, taps_h), h), taps_w), w))
-    a = f.select(pack, buffer, direct, "ptr")
+    tap_row = f.mul(rows, count_w)
+    for slot, packed, direct in (
+        (Steps.A_C, f.mul(tap_row, count_h), w_c), (Steps.A_W, rows, w_w),
+        (Steps.A_H, tap_row, w_h), (Steps.A_ROW, "1", w_row),
+    ):  # fmt: skip
+        f.set_slot(steps, slot, f.mul(f.select(pack, packed, direct), element.itemsize))
+    direct = f.at(from_row, f.multiply_sum((c, w_c), (h, w_h), (w, w_w)))
+    return f.select(pack, buffer, direct, "ptr")
+
+
+def _emit_layout(f: Code, steps: str, view: str) -> str:
+    """Decides how blocks of this box are packed, and writes it to the steps and the view of the
+    plan that packing gets; -> how many positions a block takes.
+
+    A tap of the row below reads, for stride 1, what a tap of this row reads OUT_W positions later.
+    So tap rows can share a packed row that is longer by their span: 5 x 5 windows on 14 x 14 are
+    packed as 18 rows instead of 70. It takes blocks that end with their image, and is left where
+    the vectors that an image does not fill would be more than an eighth.
+    """
+    element, lanes = f.element, f.element.lanes
+    positions, out_w, stride_h, row_0, row_step = f.slots(
+        "%plan", Plan.POSITIONS, Plan.OUT_W, Plan.STRIDE_H, Plan.ROW_0, Plan.ROW_STEP
+    )
+    count_c, count_h, count_w = f.slots(steps, Steps.COUNT_C, Steps.COUNT_H, Steps.COUNT_W)
+    down = f.mul(row_step, out_w)
+    reach = f.mul(f.sub(count_h, 1), down)
+    span = f.maximum(reach, f.sub(0, reach))
+    packed_rows = f.maximum(f.mul(count_c, count_w), 1)
+    most = f.minimum(f.div(KC * block_stride(element), packed_rows), SHARED_COLUMNS)
+    room = f.sub(most, f.add(span, 2 * lanes))
+    width = strip_columns(element)
+    strips = f.mul(f.div(f.maximum(room, 0), width), width)
+    columns = f.select(f.compare("sle", positions, room), positions, strips)
+    shared = f.compare("eq", stride_h, 1)
+    gain = f.compare(
+        "sle", f.mul(f.add(columns, span), 4), f.mul(f.mul(columns, count_h), 3)
+    )  # also false where there is no room for any column, or one tap row
+    unfilled = f.sub(f.mul(f.ceil_div(positions, lanes), lanes), positions)
+    shared = f.both(shared, f.both(gain, f.compare("sle", f.mul(unfilled, 8), positions)))
+    shared = f.both(shared, f.compare("sgt", columns, 0))
+    # An odd number of vectors: packed rows are then never whole pages apart.
+    vectors = f.div(f.add(f.add(columns, span), 2 * lanes - 1), lanes)
+    odd = f.mul(f.emit(f"or i64 {vectors}, 1"), lanes)
+    stride = f.select(shared, odd, block_stride(element))
+    plain_h = f.mul(count_w, stride)
     size = element.itemsize
-    a_rs = f.select(pack, size, f.mul(w_row, size))
-    a_cs = f.select(pack, f.mul(rows, size), size)
-    dst = f.at("%dst", f.mul(r0, dst_row))
-    columns = STRIPS * strip_columns(element)
-    with f.loop(*q_range, columns) as q:
-        count = f.minimum(f.sub(q_range[1], q), columns)
-        f.call(f"sg_conv_block_{element.dtype}", ("ptr", "%plan"), ("ptr", "%src"), ("ptr", dst),
-               ("ptr", block), ("i64", k), ("ptr", a), ("i64", a_rs), ("i64", a_cs),
-               ("i64", rows), ("i64", accumulate), ("i64", q), ("i64", count))  # fmt: skip
-        with f.when(f.emit(f"icmp ne ptr {epilogue}, null")):
-            _emit_epilogue(f, epilogue, r0, rows, q, count)
+    for step, value in (
+        (Steps.STRIDE, stride),
+        (Steps.SHARED, f.emit(f"zext i1 {shared} to i64")),
+        (Steps.SPAN, f.select(shared, span, 0)),
+        (Steps.B_C, f.mul(f.select(shared, plain_h, f.mul(plain_h, count_h)), size)),
+        (Steps.B_W, f.mul(stride, size)),
+        (Steps.B_H, f.mul(f.select(shared, down, plain_h), size)),
+        (Steps.B_START, f.select(shared, f.mul(f.maximum(f.sub(0, reach), 0), size), 0)),
+    ):
+        f.set_slot(steps, step, value)
+    with f.loop(0, len(Plan)) as slot:
+        f.set_slot(view, slot, f.slot("%plan", slot))
+    with f.when(shared):
+        first = f.add(row_0, f.minimum(f.mul(f.sub(count_h, 1), row_step), 0))
+        f.set_slot(view, Plan.ROW_0, first)
+        f.set_slot(view, Plan.BOX_H_COUNT, 1)
+        f.set_slot(view, Plan.POSITIONS, ANYWHERE)
+    return f.select(shared, columns, STRIPS * width)
 
 
 def _emit_epilogue(f: Code, epilogue: str, r0: str, rows: str, q: str, count: str) -> None:
@@ -141,50 +217,48 @@ def _emit_epilogue(f: Code, epilogue: str, r0: str, rows: str, q: str, count: st
 
 
 def require_block(module: Module, element: Element) -> str:
-    """Makes sure of the function that packs `count` positions from q on and multiplies them by
-    weights a[r * a_rs + k * a_cs], r < rows, into dst: `void @sg_conv_block_<dtype>(plan, src,
-    dst, workspace, k, a, a_rs, a_cs, rows, accumulate, q, count)`, strides of a in bytes."""
+    """Makes sure of the function that packs `count` positions from q on and multiplies them by the
+    weights of `rows` output channels into dst: `void @sg_conv_block_<dtype>(plan, view, steps, src,
+    dst, workspace, a, rows, accumulate, q, count)`."""
     name = f"sg_conv_block_{element.dtype}"
     if module.has(name):
         return name
     pack, merge = require_pack_source(module, element), _require_merge(module, element)
-    params = ("ptr plan, ptr src, ptr dst, ptr workspace, i64 k, ptr a, i64 a_rs, i64 a_cs, "
-              "i64 rows, i64 accumulate, i64 q, i64 count")  # fmt: skip
+    params = ("ptr plan, ptr view, ptr steps, ptr src, ptr dst, ptr workspace, ptr a, i64 rows, "
+              "i64 accumulate, i64 q, i64 count")  # fmt: skip
     f = Code(module, name, params, element, COLD)
     columns, height = strip_columns(element), full_height(module.target)
     tile_at, _, table_at = _offsets(element)
     tile, table = f.at("%workspace", tile_at), f.at("%workspace", table_at)
-    f.stmt(
-        f"call void @{pack}(ptr %plan, ptr %src, ptr %workspace, i64 {block_stride(element)}, "
-        f"ptr {table}, i64 %q, i64 %count)"
-    )
-    positions, run, dst_col, dst_row = f.slots(
-        "%plan", Plan.POSITIONS, Plan.RUN, Plan.DST_COL, Plan.DST_ROW
-    )
+    _emit_pack(f, pack, table)
+    run, dst_col, dst_row = f.slots("%plan", Plan.RUN, Plan.DST_COL, Plan.DST_ROW)
+    start_b, a_row = f.slots("%steps", Steps.B_START, Steps.A_ROW)
+    positions = f.slot("%plan", Plan.POSITIONS)
+    block = f.at_byte("%workspace", start_b)
     plain = f.both(f.compare("eq", dst_col, 1), f.compare("eq", "%accumulate", 0))
     with f.loop(0, "%count", columns) as s:
         # A whole tile that adjoins in dst and overwrites it is stored straight; any other goes
         # through the buffer.
-        b, q = f.at("%workspace", s), f.add("%q", s)
+        b, q = f.at(block, s), f.add("%q", s)
         count = f.minimum(f.sub("%count", s), columns)
         left = f.sub(run, f.rem(f.rem(q, positions), run))
         adjoins = f.both(f.compare("eq", count, columns), f.compare("sle", count, left))
         straight = f.both(plain, adjoins)
-        out = _emit_address(f, "%dst", q)
-        start = [("ptr", "%a"), ("ptr", out), ("ptr", "%dst")]
+        start = [("ptr", "%a"), ("ptr", _emit_address(f, "%dst", q)), ("ptr", "%dst")]
         with f.carrying(0, "%rows", *start) as turn:
             a, c, dst = turn.values
             rows = f.minimum(f.sub("%rows", turn.index), height)
             direct = f.both(straight, f.compare("eq", rows, height))
             to = f.select(direct, c, tile, "ptr")
-            to_rs = f.select(direct, dst_row, columns)
-            _emit_tiles(f, ("%k", a, b), (to, to_rs), rows, count)
+            _emit_tiles(f, a, b, (to, f.select(direct, dst_row, columns)), rows, count)
             with f.when(f.emit(f"xor i1 {direct}, true")):
-                f.call(merge, ("ptr", "%plan"), ("ptr", tile), ("ptr", dst), ("i64", rows),
-                       ("i64", "%accumulate"), ("i64", q), ("i64", count))  # fmt: skip
+                f.stmt(
+                    f"call void @{merge}(ptr %plan, ptr {tile}, ptr {dst}, i64 {rows}, "
+                    f"i64 %accumulate, i64 {q}, i64 {count})"
+                )
             down = f.mul(dst_row, height)
             turn.following = [
-                f.at_byte(a, f.mul("%a_rs", height)), f.at(c, down), f.at(dst, down)
+                f.at_byte(a, f.mul(a_row, height)), f.at(c, down), f.at(dst, down)
             ]  # fmt: skip
             turn.step = height
     f.leave()
@@ -192,27 +266,38 @@ def require_block(module: Module, element: Element) -> str:
     return name
 
 
-def _emit_tiles(
-    f: Code, operands: tuple[str, str, str], out: tuple[str, str], rows: str, count: str
-) -> None:
-    """Computes one tile, a vector of columns at a time where there are fewer than it has."""
-    k, a, b = operands
-    height, width = full_height(f.module.target), strip_columns(f.element)
-    b_rs = block_stride(f.element) * f.element.itemsize
+def _emit_pack(f: Code, pack: str, table: str) -> None:
+    """Packs the block; one with shared rows is told its image and counts positions from there."""
+    positions, image = f.slots("%plan", Plan.POSITIONS, Plan.SRC_IMAGE)
+    shared, span, stride = f.slots("%steps", Steps.SHARED, Steps.SPAN, Steps.STRIDE)
+    inside = f.compare("ne", shared, 0)
+    n, p = f.div("%q", positions), f.rem("%q", positions)
+    src = f.at("%src", f.select(inside, f.mul(n, image), 0))
+    q = f.select(inside, p, "%q")
+    f.stmt(
+        f"call void @{pack}(ptr %view, ptr {src}, ptr %workspace, i64 {stride}, ptr {table}, "
+        f"i64 {q}, i64 {f.add('%count', span)})"
+    )
 
-    def call(shape: tuple[int, int], b: str, c: str) -> None:
-        f.call(require_tile(f.module, f.element, *shape), ("i64", k), ("ptr", a), ("i64", "%a_rs"),
-               ("i64", "%a_cs"), ("ptr", b), ("i64", b_rs), ("ptr", c), ("i64", out[1]),
-               ("i64", rows))  # fmt: skip
+
+def _emit_tiles(f: Code, a: str, b: str, out: tuple[str, str], rows: str, count: str) -> None:
+    """Computes one tile, a vector of columns at a time where there are fewer than it has."""
+    height, width, lanes = full_height(f.module.target), strip_columns(f.element), f.element.lanes
+
+    def call(vectors: int, b: str, c: str) -> None:
+        tile = require_tile(f.module, f.element, height, vectors)
+        f.stmt(
+            f"call void @{tile}(ptr %steps, ptr {a}, ptr {b}, ptr {c}, i64 {out[1]}, i64 {rows})"
+        )
 
     narrow, wide, done = (f.new_label(h) for h in ("narrow", "wide", "computed"))
-    f.branch_if(f.compare("sle", count, width - f.element.lanes), narrow, wide)
+    f.branch_if(f.compare("sle", count, width - lanes), narrow, wide)
     f.label(narrow)
-    with f.loop(0, count, f.element.lanes) as j:
-        call((height, 1), f.at(b, j), f.at(out[0], j))
+    with f.loop(0, count, lanes) as j:
+        call(1, f.at(b, j), f.at(out[0], j))
     f.branch(done)
     f.label(wide)
-    call((height, VECTORS), b, out[0])
+    call(VECTORS, b, out[0])
     f.branch(done)
     f.label(done)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from .dim import Dim, DimCall, DimLike, dim_max, dim_min, floor_div, modulo
 from .dtype import BY_NAME, DType
 from .errors import ParseError
+from .loc import NOWHERE, Loc, Locs
 from .types import TensorType
 
 _TOKEN = re.compile(
@@ -31,6 +32,10 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 
+_TYPE = re.compile(r"[a-z0-9]+\[[^\[\]#]*\]")
+
+_PLACES = re.compile(r"(?:[ ]*@[^\s\":=,#()]+:[0-9]+)+(?![^\s,(){}])")
+
 _RAW_CALLS = {"//": floor_div, "%": modulo, "max": dim_max, "min": dim_min}
 
 
@@ -47,6 +52,8 @@ class Lexer:
     def __init__(self, text: str) -> None:
         self.text = text
         self._end = 0
+        self._types: dict[str, TensorType] = {}
+        self._places: dict[str, Locs] = {}
         self.token = Token("end", "", 0)
         self.advance()
 
@@ -219,8 +226,17 @@ class Lexer:
         return tuple(self.listed("]", self.dim))
 
     def type(self) -> TensorType:
+        start = self.token.at
+        m = _TYPE.match(self.text, start)
+        known = self._types.get(m[0]) if m else None
+        if m and known is not None:  # most types of a long graph occur many times
+            self.rewind(m.end())
+            return known
         dtype = self.dtype()
-        return TensorType(dtype, self.shape())
+        found = TensorType(dtype, self.shape())
+        if m:
+            self._types[m[0]] = found
+        return found
 
     def listed(self, close: str, item: Any) -> list[Any]:
         """Items between commas up to `close`, which is read too."""
@@ -284,13 +300,27 @@ class Lexer:
         text = token.text[1:]
         return self.unquote(text, token.at) if text.startswith('"') else text
 
-    def place(self) -> tuple[str, int] | None:
-        """`@model.py:12`, or None."""
-        if self.token.kind != "file":
-            return None
+    def places(self, files: Mapping[str, str]) -> Locs:
+        """`@model.py:12 @model.py:13`, or nothing; `files` says what short names stand for."""
+        found = NOWHERE
+        while self.token.kind == "file":
+            m = _PLACES.match(self.text, self.token.at)
+            known = self._places.get(m[0]) if m else None
+            if m and known is not None:
+                self.rewind(m.end())
+            else:
+                known = frozenset((self._place(files),))
+                if m:
+                    while self.token.kind == "file" and self.token.at < m.end():
+                        known |= {self._place(files)}
+                    self._places[m[0]] = known
+            found = found | known if found else known
+        return found
+
+    def _place(self, files: Mapping[str, str]) -> Loc:
         file = self.file("a file")
         self.expect(":", "and a line number")
-        return file, self.integer("a line number")
+        return Loc(files.get(file, file), self.integer("a line number"))
 
 
 def _raw_call(op: str, left: DimLike, right: DimLike) -> DimLike:

@@ -21,7 +21,7 @@ from .errors import ParseError, StaticgradError
 from .graph import Graph
 from .lexer import Lexer, Token, suggestion
 from .literal import Array, default_dtype, scalar
-from .loc import NOWHERE, Loc, Locs
+from .loc import NOWHERE, Locs
 from .node import DimEquality, Node, Value
 from .printer import VERSION, CellKeys, constant_key, tensors_path
 from .types import TensorType
@@ -111,10 +111,7 @@ class _Reader:
         return graph
 
     def locs(self) -> Locs:
-        found = []
-        while (place := self.lex.place()) is not None:
-            found.append(Loc(self.files.get(place[0], place[0]), place[1]))
-        return frozenset(found) if found else NOWHERE
+        return self.lex.places(self.files)
 
     def make(
         self, token: Token, operands: Sequence[Value], attrs: Mapping[str, Any], locs: Locs,

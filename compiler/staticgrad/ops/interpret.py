@@ -13,7 +13,7 @@ import numpy as np
 
 from staticgrad.ir.dim import Dim, Shape, substitute
 from staticgrad.ir.errors import BindError
-from staticgrad.ir.graph import Graph
+from staticgrad.ir.graph import Graph, subgraphs
 from staticgrad.ir.node import Node, Value
 
 from . import registry
@@ -65,6 +65,8 @@ def concrete_attrs(attrs: Mapping[str, Any], dims: Mapping[str, int]) -> dict[st
 def evaluate_node(node: Node, operands: Sequence[Array], dims: Mapping[str, int]) -> list[Array]:
     """The results of one node, checked against its inferred types."""
     attrs = concrete_attrs(node.attrs, dims)
+    if subgraphs(node):
+        attrs["dims"] = dims
     if node.payload is not None:
         attrs["payload"] = node.payload
     with np.errstate(all="ignore"):
@@ -80,10 +82,13 @@ def evaluate_node(node: Node, operands: Sequence[Array], dims: Mapping[str, int]
 
 
 def run_graph(
-    graph: Graph, arrays: Sequence[Array], state: Mapping[Value, Array] | None = None
+    graph: Graph, arrays: Sequence[Array], state: Mapping[Value, Array] | None = None,
+    dims: Mapping[str, int] | None = None,
 ) -> tuple[list[Array], dict[Value, Array]]:
-    """Outputs, and the new values of the updated state (which is not written here)."""
-    dims = bind_dims(graph, arrays)
+    """Outputs, and the new values of the updated state (which is not written here). A closed
+    sub-graph gets the sizes of the graph that holds it."""
+    if dims is None:
+        dims = bind_dims(graph, arrays)
     values: dict[Value, Array] = dict(zip(graph.inputs, arrays))
     for node in graph.nodes:
         if node.op == "input":

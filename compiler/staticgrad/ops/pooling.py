@@ -42,7 +42,7 @@ from .registry import (
     register,
     require_equal,
 )
-from .samples import random_array
+from .samples import FLOATS, random_array
 from .tensor import Tensor
 
 Array = np.ndarray[Any, Any]
@@ -234,34 +234,38 @@ _CASES: tuple[tuple[Any, ...], ...] = (
 )
 
 
-def _case(case: tuple[Any, ...], dtype: str) -> tuple[Array, Array, dict[str, Any]]:
+def _case(
+    case: tuple[Any, ...], dtype: str, distinct: bool = False
+) -> tuple[Array, Array, dict[str, Any]]:
     shape, kernel, stride, padding, dilation, ceil = case
     attrs = {
         "kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation,
         "ceil_mode": ceil,
     }  # fmt: skip
     x = random_array(shape, dtype, 1)
+    if distinct and dtype in FLOATS:  # far apart, so that no small step makes another one the maximum
+        x = (np.argsort(np.argsort(x, axis=None)).reshape(shape) * 0.25 - 8).astype(dtype)
     out = tuple(int(n) for n in _out(shape[2:], attrs))
     return x, random_array((*shape[:2], *out), dtype, 2), attrs
 
 
-def _geometries(dtypes: tuple[str, ...] = ("float32",)) -> Iterator[Any]:
+def _geometries(dtypes: tuple[str, ...] = ("float32",), distinct: bool = False) -> Iterator[Any]:
     for case in _CASES:
-        yield _case(case, "float64")
+        yield _case(case, "float64", distinct)
     for dtype in dtypes:
         yield _case(_CASES[1], dtype)
         yield _case(_CASES[2], dtype)
 
 
 def _samples_max() -> list[Sample]:
-    found = [Sample((x,), a) for x, _, a in _geometries(("float32", "int32", "uint8"))]
+    found = [Sample((x,), a) for x, _, a in _geometries(("float32", "int32", "uint8"), True)]
     x, _, attrs = _case(_CASES[2], "float32")
     x[0, 0, 3, 3], x[0, 1] = np.nan, -np.inf
     return [*found, Sample((x,), attrs, differentiable=False)]
 
 
 def _samples_max_grad() -> list[Sample]:
-    found = [Sample((x, ct), a) for x, ct, a in _geometries()]
+    found = [Sample((x, ct), a) for x, ct, a in _geometries(distinct=True)]
     for case in (_CASES[1], _CASES[2], _CASES[5]):
         x, ct, attrs = _case(case, "float32")
         ties = np.round(x)  # many equal maxima: the first counts

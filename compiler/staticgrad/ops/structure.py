@@ -16,10 +16,10 @@ def _infer_fused(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return tuple(v.type for v in body.outputs)
 
 
-def _reference_fused(*operands: Any, body: Graph, **attrs: Any) -> tuple[Any, ...]:
+def _reference_fused(*operands: Any, body: Graph, dims: Any, **attrs: Any) -> tuple[Any, ...]:
     from .interpret import run_graph
 
-    return tuple(run_graph(body, operands)[0])
+    return tuple(run_graph(body, operands, dims=dims)[0])
 
 
 register(

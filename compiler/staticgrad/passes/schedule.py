@@ -250,7 +250,7 @@ def _reuse_operands(program: Program) -> None:
                 continue
             for source in sorted(reads(step)):
                 dying = program.buffers[source]
-                if dying.kind != "temp" or dying.last != at or source in used:
+                if dying.kind != "temp" or dying.per_thread or dying.last != at or source in used:
                     continue
                 same = dying.size == out.size and dying.dtype.bits == out.dtype.bits
                 if same and source not in taken and _element_wise(step, source, result):

@@ -152,15 +152,6 @@ class ReduceLowering:
         for stage in self.stages:
             statements.append(self._stage(stage))
         puller = self._puller()
-        for inner, outer in rows:
-            at = self._row_at(inner)
-            statements.append(
-                self.draft.store(
-                    self.lowerer.result_buffer(outer),
-                    _linear(at, outer.shape),
-                    puller.pull(inner, at),
-                )
-            )
         stores = []
         for inner, outer in full:
             if inner in self.kept_rows and self.kept_rows[inner] == self.lowerer.stored.get(outer):
@@ -170,6 +161,16 @@ class ReduceLowering:
             stores.append(self.draft.store(buffer, _linear(space.at, outer.shape), value))
         if stores:
             statements += self._reduced_loops(tuple(stores))
+        # Last, since a row's result may take the memory of an operand that the loops above read.
+        for inner, outer in rows:
+            at = self._row_at(inner)
+            statements.append(
+                self.draft.store(
+                    self.lowerer.result_buffer(outer),
+                    _linear(at, outer.shape),
+                    puller.pull(inner, at),
+                )
+            )
         self._finish(statements)
 
     def _is_full(self, v: Value) -> bool:

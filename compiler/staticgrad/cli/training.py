@@ -1,0 +1,230 @@
+"""Training epoch by epoch: batches into the compiled step, evaluation, checkpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from staticgrad.api.program import Program
+
+from . import checkpoint
+from .checkpoint import Checkpoint, Progress
+from .console import UsageError
+from .model import ModelFileError, call_user, iterate
+from .progress import EpochProgress
+
+
+class Means:
+    """Means over samples of named numbers, batch by batch."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._sums: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, float], samples: int) -> None:
+        self.samples += samples
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * samples
+
+    def means(self) -> dict[str, float]:
+        weight = max(self.samples, 1)
+        return {name: total / weight for name, total in self._sums.items()}
+
+
+@dataclass
+class Epoch:
+    """What one epoch gave: means over training and held-out samples."""
+
+    number: int
+    samples: int
+    seconds: float
+    train: dict[str, float]
+    test: dict[str, float] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "epoch": self.number,
+            "train": self.train,
+            "test": self.test,
+            "samples": self.samples,
+            "seconds": self.seconds,
+        }
+
+
+def figures(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`loss 0.0312`, with four significant digits."""
+    found = []
+    for name, value in values.items():
+        plain = not math.isfinite(value) or value == 0 or 1e-4 <= abs(value) < 1e6
+        found.append(f"{prefix}{name} {value:.4g}" if plain else f"{prefix}{name} {value:.3e}")
+    return found
+
+
+def samples_of(batch: Sequence[Any]) -> int:
+    """The first size of the first array; 1 where there is none."""
+    return int(np.shape(batch[0])[0]) if batch and np.ndim(batch[0]) else 1
+
+
+class Trainer:
+    """A program being trained: its compiled steps, its data order and its progress.
+
+    `done` epochs are trained, `saved` is the epoch that the file `target` holds (0: none).
+    """
+
+    def __init__(
+        self, program: Program, seed: int, target: str | None, limit_batches: int | None
+    ) -> None:
+        from staticgrad.api.compile import compile_graph
+
+        assert program.train is not None
+        self.program, self.seed = program, seed
+        self.target, self.limit = target, limit_batches
+        self.cells = program.cells()
+        self.rng = np.random.default_rng(seed)
+        self.done = self.saved = 0
+        self.resumed_from: int | None = None
+        self.history: list[Epoch] = []
+        self.unit = "samples" if program.train.inputs else "steps"
+        self.step = compile_graph(program.train)
+        self.predict: Any = None
+        if program.predict is not None and program.metrics and program.test_batches is not None:
+            self.predict = compile_graph(program.predict, training=False)
+        # Outputs of `predict` that follow the loss: metrics of training batches cost no other run.
+        predicted = 0 if program.predict is None else len(program.predict.outputs)
+        self._with_metrics = predicted > 0 and len(program.train.outputs) == 1 + predicted
+        self._batches_seen: int | None = None
+
+    def resume(self, found: Checkpoint) -> None:
+        """Takes up state, data order and progress of a checkpoint."""
+        scheduler, known = self.program.scheduler, found.progress.scheduler
+        if (scheduler is None) != (known is None):
+            which = "without" if known is None else "with"
+            raise UsageError(f"the checkpoint {found.path} was written {which} a scheduler")
+        found.restore(self.cells)
+        checkpoint.restore_order(self.rng, found.progress.data_order, found.path)
+        if scheduler is not None:
+            call_user(scheduler.load_state_dict, known)
+        self.done = self.resumed_from = found.progress.epoch
+        if self.target is not None and os.path.realpath(self.target) == found.real_path:
+            self.saved = self.done
+
+    def train(self, epochs: int) -> None:
+        """Trains up to an epoch; after each the checkpoint is that of its end."""
+        for number in range(self.done + 1, epochs + 1):
+            with EpochProgress(number, epochs, self._batches_seen) as progress:
+                epoch = self._epoch(number, progress)
+                epoch.test = self.evaluate()
+                rate = self._rate(epoch.samples, epoch.seconds)
+                progress.finish(
+                    ", ".join([*figures(epoch.train), *figures(epoch.test, "test "), rate])
+                )
+            self._step_scheduler(epoch)
+            self.history.append(epoch)
+            self.done = number
+            if self.target is not None:
+                self._save(self.target)
+
+    def _epoch(self, number: int, progress: EpochProgress) -> Epoch:
+        means, count = Means(), 0
+        start = time.perf_counter()
+        for batch in self._batches(progress):
+            outputs = self.step(*batch)
+            listed = outputs if isinstance(outputs, tuple) else (outputs,)
+            values = {"loss": float(listed[0])}
+            if self._with_metrics:
+                values |= self._metrics(listed[1:], batch)
+            means.add(values, samples_of(batch))
+            count += 1
+            if progress.advance():
+                rate = self._rate(means.samples, time.perf_counter() - start)
+                progress.show(", ".join([*figures(means.means()), rate]))
+        if not count:
+            raise ModelFileError("train_batches gave no batch")
+        self._batches_seen = count
+        return Epoch(number, means.samples, time.perf_counter() - start, means.means())
+
+    def _rate(self, samples: int, seconds: float) -> str:
+        return f"{samples / max(seconds, 1e-9):,.0f} {self.unit}/s"
+
+    def _batches(self, progress: EpochProgress) -> Iterator[tuple[Any, ...]]:
+        """The batches of one epoch, at most `limit`."""
+        if self.program.train_batches is None:
+            progress.set_total(1)
+            yield ()
+            return
+        batches = call_user(self.program.train_batches, self.rng)
+        if hasattr(batches, "__len__"):
+            progress.set_total(min(len(batches), self.limit or len(batches)))
+        for count, batch in enumerate(iterate(batches), 1):
+            yield _checked(batch, "train_batches")
+            if count == self.limit:
+                return
+
+    def _metrics(self, outputs: tuple[Any, ...], batch: tuple[Any, ...]) -> dict[str, float]:
+        assert self.program.predict is not None
+        given = outputs[0] if self.program.predict.single else outputs
+        found = {}
+        for name, metric in self.program.metrics.items():
+            value = call_user(metric, given, batch)
+            try:
+                found[name] = float(value)
+            except (TypeError, ValueError):
+                raise ModelFileError(
+                    f"the metric {name!r} must give a number, got {type(value).__name__}"
+                ) from None
+        return found
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics of the held-out batches."""
+        if self.predict is None or self.program.test_batches is None:
+            return {}
+        means = Means()
+        for batch in iterate(call_user(self.program.test_batches)):
+            checked = _checked(batch, "test_batches")
+            outputs = self.predict(*self._predict_inputs(checked))
+            listed = outputs if isinstance(outputs, tuple) else (outputs,)
+            means.add(self._metrics(listed, checked), samples_of(checked))
+        return means.means()
+
+    def _predict_inputs(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arrays of a batch that `predict` takes: by name, else the first ones."""
+        assert self.program.train is not None and self.program.predict is not None
+        known = [v.node.attrs["name"] for v in self.program.train.inputs]
+        wanted = [v.node.attrs["name"] for v in self.program.predict.inputs]
+        named = set(wanted) <= set(known)
+        places = [known.index(n) for n in wanted] if named else list(range(len(wanted)))
+        if places and max(places) >= len(batch):
+            raise ModelFileError(
+                f"test_batches: a batch has {len(batch)} arrays; predict takes "
+                f"{', '.join(wanted)} from {', '.join(known)}"
+            )
+        return tuple(batch[i] for i in places)
+
+    def _step_scheduler(self, epoch: Epoch) -> None:
+        from staticgrad.optim.lr_scheduler import ReduceLROnPlateau
+
+        scheduler = self.program.scheduler
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(epoch.train["loss"])
+        elif scheduler is not None:
+            call_user(scheduler.step)
+
+    def _save(self, target: str) -> None:
+        scheduler = self.program.scheduler
+        position = None if scheduler is None else call_user(scheduler.state_dict)
+        order = self.rng.bit_generator.state
+        progress = Progress(self.done, self.seed, order, position)
+        checkpoint.save(target, self.cells, progress)
+        self.saved = self.done
+
+
+def _checked(batch: Any, what: str) -> tuple[Any, ...]:
+    if not isinstance(batch, (tuple, list)):
+        raise ModelFileError(f"{what}: a batch is a tuple of arrays, got {type(batch).__name__}")
+    return tuple(batch)

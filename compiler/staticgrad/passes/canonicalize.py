@@ -1,0 +1,676 @@
+"""canonicalize: many ways to write a formula -> one.
+
+before -> after
+
+    %3 = pow(%a, 2.0)                       %3 = square(%a)
+    %4 = multiply(3.0, %3)                  %4 = multiply(%3, 3.0)
+    %5 = multiply(%b, %b)                   %5 = square(%b)
+    %6 = subtract(%4, %5)                   %6 = subtract(%4, %5)
+
+The canonical form, which the passes after this one match and no other:
+
+- Operands of a commutative op stand in order of first appearance, numbers last. (A *number* is a
+  constant of one element, also broadcast: `3.0`.)
+- A product has at most one number, at its root: `multiply(multiply(a, b), 6.0)`, or at an operand
+  that is smaller than the product. Numbers move through products only between 2**-16 and 2**16, so
+  that what was scaled on purpose stays so. Products of different tensors are not regrouped: that
+  could overflow where the written order does not.
+- Powers of one base by 2, 3 and 4 are `square(x)`, `multiply(x, square(x))`, `square(square(x))`;
+  by -1 and -2 `reciprocal(x)`, `square(reciprocal(x))`; by 1/2 `sqrt`, put right at -inf and -0.
+- Signs: no `negative` below a product or quotient, no sum with a negative operand (`subtract`), no
+  difference with a number on the right (`add`), no double `negative`, no multiplication by -1.
+- `x + x` is `multiply(x, 2.0)`, like terms of one sign are merged, a division by a power of two
+  is a multiplication, `divide(1, x)` is `reciprocal(x)`.
+- Arithmetic on numbers alone is done, where IEEE 754 fixes its result.
+- A constant of equal elements is a broadcast number. Element-wise ops read operands before they are
+  broadcast, and what is the same for all is computed before the broadcast.
+- Chains of one view op (reshape, permute_dims, broadcast_to, slice) are one; views that change
+  nothing are none; a permutation of dims of 1 is a reshape, a view of a number the number.
+- Reductions have no axes of size 1, and hold `keepdims` instead of a reshape after them.
+- Exact chains of `astype` are one. On bools the bitwise ops are the logical ones.
+- `stop_gradient` is gone: differentiation is over.
+
+Defining: like terms and numbers that move round differently; the sign of a NaN may change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from staticgrad.ir.dtype import DType
+from staticgrad.ir.graph import Graph
+from staticgrad.ir.node import Node, Value
+from staticgrad.ops import registry
+from staticgrad.ops.lowering import Reduction
+from staticgrad.rewrite.driver import rewrite
+from staticgrad.rewrite.pattern import (
+    Numbering,
+    Rules,
+    constant_of,
+    elementwise_ops,
+    fitted,
+    make,
+    merged,
+    moderate,
+    number,
+    numbered,
+    without_ones,
+)
+
+Found = Sequence[Value] | None
+
+
+def canonicalize(graph: Graph) -> Graph:
+    numbering = Numbering()
+    rules = _rules(numbering)
+    default = rules["*"]
+
+    def rule(node: Node) -> Found:
+        for r in rules.get(node.op, default):
+            found = r(node)
+            if found is not None:
+                return found
+        return None
+
+    return rewrite(graph, numbered(numbering, rule))
+
+
+def _rules(numbering: Numbering) -> Rules:
+    terms = _Terms(numbering)
+    own: Rules = {
+        "add": [terms.negative_terms, terms.like_terms, _integer_chain],
+        "subtract": [_subtracted_number, terms.negative_terms],
+        "multiply": [_unit, _scaled, terms.powers, _coefficients],
+        "divide": [_power_of_two, _signs_of_quotient, _one_over],
+        "negative": [_double_negative],
+        "square": [_even, _scaled_square],
+        "abs": [_even],
+        "cos": [_even],
+        "cosh": [_even],
+        "pow": [_pow],
+        "astype": [_astype_chain],
+        "stop_gradient": [_stop_gradient],
+        "logical_not": [_double_not],
+        "bitwise_invert": [_invert_bool],
+        "where": [_where_not],
+        "constant": [_uniform],
+        "reshape": [_view_of_number, _reshape_chain, _reshape_reduction],
+        "permute_dims": [_view_of_number, _permute_chain],
+        "broadcast_to": [_broadcast_chain],
+        "slice": [_view_of_number, _slice_chain],
+        "*": [],
+    }
+    for name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
+        own[name] = [_logical]
+    for name in elementwise_ops():
+        traits = registry.get(name).traits
+        tail = [terms.order] if "commutative" in traits else []
+        head = [_numbers_alone, _broadcast_operands] if name in _EXACT else [_broadcast_operands]
+        own[name] = [*head, *own.get(name, []), *tail]
+    for name, op in registry.all_ops().items():
+        if isinstance(op.lower, Reduction):
+            own[name] = [_axes_of_one]
+    return own
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+# Ops whose result IEEE 754 or integer arithmetic fixes: NumPy gives the bits that kernels give.
+_EXACT = frozenset((
+    "abs", "add", "astype", "bitwise_and", "bitwise_invert", "bitwise_or", "bitwise_xor", "ceil",
+    "divide", "equal", "floor", "greater", "greater_equal", "isfinite", "isinf", "isnan", "less",
+    "less_equal", "logical_and", "logical_not", "logical_or", "logical_xor", "maximum", "minimum",
+    "multiply", "negative", "not_equal", "reciprocal", "sqrt", "square", "subtract", "trunc",
+    "where",
+))  # fmt: skip
+
+
+def _numbers_alone(node: Node) -> Found:
+    """add(2.0, 3.0) -> 5.0"""
+    numbers = [number(v) for v in node.operands]
+    if any(n is None for n in numbers):
+        return None
+    with np.errstate(all="ignore"):
+        result = registry.get(node.op).reference(*(np.asarray(n) for n in numbers), **node.attrs)
+    return fitted(constant_of(result, node.types[0].dtype), node)
+
+
+def _uniform(node: Node) -> Found:
+    """constant([2.0, 2.0, 2.0]) -> broadcast_to(2.0)"""
+    held = node.payload
+    if held.size < 2:
+        return None
+    # By bits: -0.0 == 0.0, and NaN != NaN.
+    bits = held.reshape(-1).view(f"u{held.dtype.itemsize}")
+    if bits[0] != bits[-1] or not bool((bits == bits[0]).all()):
+        return None
+    return fitted(constant_of(held.reshape(-1)[0], node.types[0].dtype), node)
+
+
+def _unit(node: Node) -> Found:
+    """multiply(x, 1.0) -> x; multiply(x, -1.0) -> negative(x)"""
+    for x, other in (node.operands, reversed(node.operands)):
+        c = number(other)
+        if c is None:
+            continue
+        if c == 1:
+            return fitted(x, node)
+        if c == -1:
+            return fitted(make("negative", x), node)
+    return None
+
+
+def _scaled(node: Node) -> Found:
+    """multiply(multiply(x, 2.0), 3.0) -> multiply(x, 6.0); a negative(x) is x times -1"""
+    for x, other in (node.operands, reversed(node.operands)):
+        c = number(other)
+        if c is None:
+            continue
+        inner, c2 = _coefficient(x)
+        product = None if c2 is None else merged(c, c2, x.dtype)
+        if product is None:
+            return None
+        return fitted(make("multiply", inner, constant_of(product, x.dtype)), node)
+    return None
+
+
+def _coefficient(x: Value) -> tuple[Value, Any]:
+    """x = y * c as (y, c); c is None where there is no number."""
+    node = x.node
+    if node.op == "negative":
+        return node.operands[0], x.dtype.numpy.type(-1) if x.dtype.kind != "u" else None
+    if node.op == "multiply" and node.operands[0].shape == x.shape:
+        return node.operands[0], number(node.operands[1])
+    return x, None
+
+
+def _coefficients(node: Node) -> Found:
+    """multiply(multiply(a, 2.0), b) -> multiply(multiply(a, b), 2.0), or where b has fewer elements
+    multiply(a, multiply(b, 2.0)); multiply(negative(a), b) -> negative(multiply(a, b))"""
+    a, b = node.operands
+    if number(b) is not None:
+        return None
+    shape = node.types[0].shape
+    dtype = a.dtype
+    if not (dtype.is_float or dtype.is_integer):
+        return None
+    (x, cx), (y, cy) = (_coefficient(v) if v.shape == shape else (v, None) for v in (a, b))
+    if cx is not None and not _movable(cx, dtype):
+        x, cx = a, None
+    if cy is not None and not _movable(cy, dtype):
+        y, cy = b, None
+    if cx is None and cy is None:
+        return None
+    c = cx if cy is None else cy if cx is None else merged(cx, cy, dtype)
+    if c is None:
+        return None
+    if c == -1:
+        return [make("negative", make("multiply", x, y))]
+    constant = constant_of(c, dtype)
+    if x.shape != shape:
+        return [make("multiply", y, make("multiply", x, constant))]
+    if y.shape != shape:
+        return [make("multiply", x, make("multiply", y, constant))]
+    return [make("multiply", make("multiply", x, y), constant)]
+
+
+def _movable(c: Any, dtype: DType) -> bool:
+    return dtype.is_integer or moderate(c)
+
+
+def _integer_chain(node: Node) -> Found:
+    """add(add(x, 2), 3) -> add(x, 5), integers only: floats would round differently"""
+    x, c = node.operands[0], number(node.operands[1])
+    if c is None or not x.dtype.is_integer or x.node.op != "add":
+        return None
+    c2 = number(x.node.operands[1])
+    if c2 is None:
+        return None
+    with np.errstate(over="ignore"):
+        total = np.add(c, c2)
+    return fitted(make("add", x.node.operands[0], constant_of(total, x.dtype)), node)
+
+
+def _subtracted_number(node: Node) -> Found:
+    """subtract(x, 1.0) -> add(x, -1.0)"""
+    x, other = node.operands
+    c = number(other)
+    if c is None:
+        return None
+    with np.errstate(over="ignore"):
+        return fitted(make("add", x, constant_of(np.negative(c), x.dtype)), node)
+
+
+def _power_of_two(node: Node) -> Found:
+    """divide(x, 8.0) -> multiply(x, 0.125): exact"""
+    x, other = node.operands
+    c = number(other)
+    if c is None or c == 0 or not np.isfinite(c) or abs(math.frexp(c)[0]) != 0.5:
+        return None
+    with np.errstate(over="ignore"):
+        inverse = np.reciprocal(c)
+    if not np.isfinite(inverse):
+        return None
+    return fitted(make("multiply", x, constant_of(inverse, x.dtype)), node)
+
+
+def _one_over(node: Node) -> Found:
+    """divide(1.0, x) -> reciprocal(x)"""
+    x, y = node.operands
+    if number(x) != 1:
+        return None
+    return fitted(make("reciprocal", y), node)
+
+
+# --- signs ----------------------------------------------------------------------------------------
+
+
+def _double_negative(node: Node) -> Found:
+    """negative(negative(x)) -> x; negative(multiply(x, 2.0)) -> multiply(x, -2.0)"""
+    inner = node.operands[0].node
+    if inner.op == "negative":
+        return [inner.operands[0]]
+    if inner.op == "multiply":
+        c = number(inner.operands[1])
+        if c is not None:
+            with np.errstate(over="ignore"):
+                minus = constant_of(np.negative(c), node.types[0].dtype)
+            return fitted(make("multiply", inner.operands[0], minus), node)
+    return None
+
+
+def _signs_of_quotient(node: Node) -> Found:
+    """divide(negative(a), b) -> negative(divide(a, b)); likewise with the sign below"""
+    a, b = node.operands
+    if a.node.op == "negative":
+        return [make("negative", make("divide", a.node.operands[0], b))]
+    if b.node.op == "negative":
+        return [make("negative", make("divide", a, b.node.operands[0]))]
+    return None
+
+
+def _even(node: Node) -> Found:
+    """square(negative(x)) -> square(x); likewise abs, cos, cosh, and an abs inside of them"""
+    inner = node.operands[0].node
+    if inner.op == "abs" and node.types[0].dtype.is_integer and node.op != "square":
+        return None  # abs of the least integer is itself
+    return [make(node.op, inner.operands[0])] if inner.op in ("negative", "abs") else None
+
+
+def _scaled_square(node: Node) -> Found:
+    """square(multiply(x, 3.0)) -> multiply(square(x), 9.0)"""
+    inner = node.operands[0].node
+    if inner.op != "multiply":
+        return None
+    c = number(inner.operands[1])
+    product = None if c is None else merged(c, c, node.types[0].dtype)
+    if product is None:
+        return None
+    squared = make("square", inner.operands[0])
+    return fitted(make("multiply", squared, constant_of(product, squared.dtype)), node)
+
+
+# --- powers ---------------------------------------------------------------------------------------
+
+
+def _pow(node: Node) -> Found:
+    """pow(x, 2.0) -> square(x), and other exponents that have a form of their own"""
+    x, other = node.operands
+    exponent = number(other)
+    if exponent is None:
+        return None
+    n = exponent.item()
+    if n == 0:
+        return fitted(constant_of(1, x.dtype), node)
+    if n in (1, 2, 3, 4):
+        return fitted(power(x, int(n)), node)
+    if not x.dtype.is_float:
+        return None
+    if n == -1:
+        return fitted(make("reciprocal", x), node)
+    if n == -2:
+        # Not 1/x**2: the square overflows where x**-2 is still a subnormal number.
+        return fitted(make("square", make("reciprocal", x)), node)
+    if n == 0.5:
+        return fitted(_square_root(x), node)
+    return None
+
+
+def power(x: Value, n: int) -> Value:
+    """x to the power 1 to 4, in the canonical form."""
+    if n == 1:
+        return x
+    square = make("square", x)
+    if n == 2:
+        return square
+    return make("multiply", x, square) if n == 3 else make("square", square)
+
+
+def _square_root(x: Value) -> Value:
+    """pow(x, 0.5), which is not sqrt(x) at two points: pow(-inf) is inf, pow(-0.0) is 0.0."""
+    if never_below_zero(x):
+        return make("sqrt", x)
+    root = make("abs", make("sqrt", x))
+    infinity = constant_of(np.inf, x.dtype)
+    lowest = make("equal", x, constant_of(-np.inf, x.dtype))
+    return make("where", lowest, infinity, root)
+
+
+_NEVER_BELOW = frozenset(("abs", "cosh", "exp", "exp2", "sigmoid", "softmax", "softplus", "square",
+                          "std", "var"))  # fmt: skip
+_KEEPS_SIGN = frozenset(("add", "broadcast_to", "divide", "max", "maximum", "mean", "multiply",
+                         "permute_dims", "prod", "reciprocal", "reshape", "slice", "sqrt",
+                         "sum"))  # fmt: skip
+
+
+def never_below_zero(x: Value, depth: int = 6) -> bool:
+    """Can be proved to be neither negative nor -0.0 (NaN is allowed)."""
+    node = x.node
+    c = number(x)
+    if c is not None:
+        return not np.signbit(c) or bool(np.isnan(c))
+    if node.op in _NEVER_BELOW:
+        return True
+    if node.op not in _KEEPS_SIGN or not depth:
+        return False
+    return all(never_below_zero(v, depth - 1) for v in node.operands)
+
+
+# --- sums, order ----------------------------------------------------------------------------------
+
+
+class _Terms:
+    """The rules that ask whether two values are equal, or which one came first."""
+
+    def __init__(self, numbering: Numbering) -> None:
+        self.numbering = numbering
+
+    def order(self, node: Node) -> Found:
+        """add(b, a) -> add(a, b), in order of appearance, numbers last"""
+        a, b = node.operands
+        if number(b) is not None:
+            return None
+        if number(a) is None and self.numbering.of(a) <= self.numbering.of(b):
+            return None
+        swapped = make(node.op, b, a)
+        # Where two names stand for one size, the result's type could take the other name.
+        return [swapped] if swapped.type == node.types[0] else None
+
+    def powers(self, node: Node) -> Found:
+        """multiply(x, x) -> square(x); multiply(multiply(x, square(x)), x) -> square(square(x))"""
+        a, b = node.operands
+        if a.shape != b.shape or number(b) is not None:
+            return None
+        (x, m), (y, n) = self._base(a), self._base(b)
+        if not self.numbering.same(x, y) or (m, n) in ((1, 2), (2, 1)) or m + n > 4:
+            return None
+        return [power(x, m + n)]
+
+    def _base(self, v: Value) -> tuple[Value, int]:
+        node = v.node
+        if node.op == "square":
+            x, n = self._base_of_square(node.operands[0])
+            return x, 2 * n
+        if node.op == "multiply":
+            a, b = node.operands
+            for x, other in ((a, b), (b, a)):
+                if other.node.op == "square" and self.numbering.same(other.node.operands[0], x):
+                    return x, 3
+        return v, 1
+
+    def _base_of_square(self, v: Value) -> tuple[Value, int]:
+        return (v.node.operands[0], 2) if v.node.op == "square" else (v, 1)
+
+    def negative_terms(self, node: Node) -> Found:
+        """add(a, negative(b)) -> subtract(a, b); subtract(a, negative(b)) -> add(a, b); likewise
+        with a product by a negative number, and for add on either side"""
+        a, b = node.operands
+        minus = "subtract" if node.op == "add" else "add"
+        positive = _positive_part(b)
+        if positive is not None:
+            return [make(minus, a, positive)]
+        if node.op == "add":
+            positive = _positive_part(a)
+            if positive is not None and number(b) is None:
+                made = make("subtract", b, positive)
+                return [made] if made.type == node.types[0] else None
+        return None
+
+    def like_terms(self, node: Node) -> Found:
+        """add(x, x) -> multiply(x, 2.0); add(multiply(x, 2.0), multiply(x, 3.0)) ->
+        multiply(x, 5.0)"""
+        a, b = node.operands
+        dtype = a.dtype
+        if a.shape != b.shape or number(b) is not None:
+            return None
+        (x, cx), (y, cy) = _term(a), _term(b)
+        if not self.numbering.same(x, y):
+            return None
+        if dtype.is_integer:
+            with np.errstate(over="ignore"):
+                total = np.add(cx, cy)
+        else:
+            # Of one sign only: else inf - inf would become 0 * inf or a finite number times inf.
+            total = dtype.numpy.type(float(cx) + float(cy))
+            if not moderate(cx, cy, total) or (cx < 0) != (cy < 0):
+                return None
+        return [make("multiply", x, constant_of(total, dtype))]
+
+
+def _term(v: Value) -> tuple[Value, Any]:
+    x, c = _coefficient(v)
+    return (v, v.dtype.numpy.type(1)) if c is None else (x, c)
+
+
+def _positive_part(v: Value) -> Value | None:
+    """The positive of a term that is written as a negative one; None for any other."""
+    node = v.node
+    if node.op == "negative":
+        return node.operands[0]
+    if node.op == "multiply" and v.dtype.kind != "u":
+        c = number(node.operands[1])
+        if c is not None and c < 0:
+            with np.errstate(over="ignore"):
+                minus = np.negative(c)
+            if minus > 0:
+                return fitted(make("multiply", node.operands[0], constant_of(minus, v.dtype)),
+                              node)[0]  # fmt: skip
+    return None
+
+
+# --- dtypes, bools --------------------------------------------------------------------------------
+
+
+def _astype_chain(node: Node) -> Found:
+    """astype(astype(x, wider), d) -> astype(x, d), where `wider` holds all values of x's dtype"""
+    x = node.operands[0]
+    if x.dtype == node.types[0].dtype:
+        return [x]
+    if x.node.op != "astype":
+        return None
+    source = x.node.operands[0]
+    if not holds(x.dtype, source.dtype):
+        return None
+    if source.dtype == node.types[0].dtype:
+        return [source]
+    return [make("astype", source, dtype=node.types[0].dtype)]
+
+
+def holds(wide: DType, narrow: DType) -> bool:
+    """Does `wide` represent every value of `narrow`?"""
+    if wide == narrow or narrow.kind == "b":
+        return True
+    if wide.kind == "b" or (narrow.is_float and not wide.is_float):
+        return False
+    if wide.is_float:
+        digits = 24 if wide.bits == 32 else 53
+        return wide.bits > narrow.bits if narrow.is_float else narrow.bits <= digits
+    if wide.kind == narrow.kind:
+        return wide.bits > narrow.bits
+    return wide.kind == "i" and wide.bits > narrow.bits
+
+
+def _stop_gradient(node: Node) -> Found:
+    """stop_gradient(x) -> x"""
+    return [node.operands[0]]
+
+
+_OPPOSITES = {"equal": "not_equal", "not_equal": "equal"}
+
+
+def _double_not(node: Node) -> Found:
+    """logical_not(logical_not(x)) -> x; logical_not(equal(a, b)) -> not_equal(a, b)"""
+    inner = node.operands[0].node
+    if inner.op == "logical_not":
+        return [inner.operands[0]]
+    if inner.op in _OPPOSITES:
+        return [make(_OPPOSITES[inner.op], *inner.operands)]
+    return None
+
+
+def _invert_bool(node: Node) -> Found:
+    """bitwise_invert(x) -> logical_not(x) for bools; bitwise_invert(bitwise_invert(x)) -> x"""
+    x = node.operands[0]
+    if x.dtype.kind == "b":
+        return [make("logical_not", x)]
+    return [x.node.operands[0]] if x.node.op == "bitwise_invert" else None
+
+
+def _logical(node: Node) -> Found:
+    """bitwise_and(a, b) -> logical_and(a, b) for bools; likewise or, xor"""
+    if node.types[0].dtype.kind != "b":
+        return None
+    return [make(node.op.replace("bitwise", "logical"), *node.operands)]
+
+
+def _where_not(node: Node) -> Found:
+    """where(logical_not(c), a, b) -> where(c, b, a)"""
+    condition, a, b = node.operands
+    if condition.node.op != "logical_not":
+        return None
+    made = make("where", condition.node.operands[0], b, a)
+    return [made] if made.type == node.types[0] else None
+
+
+# --- views ----------------------------------------------------------------------------------------
+
+
+def _broadcast_operands(node: Node) -> Found:
+    """add(broadcast_to(a), b) -> add(a, b); exp(broadcast_to(a)) -> broadcast_to(exp(a))"""
+    before = [_unspread(v) for v in node.operands]
+    if all(a is b for a, b in zip(before, node.operands)):
+        return None
+    made = registry.make(node.op, before, node.attrs).results[0]
+    return fitted(made, node) if made.ndim <= node.types[0].ndim else None
+
+
+def _unspread(v: Value) -> Value:
+    """`v` before it was broadcast, or given dims of 1 in front."""
+    node = v.node
+    if node.op == "broadcast_to":
+        return node.operands[0]
+    if node.op == "reshape" and v.shape and v.shape[0] == 1:
+        x = node.operands[0]
+        extra = v.ndim - x.ndim
+        if extra > 0 and v.shape == (1,) * extra + x.shape:
+            return x
+    if node.op == "constant" and v.ndim and node.payload.size == 1:
+        return constant_of(node.payload.reshape(())[()], v.dtype)
+    return v
+
+
+def _view_of_number(node: Node) -> Found:
+    """reshape(broadcast_to(2.0)) -> broadcast_to(2.0); likewise permute_dims and slice"""
+    if not node.operands[0].ndim and node.operands[0].node.op == "constant":
+        return None  # already the form that a number has
+    c = number(node.operands[0])
+    return None if c is None else fitted(constant_of(c, node.types[0].dtype), node)
+
+
+def _reshape_chain(node: Node) -> Found:
+    """reshape(reshape(x)) -> reshape(x); a reshape to the same shape -> x"""
+    x = node.operands[0]
+    if x.node.op == "reshape":
+        x = x.node.operands[0]
+    elif x.shape != node.types[0].shape:
+        return None
+    return [_reshaped(x, node.types[0].shape)]
+
+
+def _reshaped(x: Value, shape: Any) -> Value:
+    return x if x.shape == shape else make("reshape", x, shape=shape)
+
+
+def _permute_chain(node: Node) -> Found:
+    """permute_dims(permute_dims(x)) -> permute_dims(x); dims of 1 that move -> reshape"""
+    x, axes = node.operands[0], node.attrs["axes"]
+    if x.node.op == "permute_dims":
+        inner = x.node.attrs["axes"]
+        return [make("permute_dims", x.node.operands[0], axes=tuple(inner[a] for a in axes))]
+    moved = [a for a in axes if x.shape[a] != 1]
+    if moved == sorted(moved):
+        return [_reshaped(x, node.types[0].shape)]
+    return None
+
+
+def _broadcast_chain(node: Node) -> Found:
+    """broadcast_to(broadcast_to(x)) -> broadcast_to(x); to the same shape -> x; dims of 1 that a
+    reshape puts in front are broadcast_to's own"""
+    x, shape = node.operands[0], node.types[0].shape
+    if x.shape == shape:
+        return [x]
+    source = _unspread(x)
+    return None if source is x else fitted(source, node)
+
+
+def _slice_chain(node: Node) -> Found:
+    """slice(slice(x)) -> slice(x); a slice of everything -> x"""
+    x, attrs = node.operands[0], node.attrs
+    start, step = attrs["start"], attrs["step"]
+    if x.shape == node.types[0].shape and all(
+        s == 1 and isinstance(i, int) and i == 0 for i, s in zip(start, step)
+    ):
+        return [x]
+    if x.node.op != "slice":
+        return None
+    inner = x.node.attrs
+    start = tuple(i + j * s for i, s, j in zip(inner["start"], inner["step"], start))
+    step = tuple(s * t for s, t in zip(inner["step"], step))
+    if any(isinstance(d, int) and d == 0 for d in node.types[0].shape):
+        return None  # of nothing: the composed start could lie outside
+    return [make("slice", x.node.operands[0], start=start, step=step, shape=attrs["shape"])]
+
+
+def _axes_of_one(node: Node) -> Found:
+    """sum(x, axes of size 1) -> reshape(x); they are left out beside others"""
+    x, axes, keepdims = node.operands[0], node.attrs["axes"], node.attrs["keepdims"]
+    left = tuple(a for a in axes if x.shape[a] != 1)
+    if len(left) == len(axes):
+        return [x] if not axes else None
+    made = x if not left else make(node.op, x, axes=left, keepdims=True)
+    if not keepdims or left == ():
+        made = _reshaped(made, node.types[0].shape)
+    return [made]
+
+
+def _reshape_reduction(node: Node) -> Found:
+    """reshape(sum(x)) that restores the reduced dims -> sum(x){keepdims}, and the other way"""
+    inner = node.operands[0].node
+    attrs, shape = inner.attrs, node.types[0].shape
+    if not isinstance(registry.get(inner.op).lower, Reduction):
+        return None
+    full, axes = inner.operands[0].shape, attrs["axes"]
+    if attrs["keepdims"]:
+        wanted = tuple(d for a, d in enumerate(full) if a not in axes)
+    else:
+        wanted = tuple(1 if a in axes else d for a, d in enumerate(full))
+    if shape != wanted:
+        return None
+    return [make(inner.op, inner.operands[0], axes=axes, keepdims=not attrs["keepdims"])]
+
+
+__all__ = ["canonicalize", "holds", "never_below_zero", "power", "without_ones"]

@@ -1,0 +1,183 @@
+"""What rules ask of the nodes that they look at: numbers, equality, the forms that they match."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from staticgrad.ir.dim import Shape
+from staticgrad.ir.dtype import DType
+from staticgrad.ir.graph import Graph
+from staticgrad.ir.node import Node, Value
+from staticgrad.ops import registry
+
+from .driver import Rule
+
+# Digits that a number may shift a product by when it moves through it: outside of 2**-16 .. 2**16
+# a float32 product that was scaled on purpose could overflow where it did not before.
+_MODERATE = 2.0**16
+
+_SPREADS = frozenset(("broadcast_to", "reshape"))
+
+
+class Numbering:
+    """Numbers values so that equal computations have equal numbers, in order of appearance.
+
+    Rules compare values by number, so what they match does not depend on whether the pass `cse`
+    has merged equal nodes. A node is numbered when it is final, its operands before it.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[Node, int] = {}
+        self._known: dict[Hashable, int] = {}
+
+    def add(self, node: Node) -> None:
+        if node not in self._numbers:
+            key = self._key(node)
+            self._numbers[node] = self._known.setdefault(key, len(self._numbers))
+
+    def of(self, v: Value) -> tuple[int, int]:
+        return self._numbers[v.node], v.index
+
+    def same(self, a: Value, b: Value) -> bool:
+        return a is b or (a.index == b.index and self._numbers[a.node] == self._numbers[b.node])
+
+    def _key(self, node: Node) -> Hashable:
+        numbers = self._numbers
+        operands = tuple(
+            numbers[v.node] if v.index == 0 else (numbers[v.node], v.index) for v in node.operands
+        )
+        own = own_key(node)
+        return node if own is None else (own, operands)
+
+
+def own_key(node: Node) -> Hashable | None:
+    """What equal nodes of equal operands share beside them; None for a node that is equal to itself
+    only: inputs, state, random draws and nodes that hold sub-graphs."""
+    op = node.op
+    if op == "constant":
+        return constant_key(node)
+    if op in _BY_IDENTITY or node.payload is not None or "random" in registry.get(op).traits:
+        return None
+    if not node.attrs:
+        return op
+    attrs = attrs_key(node.attrs)
+    return None if attrs is None else (op, attrs)
+
+
+_BY_IDENTITY = frozenset(("input", "state"))
+_SHORT = 256  # bytes of a constant that are kept as the key itself; of longer ones a digest
+
+
+def constant_key(node: Node) -> Hashable:
+    """dtype, shape and bytes."""
+    data: bytes = node.payload.tobytes()
+    if len(data) > _SHORT:
+        import hashlib
+
+        data = hashlib.blake2b(data).digest()
+    return ("constant", node.types[0], data)
+
+
+def attrs_key(attrs: Mapping[str, Any]) -> Hashable | None:
+    """The attributes as a key; None where they hold a sub-graph."""
+    found = []
+    for name, a in attrs.items():
+        if isinstance(a, Graph):
+            return None
+        found.append((name, _plain(a)))
+    return found[0] if len(found) == 1 else tuple(sorted(found, key=_first))
+
+
+def _first(item: tuple[str, Hashable]) -> str:
+    return item[0]
+
+
+def _plain(a: Any) -> Hashable:
+    # 0.0 == -0.0 and 1 == 1.0 == True, but they are not the same attribute.
+    kind = type(a)
+    if kind is float:
+        return (kind, a.hex())
+    if kind is tuple:
+        return tuple([x if type(x) is int else _plain(x) for x in a])
+    return (kind, a)
+
+
+def numbered(numbering: Numbering, rule: Rule) -> Rule:
+    """`rule`, with every node that it leaves alone numbered."""
+    add = numbering.add
+
+    def look(node: Node) -> Sequence[Value] | None:
+        found = rule(node)
+        if found is None:
+            add(node)
+        return found
+
+    return look
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def number(v: Value) -> Any:
+    """The one number that all elements of `v` are, as a NumPy scalar, or None: a constant of one
+    element, also broadcast or reshaped."""
+    node = v.node
+    while node.op in _SPREADS:
+        node = node.operands[0].node
+    if node.op != "constant" or node.payload.size != 1:
+        return None
+    return node.payload.reshape(())[()]
+
+
+def is_number(v: Value, value: float) -> bool:
+    found = number(v)
+    return found is not None and bool(found == value)
+
+
+def constant_of(value: Any, dtype: DType) -> Value:
+    """A 0-d constant."""
+    held = np.asarray(value, dtype.numpy)
+    held.flags.writeable = False
+    attrs = {"dtype": dtype, "shape": ()}
+    return registry.make("constant", (), attrs, payload=held).results[0]
+
+
+def moderate(*values: Any) -> bool:
+    """Whether a product of floats may be multiplied by the numbers in another order."""
+    return all(1.0 / _MODERATE <= abs(float(v)) <= _MODERATE for v in values)
+
+
+def merged(a: Any, b: Any, dtype: DType) -> Any:
+    """The product of two numbers of `dtype` if rules may use it in their place, else None."""
+    if dtype.is_integer:
+        with np.errstate(over="ignore"):
+            return dtype.numpy.type(np.multiply(a, b))
+    product = float(a) * float(b)
+    return dtype.numpy.type(product) if moderate(a, b, product) else None
+
+
+# --- making nodes ---------------------------------------------------------------------------------
+
+
+def make(op: str, *operands: Value, **attrs: Any) -> Value:
+    return registry.make(op, operands, attrs).results[0]
+
+
+def fitted(v: Value, node: Node) -> list[Value]:
+    """`v` in the place of the node's only result: broadcast where it has fewer elements."""
+    shape = node.types[0].shape
+    return [v if v.shape == shape else make("broadcast_to", v, shape=shape)]
+
+
+def without_ones(shape: Shape) -> Shape:
+    return tuple(d for d in shape if d != 1)
+
+
+def elementwise_ops() -> frozenset[str]:
+    return frozenset(n for n, op in registry.all_ops().items() if "elementwise" in op.traits)
+
+
+Rules = dict[str, list[Callable[[Node], Sequence[Value] | None]]]
