@@ -267,8 +267,8 @@ def test_agrees_with_loops_in_float64(name: str, kind: str) -> None:
 
 
 PART = ("same_5x5", "shared_rows_dilated", "strided", "stride_3_dilation_2", "depthwise",
-        "depthwise_strided", "one_by_one", "one_dimension_strided", "one_output", "padding_over_kernel",
-        "no_channel", "no_image")  # fmt: skip
+        "depthwise_strided", "one_by_one", "one_dimension_strided", "one_output",
+        "padding_over_kernel", "no_channel", "no_image")  # fmt: skip
 DEPTHWISE = [name for name in GEOMETRIES if name.startswith("depthwise")]
 
 

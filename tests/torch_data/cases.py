@@ -23,6 +23,9 @@ class T:
     classes: int = 0
     grad: bool = True
 
+    def __repr__(self) -> str:
+        return f"{self.kind}{list(self.shape)}"
+
     @property
     def differentiable(self) -> bool:
         return self.grad and self.kind in ("normal", "probability", "distribution")
@@ -41,7 +44,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        parts = [f"{a}" if not isinstance(a, T) else f"{a.kind}{a.shape}" for a in self.args]
+        parts = [*map(str, self.args)]
         parts += [f"{k}={v}" for k, v in (*self.kwargs.items(), *self.options.items())]
         parts += [] if self.init is None else [str(self.init)]
         mode = "" if self.training else " eval"

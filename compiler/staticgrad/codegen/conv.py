@@ -16,7 +16,7 @@ output channels for the gradient of the weights), the workspace has `workspace_b
 caller, and `epilogue` is null or `void (ptr context, i64 batch, i64 r0, i64 r1, i64 c0, i64 c1)`,
 called once for each finished block of channels [r0, r1) and positions [c0, c1).
 
-`depthwise=True` makes a function that takes every geometry too, is two to five times as fast where
+`depthwise=True` makes a function that takes every geometry too, is two to three times as fast where
 groups = C = O, and takes longer to compile.
 
 Bits: an element of y or of x's gradient is summed over channel, tap column and tap row, nested in

@@ -27,8 +27,7 @@ def require_pack_source(module: Module, element: Element) -> str:
     elements inside of the images are read. `table` has `piece_table_bytes(count)` bytes.
 
     Rows of dst are written one after the other, pieces innermost, so that a line of dst is fetched
-    from L2 once. It is a fifth of the time at 32 channels of 5 x 5; packing half vectors, which
-    cross fewer lines, and prefetching dst were both slower.
+    from L2 once. Packing half vectors, which cross fewer lines, and prefetching dst were slower.
     """
     name = f"sg_conv_source_{element.dtype}"
     if module.has(name):

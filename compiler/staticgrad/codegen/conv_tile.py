@@ -1,8 +1,8 @@
 """The register tile of a convolution pass: weights broadcast against vectors of positions.
 
-The tile of the matrix product is 14 x 2 vectors, and channel counts are powers of two: k = 400 with
-packed operands runs at 77, 97 and 111 GFLOP/s for 16, 32 and 64 rows there, and at 114 in this one
-of 8 x 3 (float32, 512-bit vectors, a peak of 117).
+The tile of the matrix product is 14 x 2 vectors, and channel counts are powers of two: 400 terms
+with packed operands run at 74, 92 and 105 GFLOP/s for 16, 32 and 64 rows there, and at 106 in this
+one of 8 x 3 (float32, 512-bit vectors, a peak of 117).
 """
 
 from __future__ import annotations
@@ -72,49 +72,70 @@ def require_tile(module: Module, element: Element, rows: int, vectors: int) -> s
 def _emit_terms(f: Code, offsets: list[str], rows: int, vectors: int) -> list[str]:
     """The loop over the terms; -> the accumulators [rows, vectors] after it.
 
-    It is one loop, whose pointers take one of three steps: three nested ones, each of which carries
-    the accumulators, took twice as long to compile.
+    The tap rows of one tap column are a tight loop; a second block leads on to the next column, and
+    back into it. Nested loops, each of which carries the accumulators, took twice as long to
+    compile; steps chosen by `select` in the loop itself made LLVM spill accumulators.
     """
     ty = f.element.register_vector
-    count_c, count_w, count_h = f.slots("%steps", Steps.COUNT_C, Steps.COUNT_W, Steps.COUNT_H)
-    a_steps = _emit_pointer_steps(f, (Steps.A_C, Steps.A_W, Steps.A_H), count_w, count_h)
-    b_steps = _emit_pointer_steps(f, (Steps.B_C, Steps.B_W, Steps.B_H), count_w, count_h)
-    terms = f.mul(f.mul(count_c, count_w), count_h)
-    start = [("ptr", "%a"), ("ptr", "%b"), ("i64", count_h), ("i64", count_w)]
-    zeros = [(ty, "zeroinitializer")] * (rows * vectors)
-    with f.carrying(0, terms, *start, *zeros) as turn:
-        a, b, left_h, left_w, *sums = turn.values
-        of_b = [emit_vector(f, f.at(b, v * f.element.lanes)) for v in range(vectors)]
-        for r in range(rows):
-            value = emit_broadcast(f, f.at_byte(a, offsets[r - 1]) if r else a)
-            for v in range(vectors):
-                at = r * vectors + v
-                sums[at] = multiply_add(f, ty, value, of_b[v], sums[at])
-        column_ends = f.compare("eq", left_h, 1)
-        channel_ends = f.both(column_ends, f.compare("eq", left_w, 1))
-        pointers = []
-        for pointer, (next_row, next_column, next_channel) in ((a, a_steps), (b, b_steps)):
-            step = f.select(column_ends, next_column, next_row)
-            pointers.append(f.at_byte(pointer, f.select(channel_ends, next_channel, step)))
-        next_w = f.select(channel_ends, count_w, f.sub(left_w, 1))
-        turn.following = [
-            *pointers,
-            f.select(column_ends, count_h, f.sub(left_h, 1)),
-            f.select(column_ends, next_w, left_w),
-            *sums,
-        ]
-    return turn.after[4:]
+    counts = f.slots("%steps", Steps.COUNT_C, Steps.COUNT_W, Steps.COUNT_H)
+    columns = f.mul(counts[0], counts[1])
+    some = f.compare("sgt", f.mul(columns, counts[2]), 0)
+    a_jumps = _emit_jumps(f, (Steps.A_C, Steps.A_W, Steps.A_H), counts)
+    b_jumps = _emit_jumps(f, (Steps.B_C, Steps.B_W, Steps.B_H), counts)
+    term, column, done, before = (f.new_label("term"), f.new_label("column"), f.new_label("done"),
+                                  f.block)  # fmt: skip
+    f.branch_if(some, term, done)
+    f.label(term)
+    new = {name: f.reserve() for name in ("a", "b", "left_h")}
+    led = {name: f.reserve() for name in ("a", "b", "left_w", "columns")}
+    a, b, left_h = (
+        f.emit(f"phi {kind} [{first}, %{before}], [{new[name]}, %{term}], [{again}, %{column}]")
+        for kind, name, first, again in (
+            ("ptr", "a", "%a", led["a"]), ("ptr", "b", "%b", led["b"]),
+            ("i64", "left_h", counts[2], counts[2]),
+        )
+    )  # fmt: skip
+    left_w, left_columns = f.reserve(), f.reserve()
+    for name, key, first in ((left_w, "left_w", counts[1]), (left_columns, "columns", columns)):
+        f.assign(name, f"phi i64 [{first}, %{before}], [{name}, %{term}], [{led[key]}, %{column}]")
+    new_sums = [f.reserve() for _ in range(rows * vectors)]
+    sums = [
+        f.emit(f"phi {ty} [zeroinitializer, %{before}], [{s}, %{term}], [{s}, %{column}]")
+        for s in new_sums
+    ]
+    of_b = [emit_vector(f, f.at(b, v * f.element.lanes)) for v in range(vectors)]
+    for r in range(rows):
+        value = emit_broadcast(f, f.at_byte(a, offsets[r - 1]) if r else a)
+        for v in range(vectors):
+            at = r * vectors + v
+            total = multiply_add(f, ty, value, of_b[v], sums[at])
+            f.assign(new_sums[at], f"freeze {ty} {total}")
+    f.advance(new["a"], "ptr", f"getelementptr i8, ptr {a}, i64 {a_jumps[2]}")
+    f.advance(new["b"], "ptr", f"getelementptr i8, ptr {b}, i64 {b_jumps[2]}")
+    f.advance(new["left_h"], "i64", f"sub i64 {left_h}, 1")
+    f.branch_if(f.compare("eq", new["left_h"], 0), column, term)
+    f.label(column)
+    channel_ends = f.compare("eq", left_w, 1)
+    for name, jumps in (("a", a_jumps), ("b", b_jumps)):
+        jump = f.select(channel_ends, jumps[0], jumps[1])
+        f.advance(led[name], "ptr", f"getelementptr i8, ptr {new[name]}, i64 {jump}")
+    f.advance(led["left_w"], "i64", f"select i1 {channel_ends}, i64 {counts[1]}, "
+              f"i64 {f.sub(left_w, 1)}")  # fmt: skip
+    f.advance(led["columns"], "i64", f"sub i64 {left_columns}, 1")
+    f.branch_if(f.compare("eq", led["columns"], 0), done, term)
+    f.label(done)
+    return [f.emit(f"phi {ty} [zeroinitializer, %{before}], [{s}, %{column}]") for s in new_sums]
 
 
-def _emit_pointer_steps(
-    f: Code, strides: tuple[Steps, Steps, Steps], count_w: str, count_h: str
+def _emit_jumps(
+    f: Code, strides: tuple[Steps, Steps, Steps], counts: list[str]
 ) -> tuple[str, str, str]:
-    """How far a pointer moves to the next tap row, from the last one to the next tap column, and
-    from the last of these to the next channel."""
+    """How far a pointer that has gone over all tap rows moves to the next channel and to the next
+    tap column; how far it moves from tap row to tap row."""
     channel, column, row = f.slots("%steps", *strides)
-    to_column = f.sub(column, f.mul(row, f.sub(count_h, 1)))
-    back = f.multiply_sum((row, f.sub(count_h, 1)), (column, f.sub(count_w, 1)))
-    return row, to_column, f.sub(channel, back)
+    to_column = f.sub(column, f.mul(row, counts[2]))
+    to_channel = f.sub(f.add(to_column, channel), f.mul(column, counts[1]))
+    return to_channel, to_column, row
 
 
 def emit_vector(f: Code, pointer: str) -> str:

@@ -28,7 +28,7 @@ from .ir import (
     Store,
     Template,
 )
-from .printer import number_dtype
+from .printer import call_dtype, number_dtype
 
 MODES = ("in", "out", "inout", "scratch")
 LOOP_KINDS = ("parallel", "serial", "vector", "parallel_vector", "rows", "columns")
@@ -317,7 +317,7 @@ class _Reader:
             lex.expect(")")
             return Index(index)
         args = tuple(lex.listed(")", self.expr))
-        dtype = self._suffix() or (args[0].dtype if args else None)
+        dtype = self._suffix() or call_dtype(token.text, args)
         if dtype is None:
             lex.fail("a call without operands needs its dtype, as in `op():float32`", token.at)
         return Call(token.text, args, dtype)

@@ -10,8 +10,8 @@
     }
 
 `%0 = ..` names an expression that is used more than once (or is long); it is no statement. `let`
-is one. The dtype of a call is its first operand's, of a bare `2.0` float32, of `2` int64; any other
-is a suffix, as in `less(v0, 10):bool`.
+is one. The dtype of a call is that of its first operand (of `select` its second, of a comparison
+bool), of a bare `2.0` float32, of `2` int64; any other is a suffix, as in `cast(v0):float64`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ from .program import Program, ProgramBuffer, Step
 
 # A longer expression is split by names: a statement should fit a line of a screen.
 LONGEST = 76
+PREDICATES = frozenset(
+    ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal",
+     "isnan", "isinf", "isfinite", "signbit")
+)  # fmt: skip
 NUMBER_WORDS = frozenset(("nan", "inf", "True", "False"))
 
 
@@ -94,6 +98,15 @@ def number_dtype(value: Any) -> DType:
     if isinstance(value, bool):
         return bool_
     return int64 if isinstance(value, int) else float32
+
+
+def call_dtype(op: str, args: tuple[Expr, ...]) -> DType | None:
+    """The dtype of a call without a suffix."""
+    if op in PREDICATES:
+        return bool_
+    if op == "select" and len(args) == 3:
+        return args[1].dtype
+    return args[0].dtype if args else None
 
 
 class _Printer:
@@ -172,8 +185,7 @@ class _Printer:
                 known = self._bound(e.name)
                 return f"{sign}{e.name}" + ("" if known == e.dtype else f":{e.dtype!s}")
             case Call():
-                first = e.args[0].dtype if e.args else None
-                suffix = "" if first == e.dtype else f":{e.dtype!s}"
+                suffix = "" if call_dtype(e.op, e.args) == e.dtype else f":{e.dtype!s}"
                 return f"{e.op}({', '.join(parts)}){suffix}"
             case Load():
                 text = _place(e.buffer, e.index, e.gathers, parts)

@@ -126,19 +126,21 @@ class Module:
         if name == "training":
             self.train(value)
             return
-        is_state = isinstance(value, StateParameter)
-        if not is_state and not isinstance(value, Module):
+        if not isinstance(value, (StateParameter, Module)):
             self._set_plain(name, value)
             return
         parameters, buffers, modules = self._registries()
+        home = modules
+        if isinstance(value, StateParameter):
+            home = parameters if value.trainable else buffers
         self.__dict__.pop(name, None)
         for registry in (parameters, buffers, modules):
-            registry.pop(name, None)
+            if registry is not home:
+                registry.pop(name, None)
+        home[name] = value
         if isinstance(value, Module):
-            modules[name] = value
             name_parameters(value, name)
         else:
-            (parameters if value.trainable else buffers)[name] = value
             _set_name(value, name)
 
     def _set_plain(self, name: str, value: Any) -> None:

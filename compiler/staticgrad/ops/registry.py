@@ -171,6 +171,14 @@ def make(
     return Node(name, operands, attrs, types, locs, payload, constraints, value_class)
 
 
+def clone(node: Node, operands: Sequence[Value], locs: Locs) -> Node:
+    """`node` on other operands of the same types: nothing is inferred again."""
+    return Node(
+        node.op, operands, node.attrs, node.types, locs, node.payload, node.constraints,
+        type(node.results[0]) if node.results else Value,
+    )  # fmt: skip
+
+
 def _state_class() -> type[Value]:
     from .leaves import Parameter
 
@@ -226,6 +234,7 @@ __all__ = [
     "all_ops",
     "apply",
     "broadcast_shapes",
+    "clone",
     "get",
     "infer_elementwise",
     "make",

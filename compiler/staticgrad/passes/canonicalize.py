@@ -36,7 +36,7 @@ Defining: like terms and numbers that move round differently; the sign of a NaN 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,19 +46,17 @@ from staticgrad.ir.graph import Graph
 from staticgrad.ir.node import Node, Value
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
-from staticgrad.rewrite.driver import rewrite
+from staticgrad.rewrite.driver import Rule, rewrite, rule_table
 from staticgrad.rewrite.pattern import (
     Numbering,
-    Rules,
     constant_of,
-    elementwise_ops,
     fitted,
     make,
     merged,
     moderate,
     number,
     numbered,
-    without_ones,
+    spread,
 )
 
 Found = Sequence[Value] | None
@@ -66,23 +64,13 @@ Found = Sequence[Value] | None
 
 def canonicalize(graph: Graph) -> Graph:
     numbering = Numbering()
-    rules = _rules(numbering)
-    default = rules["*"]
-
-    def rule(node: Node) -> Found:
-        for r in rules.get(node.op, default):
-            found = r(node)
-            if found is not None:
-                return found
-        return None
-
-    return rewrite(graph, numbered(numbering, rule))
+    return rewrite(graph, numbered(numbering, rule_table(_rules(numbering))))
 
 
-def _rules(numbering: Numbering) -> Rules:
+def _rules(numbering: Numbering) -> Callable[[str], list[Rule]]:
     terms = _Terms(numbering)
-    own: Rules = {
-        "add": [terms.negative_terms, terms.like_terms, _integer_chain],
+    own: dict[str, list[Rule]] = {
+        "add": [terms.like_terms, terms.negative_terms, _integer_chain],
         "subtract": [_subtracted_number, terms.negative_terms],
         "multiply": [_unit, _scaled, terms.powers, _coefficients],
         "divide": [_power_of_two, _signs_of_quotient, _one_over],
@@ -102,19 +90,25 @@ def _rules(numbering: Numbering) -> Rules:
         "permute_dims": [_view_of_number, _permute_chain],
         "broadcast_to": [_broadcast_chain],
         "slice": [_view_of_number, _slice_chain],
-        "*": [],
+        "bitwise_and": [_logical],
+        "bitwise_or": [_logical],
+        "bitwise_xor": [_logical],
     }
-    for name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
-        own[name] = [_logical]
-    for name in elementwise_ops():
-        traits = registry.get(name).traits
-        tail = [terms.order] if "commutative" in traits else []
-        head = [_numbers_alone, _broadcast_operands] if name in _EXACT else [_broadcast_operands]
-        own[name] = [*head, *own.get(name, []), *tail]
-    for name, op in registry.all_ops().items():
-        if isinstance(op.lower, Reduction):
-            own[name] = [_axes_of_one]
-    return own
+
+    def rules_of(op: str) -> list[Rule]:
+        record = registry.get(op)
+        found = list(own.get(op, ()))
+        if "elementwise" in record.traits:
+            found.insert(0, _broadcast_operands)
+            if op in _EXACT:
+                found.insert(0, _numbers_alone)
+            if "commutative" in record.traits:
+                found.append(terms.order)
+        if isinstance(record.lower, Reduction):
+            found.append(_axes_of_one)
+        return found
+
+    return rules_of
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -142,7 +136,7 @@ def _numbers_alone(node: Node) -> Found:
 def _uniform(node: Node) -> Found:
     """constant([2.0, 2.0, 2.0]) -> broadcast_to(2.0)"""
     held = node.payload
-    if held.size < 2:
+    if not held.ndim or not held.size:
         return None
     # By bits: -0.0 == 0.0, and NaN != NaN.
     bits = held.reshape(-1).view(f"u{held.dtype.itemsize}")
@@ -192,12 +186,10 @@ def _coefficients(node: Node) -> Found:
     """multiply(multiply(a, 2.0), b) -> multiply(multiply(a, b), 2.0), or where b has fewer elements
     multiply(a, multiply(b, 2.0)); multiply(negative(a), b) -> negative(multiply(a, b))"""
     a, b = node.operands
-    if number(b) is not None:
+    if number(a) is not None or number(b) is not None:
         return None
     shape = node.types[0].shape
     dtype = a.dtype
-    if not (dtype.is_float or dtype.is_integer):
-        return None
     (x, cx), (y, cy) = (_coefficient(v) if v.shape == shape else (v, None) for v in (a, b))
     if cx is not None and not _movable(cx, dtype):
         x, cx = a, None
@@ -296,8 +288,8 @@ def _signs_of_quotient(node: Node) -> Found:
 def _even(node: Node) -> Found:
     """square(negative(x)) -> square(x); likewise abs, cos, cosh, and an abs inside of them"""
     inner = node.operands[0].node
-    if inner.op == "abs" and node.types[0].dtype.is_integer and node.op != "square":
-        return None  # abs of the least integer is itself
+    if inner.op == "negative" and node.op == "abs" and node.types[0].dtype.kind == "u":
+        return None  # -3 of uint8 is 253, and so is its abs
     return [make(node.op, inner.operands[0])] if inner.op in ("negative", "abs") else None
 
 
@@ -406,8 +398,10 @@ class _Terms:
         if a.shape != b.shape or number(b) is not None:
             return None
         (x, m), (y, n) = self._base(a), self._base(b)
-        if not self.numbering.same(x, y) or (m, n) in ((1, 2), (2, 1)) or m + n > 4:
+        if not self.numbering.same(x, y) or (m, n) in ((1, 2), (2, 1)):
             return None
+        if m + n > 4:
+            return [make("square", a)] if m == n else None
         return [power(x, m + n)]
 
     def _base(self, v: Value) -> tuple[Value, int]:
@@ -493,11 +487,14 @@ def _astype_chain(node: Node) -> Found:
     if x.node.op != "astype":
         return None
     source = x.node.operands[0]
+    wanted = node.types[0].dtype
     if not holds(x.dtype, source.dtype):
         return None
-    if source.dtype == node.types[0].dtype:
-        return [source]
-    return [make("astype", source, dtype=node.types[0].dtype)]
+    if x.dtype.is_float and wanted.is_integer and not (
+        source.dtype.is_float or holds(wanted, source.dtype)
+    ):
+        return None  # from a float it saturates, from an integer it would wrap
+    return [source] if source.dtype == wanted else [make("astype", source, dtype=wanted)]
 
 
 def holds(wide: DType, narrow: DType) -> bool:
@@ -585,8 +582,8 @@ def _unspread(v: Value) -> Value:
 
 def _view_of_number(node: Node) -> Found:
     """reshape(broadcast_to(2.0)) -> broadcast_to(2.0); likewise permute_dims and slice"""
-    if not node.operands[0].ndim and node.operands[0].node.op == "constant":
-        return None  # already the form that a number has
+    if node.operands[0].node.op == "constant":
+        return None  # the form that a number of dims of 1 has
     c = number(node.operands[0])
     return None if c is None else fitted(constant_of(c, node.types[0].dtype), node)
 
@@ -621,10 +618,10 @@ def _broadcast_chain(node: Node) -> Found:
     """broadcast_to(broadcast_to(x)) -> broadcast_to(x); to the same shape -> x; dims of 1 that a
     reshape puts in front are broadcast_to's own"""
     x, shape = node.operands[0], node.types[0].shape
-    if x.shape == shape:
-        return [x]
     source = _unspread(x)
-    return None if source is x else fitted(source, node)
+    if source is x and spread(x, shape).node.op == "broadcast_to":
+        return None
+    return fitted(source, node)
 
 
 def _slice_chain(node: Node) -> Found:
@@ -673,4 +670,4 @@ def _reshape_reduction(node: Node) -> Found:
     return [make(inner.op, inner.operands[0], axes=axes, keepdims=not attrs["keepdims"])]
 
 
-__all__ = ["canonicalize", "holds", "never_below_zero", "power", "without_ones"]
+__all__ = ["canonicalize", "holds", "never_below_zero", "power"]

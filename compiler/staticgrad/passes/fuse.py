@@ -382,8 +382,7 @@ def _rebuild(graph: Graph, groups: list[Group], group_of: dict[Node, Group]) -> 
         if all(a is b for a, b in zip(operands, node.operands)):
             copy = node
         else:
-            copy = registry.make(node.op, operands, node.attrs, payload=node.payload,
-                                 locs=node.locs)  # fmt: skip
+            copy = registry.clone(node, operands, node.locs)
         locs[copy] = graph.locs[node]
         nodes.append(copy)
         new.update(zip(node.results, copy.results))
@@ -421,8 +420,7 @@ def _fused_node(
     body_of: dict[Value, Value] = dict(external)
     order = [v.node for v in external.values()]
     for n in members:
-        copy = registry.make(n.op, [body_of[v] for v in n.operands], n.attrs, payload=n.payload,
-                             locs=graph.locs[n])  # fmt: skip
+        copy = registry.clone(n, [body_of[v] for v in n.operands], graph.locs[n])
         order.append(copy)
         body_of.update(zip(n.results, copy.results))
     escaping: dict[Value, None] = {}
@@ -441,7 +439,7 @@ def _fused_node(
     nodes = [node]
     for n in views:
         operands = [results[v] for v in n.operands]
-        copy = registry.make(n.op, operands, n.attrs, locs=graph.locs[n])
+        copy = registry.clone(n, operands, graph.locs[n])
         nodes.append(copy)
         results.update(zip(n.results, copy.results))
     return nodes, results

@@ -7,7 +7,7 @@ carries the locations: what replaces a node gets the node's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from staticgrad.ir.dim import equal_dims
@@ -36,12 +36,15 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
         return _Rewriter(graph, rule).run()
 
 
-def rule_table(rules: Mapping[str, Sequence[Rule]]) -> Rule:
-    """One rule out of lists of rules by the op of the node that they match; the first that applies
-    is taken."""
+def rule_table(rules_of: Callable[[str], Sequence[Rule]]) -> Rule:
+    """One rule out of those for each op; of these the first that applies is taken."""
+    table: dict[str, Sequence[Rule]] = {}
 
     def apply_first(node: Node) -> Sequence[Value] | None:
-        for rule in rules.get(node.op, ()):
+        rules = table.get(node.op)
+        if rules is None:
+            rules = table[node.op] = rules_of(node.op)
+        for rule in rules:
             found = rule(node)
             if found is not None:
                 return found

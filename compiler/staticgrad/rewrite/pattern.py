@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,16 +168,14 @@ def make(op: str, *operands: Value, **attrs: Any) -> Value:
 
 def fitted(v: Value, node: Node) -> list[Value]:
     """`v` in the place of the node's only result: broadcast where it has fewer elements."""
-    shape = node.types[0].shape
-    return [v if v.shape == shape else make("broadcast_to", v, shape=shape)]
+    return [spread(v, node.types[0].shape)]
 
 
-def without_ones(shape: Shape) -> Shape:
-    return tuple(d for d in shape if d != 1)
-
-
-def elementwise_ops() -> frozenset[str]:
-    return frozenset(n for n, op in registry.all_ops().items() if "elementwise" in op.traits)
-
-
-Rules = dict[str, list[Callable[[Node], Sequence[Value] | None]]]
+def spread(v: Value, shape: Shape) -> Value:
+    """`v` broadcast to `shape`; a reshape where that only puts dims of 1 in front."""
+    if v.shape == shape:
+        return v
+    extra = len(shape) - v.ndim
+    if shape == (1,) * extra + v.shape:
+        return make("reshape", v, shape=shape)
+    return make("broadcast_to", v, shape=shape)
