@@ -11,7 +11,13 @@ address: all come from here.
     2     status code: INT64_MAX before the run, then the smallest failing code
     3     failing element (flat index)
     4     failing value
-    5-15  reserved for `sg_run`
+    5     threads to run on; 0 and 1: the caller alone, no word below is read
+    6     pointer to the pool's words (`pool_native.PoolWord`)
+    7     `i32 sg_dispatch(ptr context, ptr share)`: runs `i32 share(ptr context, i64 tid, i64 n)` on
+          those threads. Thread 0 gets this context, each other one a private copy of the first 16
+          words with a status of its own; the smallest (status, element) of all is in words 2-4 then
+    8     `i64 sg_barrier(ptr context, i64 n, i64 vote)`: the or of all threads' votes, to all of them
+    9-15  reserved for `sg_run`
     16-   `sg_entry`, see `Word`
 
 `i32 sg_run(ptr context)` returns 0, or another value where it failed before its commit point.
@@ -33,7 +39,10 @@ class Word(IntEnum):
     STATUS = 2
     ELEMENT = 3
     VALUE = 4
-    RUN_FIRST = 5
+    THREADS = 5
+    POOL = 6
+    DISPATCH = 7
+    BARRIER = 8
     RUN_LAST = 15
     BUSY = 16  # 1 while a call uses this context
     RELEASE_GIL = 17  # 1 where the bound cost exceeds GIL_RELEASE_NS

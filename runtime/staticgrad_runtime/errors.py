@@ -7,6 +7,10 @@ class StaticgradError(Exception):
     """The base of every error that staticgrad raises on purpose."""
 
 
+class ArgumentError(StaticgradError, ValueError):
+    """An argument outside of what a function accepts."""
+
+
 class BindError(StaticgradError, ValueError):
     """Inputs of a call that do not fit the declared shapes, dtypes or dim equalities."""
 

@@ -25,11 +25,16 @@ _names = itertools.count()
 
 
 @functools.cache
+def libc_address(name: str) -> int:
+    """Where a function of the C library is (of the kernel's library for `Sleep`, on Windows)."""
+    library = "kernel32" if name == "Sleep" else "msvcrt"
+    libc: Any = ctypes.CDLL(library if sys.platform == "win32" else None)
+    return ctypes.cast(getattr(libc, name), ctypes.c_void_p).value or 0
+
+
+@functools.cache
 def _libc_addresses() -> dict[str, int]:
-    libc: Any = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
-    return {
-        name: ctypes.cast(getattr(libc, name), ctypes.c_void_p).value or 0 for name in LIBC_SYMBOLS
-    }
+    return {name: libc_address(name) for name in LIBC_SYMBOLS}
 
 
 @functools.cache
@@ -110,8 +115,11 @@ class Library:
         return int(self._tracker[name])
 
 
-def compile_text(text: str, exports: Iterable[str]) -> Library:
-    """A library of the runtime's own LLVM text, compiled for this host."""
+def compile_text(
+    text: str, exports: Iterable[str], hooks: Mapping[str, int] | None = None
+) -> Library:
+    """A library of the runtime's own LLVM text, compiled for this host. `hooks` are addresses of
+    what it may call beside the C library's three."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
@@ -122,7 +130,7 @@ def compile_text(text: str, exports: Iterable[str]) -> Library:
         opt=2,
         reloc="pic",
     )
-    return Library([machine.emit_object(llvm.parse_assembly(text))], exports, {})
+    return Library([machine.emit_object(llvm.parse_assembly(text))], exports, hooks or {})
 
 
 def _reset_lock_after_fork() -> None:

@@ -7,7 +7,7 @@
     conv, conv_grad_input, conv_grad_weight
              buffers x, w, y, workspace
              sizes   the geometry (`codegen.conv_emit.Geometry`), then begin and end of the share
-             attrs   dtype
+             attrs   dtype, depthwise (one channel a group on both sides)
     sort     as `codegen.sort` has it
 
 An epilogue is a kernel of its own that the product calls on each finished block. Its buffers and
@@ -68,7 +68,7 @@ def _emit_matmul(em: KernelEmitter, s: Template) -> None:
 
 def _emit_conv(em: KernelEmitter, s: Template) -> None:
     f = em.f
-    name = _CONV[s.name](em.module, s.attrs["dtype"])
+    name = _CONV[s.name](em.module, s.attrs["dtype"], depthwise=s.attrs["depthwise"])
     *geometry, begin, end = map(em.integer, s.sizes)
     words = _table(em, [("i64", g) for g in geometry])
     epilogue, table = _epilogue(em, s.epilogue)

@@ -6,6 +6,7 @@ All derive from `StaticgradError` and from the built-in that a user would catch 
 from __future__ import annotations
 
 from staticgrad_runtime.errors import (
+    ArgumentError,
     BindError,
     ExecutionError,
     StateError,
@@ -36,10 +37,6 @@ class ShapeError(StaticgradError, ValueError):
 
 class DTypeError(StaticgradError, TypeError):
     """A dtype that an operation does not take, or that is not supported at all."""
-
-
-class ArgumentError(StaticgradError, ValueError):
-    """An argument outside of what a function accepts."""
 
 
 class ArgumentTypeError(StaticgradError, TypeError):

@@ -32,7 +32,9 @@ class Graph:
         self.outputs = tuple(outputs)
         self.updates = tuple(updates)
         self.single = single  # one bare output instead of a tuple of outputs
-        self.nodes = _ordered(self.inputs, self.roots, order)
+        # State that is only written belongs to the graph as well.
+        written = tuple(state for state, _ in self.updates)
+        self.nodes = _ordered(self.inputs, (*self.roots, *written), order)
         self.locs: dict[Node, Locs] = (
             {n: n.locs for n in self.nodes}
             if locs is None

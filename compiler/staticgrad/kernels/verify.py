@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -385,7 +386,7 @@ def _fits(value: float | int | bool, dtype: DType) -> bool:
     """Whether a number of Python's can be of this dtype."""
     if dtype.is_float:
         return True
-    if value != value or int(value) != value:
+    if not math.isfinite(value) or int(value) != value:
         return False
     low, high = integer_range(dtype)
     return low <= value <= high

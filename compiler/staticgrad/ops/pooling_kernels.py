@@ -1,7 +1,10 @@
 """The kernels of `pooling`: parallel over planes, vectors along a row of windows.
 
-The taps of windows up to `UNROLLED` elements are unrolled inside the vector loop; of larger ones
-they are loops around it, with the row of results as the accumulator.
+Sums and maxima are separable: windows are taken down the columns of the plane first, then along
+the rows, so that most loads are contiguous ([32, 32, 28, 28], 3 x 3 by 2: 1.43 -> 0.35 ms for the
+maximum, 9.4 -> 1.4 ms for the sum and its gradient). Where the place of a maximum is wanted,
+windows up to `UNROLLED` elements are unrolled inside the vector loop; larger ones are taken one at
+a time.
 """
 
 from __future__ import annotations
@@ -45,21 +48,34 @@ class Window:
     def guarded(self) -> bool:
         return self.ceil or any(p for pair in self.padding for p in pair)
 
+    def row(self, i: DimLike, a: DimLike) -> DimLike:
+        return i * self.stride[0] + a * self.dilation[0] - self.padding[0][0]
+
+    def col(self, j: DimLike, b: DimLike) -> DimLike:
+        return j * self.stride[1] + b * self.dilation[1] - self.padding[1][0]
+
     def place(self, i: DimLike, j: DimLike, a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
-        return (
-            i * self.stride[0] + a * self.dilation[0] - self.padding[0][0],
-            j * self.stride[1] + b * self.dilation[1] - self.padding[1][0],
-        )
+        return self.row(i, a), self.col(j, b)
+
+    def _inside(self, axis: int, at: DimLike, size: DimLike) -> list[Expr]:
+        low, high = self.padding[axis]
+        conditions: list[Expr] = [_compare("greater_equal", at, 0)] if low else []
+        if high or self.ceil:
+            conditions.append(_compare("less", at, size))
+        return conditions
+
+    def row_exists(self, row: DimLike) -> Expr | None:
+        """Whether the row is inside the plane; None where that is known."""
+        return _conjunction(self._inside(0, row, self.height))
+
+    def col_exists(self, col: DimLike) -> Expr | None:
+        """Whether the column is inside the plane; None where that is known."""
+        return _conjunction(self._inside(1, col, self.width))
 
     def exists(self, place: tuple[DimLike, DimLike]) -> Expr | None:
         """Whether the element is inside the plane; None where that is known."""
-        conditions: list[Expr] = []
-        for at, size, (low, high) in zip(place, (self.height, self.width), self.padding):
-            if low:
-                conditions.append(_compare("greater_equal", at, 0))
-            if high or self.ceil:
-                conditions.append(_compare("less", at, size))
-        return _conjunction(conditions)
+        row, col = place
+        return _conjunction([*self._inside(0, row, self.height), *self._inside(1, col, self.width)])
 
     def taps(self) -> Iterator[tuple[int, int]]:
         return cartesian(range(self.kernel[0]), range(self.kernel[1]))
@@ -100,29 +116,43 @@ def _fill(k: KernelBuilder, array: Array, plane: Dim, value: float | int) -> Non
 
 
 def _emit_fold(k: KernelBuilder, op: str, fill: float | int) -> None:
-    """result[window] = op over the window's elements."""
+    """result[window] = op over the window's elements: first down the columns of a row of windows,
+    where elements are neighbours in memory, then along the row."""
     x, y = k.operands[0], k.results[0]
     window = Window(k, x.shape[2:])
-
-    def element(p: Dim, i: Dim, j: Dim, a: DimLike, b: DimLike) -> Expr:
-        place = window.place(i, j, a, b)
-        return k.load(x, (0, p, *place), window.exists(place), fill)
-
+    columns = k.scratch(x.dtype, (x.shape[3],))
     with _planes(k, x) as p, k.loop(y.shape[2]) as i:
-        if window.unrolled:
-            with k.vector(y.shape[3]) as j:
-                total: Expr | None = None
-                for a, b in window.taps():
-                    value = k.let(element(p, i, j, a, b))
-                    total = value if total is None else k.let(k.call(op, total, value))
-                assert total is not None
-                k.store(y, (0, p, i, j), total)
-            return
-        with k.vector(y.shape[3]) as j:
-            k.store(y, (0, p, i, j), k.literal(fill, y.dtype))
-        with window.tap_loops() as (row, col), k.vector(y.shape[3]) as j:
-            arriving = element(p, i, j, row, col)
-            k.store(y, (0, p, i, j), k.call(op, k.load(y, (0, p, i, j)), arriving))
+
+        def down(a: DimLike, w: DimLike) -> Expr:
+            row = window.row(i, a)
+            return k.load(x, (0, p, row, w), window.row_exists(row), fill)
+
+        def along(b: DimLike, j: DimLike) -> Expr:
+            col = window.col(j, b)
+            return k.load(columns, (col,), window.col_exists(col), fill)
+
+        _fold(k, op, window.kernel[0], columns, (), down, fill)
+        _fold(k, op, window.kernel[1], y, (0, p, i), along, fill)
+
+
+def _fold(
+    k: KernelBuilder, op: str, count: int, target: Array, at: tuple[DimLike, ...],
+    element: Callable[[DimLike, DimLike], Expr], fill: float | int,
+) -> None:  # fmt: skip
+    """target[at, v] = op over t < count of element(t, v), for all v of the last dim, in lanes."""
+    size = target.shape[-1]
+    if count <= UNROLLED:
+        with k.vector(size) as v:
+            total = k.let(element(0, v))
+            for t in range(1, count):
+                total = k.let(k.call(op, total, element(t, v)))
+            k.store(target, (*at, v), total)
+        return
+    with k.vector(size) as v:
+        k.store(target, (*at, v), k.literal(fill, target.dtype))
+    with k.loop(count) as tap, k.vector(size) as v:
+        known = k.load(target, (*at, v))
+        k.store(target, (*at, v), k.call(op, known, element(tap, v)))
 
 
 def emit_max_pool(k: KernelBuilder) -> None:
@@ -136,8 +166,8 @@ def emit_sum_pool(k: KernelBuilder) -> None:
 # --- scattering sums ------------------------------------------------------------------------------
 
 
-def _emit_scatter(k: KernelBuilder, per_tap: bool) -> None:
-    """result[element] = sum of the cotangents of the windows that hold it.
+def emit_windows_sum(k: KernelBuilder) -> None:
+    """result[element] = sum of what the windows that hold it have at its tap.
 
     For one tap, the elements of a row of windows are distinct, so that they can be added in lanes.
     """
@@ -151,18 +181,33 @@ def _emit_scatter(k: KernelBuilder, per_tap: bool) -> None:
             k.vector(ct.shape[3]) as j,
         ):
             place = window.place(i, j, a, b)
-            guard = window.exists(place)
-            arriving = k.load(ct, (0, p, i, j, a, b) if per_tap else (0, p, i, j))
-            total = k.call("add", k.load(y, (0, p, *place), guard), arriving)
-            k.store(y, (0, p, *place), total, guard)
+            total = k.call("add", k.load(y, (0, p, *place)), k.load(ct, (0, p, i, j, a, b)))
+            k.store(y, (0, p, *place), total)
 
 
 def emit_sum_pool_grad(k: KernelBuilder) -> None:
-    _emit_scatter(k, per_tap=False)
-
-
-def emit_windows_sum(k: KernelBuilder) -> None:
-    _emit_scatter(k, per_tap=True)
+    """result[element] = sum of the cotangents of the windows that hold it: a row of windows is
+    spread over its columns once, then added to each of its rows, which are contiguous."""
+    ct, y = k.operands[0], k.results[0]
+    window = Window(k, y.shape[2:])
+    columns = k.scratch(y.dtype, (window.width,))
+    zero = k.literal(0, y.dtype)
+    with _planes(k, y) as p:
+        _fill(k, y, p, 0)
+        with k.loop(ct.shape[2]) as i:
+            with k.vector(window.width) as w:
+                k.store(columns, (w,), zero)
+            with k.loop(window.kernel[1]) as b, k.vector(ct.shape[3]) as j:
+                col = window.col(j, b)
+                guard = window.col_exists(col)
+                known = k.load(columns, (col,), guard)
+                total = k.call("add", known, k.load(ct, (0, p, i, j)))
+                k.store(columns, (col,), total, guard)
+            with k.loop(window.kernel[0]) as a, k.vector(window.width) as w:
+                row = window.row(i, a)
+                guard = window.row_exists(row)
+                total = k.call("add", k.load(y, (0, p, row, w), guard), k.load(columns, (w,)))
+                k.store(y, (0, p, row, w), total, guard)
 
 
 # --- the place of the maximum ---------------------------------------------------------------------

@@ -175,10 +175,12 @@ def _scaled(node: Node) -> Found:
 def _coefficient(x: Value) -> tuple[Value, Any]:
     """x = y * c as (y, c); c is None where there is no number."""
     node = x.node
-    if node.op == "negative":
-        return node.operands[0], x.dtype.numpy.type(-1) if x.dtype.kind != "u" else None
+    if node.op == "negative" and x.dtype.kind != "u":
+        return node.operands[0], x.dtype.numpy.type(-1)
     if node.op == "multiply" and node.operands[0].shape == x.shape:
-        return node.operands[0], number(node.operands[1])
+        c = number(node.operands[1])
+        if c is not None:
+            return node.operands[0], c
     return x, None
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 from staticgrad.ir.dim import Shape
@@ -39,7 +40,7 @@ class Factor:
 
     kind: str
     value: Value | None
-    x: Value | None = None
+    x: Any = None
     axes: tuple[int, ...] = ()
     scale: float = 1.0
     shape: Shape | None = None
@@ -48,7 +49,6 @@ class Factor:
         if self.value is not None:
             v = self.value
             return v if self.shape is None else make("reshape", v, shape=self.shape)
-        assert self.x is not None
         if self.kind == "softmax":
             return make("softmax", self.x, axes=self.axes)
         return make("sigmoid", scaled(self.x, self.scale))
@@ -189,15 +189,12 @@ class Cancelling:
     def equal(self, a: Factor, b: Factor) -> bool:
         if a.kind != b.kind or a.kind == "other":
             return False
-        assert a.x is not None and b.x is not None
         return a.axes == b.axes and a.scale == b.scale and self.numbering.same(a.x, b.x)
 
     def reduced(self, f: Factors) -> Factors | None:
         """`f` with everything cancelled that can be; None if that is nothing."""
-        if not any(d.kind != "other" for d in f.below):
-            return None
         above, below = list(f.above), []
-        changed = False
+        changed = self._join(above)
         # Sums first: the softmax or sigmoid that comes of one may cancel with another factor.
         for d in sorted(f.below, key=lambda d: d.kind not in ("sum", "one_plus")):
             if self._cancel(d, above):
@@ -205,6 +202,19 @@ class Cancelling:
             else:
                 below.append(d)
         return Factors(above, below, f.minus) if changed else None
+
+    def _join(self, above: list[Factor]) -> bool:
+        """exp(x) * sigmoid(-x) is sigmoid(x): what a quotient by 1 + exp(x) may have left."""
+        changed = False
+        for e in [a for a in above if a.kind == "exp"]:
+            x, scale = split_scale(e.x)
+            for i, a in enumerate(above):
+                if a.kind == "sigmoid" and a.scale == -scale and self.numbering.same(a.x, x):
+                    above[i] = Factor("sigmoid", None, x, scale=scale)
+                    above.remove(e)
+                    changed = True
+                    break
+        return changed
 
     def _cancel(self, d: Factor, above: list[Factor]) -> bool:
         """Takes `d`, a factor below, out, if `above` allows; changes `above`."""
@@ -214,15 +224,14 @@ class Cancelling:
             if self.equal(a, d):
                 del above[i]
                 return True
-        assert d.x is not None
         if d.kind == "sum":
             for i, a in enumerate(above):
-                if a.kind == "exp" and a.x is not None and self.numbering.same(a.x, d.x):
+                if a.kind == "exp" and self.numbering.same(a.x, d.x):
                     above[i] = Factor("softmax", None, d.x, d.axes)
                     return True
         if d.kind == "one_plus":
             for i, a in enumerate(above):
-                if a.kind == "exp" and a.x is not None:
+                if a.kind == "exp":
                     x, scale = split_scale(a.x)
                     if scale == d.scale and self.numbering.same(x, d.x):
                         above[i] = Factor("sigmoid", None, x, scale=scale)

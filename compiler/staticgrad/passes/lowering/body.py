@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from staticgrad.ir.loc import Locs
 from staticgrad.ir.node import Node, Value
+from staticgrad.ops import registry
+from staticgrad.ops.lowering import Product
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class Body:
 
     @property
     def name(self) -> str:
-        """A readable name: the distinct ops in order, `matmul_add_relu`."""
-        ops = list(dict.fromkeys(n.op for n in self.inside))
+        """A readable name: the distinct ops in order, a product first: `matmul_add_relu`."""
+        products = [n.op for n in self.inside if isinstance(registry.get(n.op).lower, Product)]
+        ops = list(dict.fromkeys((*products, *(n.op for n in self.inside))))
         text = "_".join(ops[:5])
         return text if len(ops) <= 5 else f"{text}_{len(ops) - 5}_more"
 

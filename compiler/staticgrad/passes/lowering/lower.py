@@ -12,6 +12,7 @@ permuted views) are copied by a kernel of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def linear(at: Sequence[DimLike], shape: Shape) -> DimLike:
 class Lowerer:
     def __init__(self, graph: Graph, target: Target) -> None:
         self.graph, self.target = graph, target
-        self.constants: dict[int, np.ndarray] = {}  # type: ignore[type-arg]
+        self.constants: dict[int, np.ndarray[Any, Any]] = {}
         self.program = Program(_dims_of(graph), [], [], 0, constants=self.constants)
         self.stored: dict[Value, int] = {}
         self.planned: dict[Value, int] = {}  # results that are computed in an output's buffer
@@ -73,21 +74,20 @@ class Lowerer:
 
     def _update_state(self) -> None:
         """Writes every new value; all of them were computed from the old ones."""
-        sources: list[tuple[Value, int]] = []
+        sources: list[tuple[Value, int, int]] = []
         for state, value in self.graph.updates:
             if value is state:
                 continue
-            kind = self.program.buffers[self.stored[value]].kind if value in self.stored else ""
-            if kind not in ("temp", "output"):
+            source = self.stored.get(value)
+            if source is None or self.program.buffers[source].kind not in ("temp", "output"):
                 # A view, or other state: it would change under the writes that come first.
-                held = self.scratch(value.dtype, value.type.size)
-                self.copy(value, held)
-                self.stored[value] = held
-            sources.append((value, self.stored[state]))
+                source = self.scratch(value.dtype, value.type.size)
+                self.copy(value, source)
+            sources.append((value, source, self.stored[state]))
         self.program.commit = len(self.program.steps)
-        for value, buffer in sources:
-            self.program.written.add(buffer)
-            self.copy(value, buffer)
+        for value, source, target in sources:
+            self.program.written.add(target)
+            self.copy(value, target, source)
 
     # --- buffers ----------------------------------------------------------------------------------
 
@@ -101,9 +101,9 @@ class Lowerer:
             self.stored[v] = index
             self.program.inputs.append(index)
         for node in self.graph.nodes:
-            v = node.results[0] if node.results else None
-            if v is None or node.op not in ("state", "constant"):
+            if node.op not in ("state", "constant"):
                 continue
+            v = node.results[0]
             if node.op == "state":
                 name = node.attrs["name"] or f"state{node.attrs['id']}"
                 index = self.add_buffer("state", v.dtype, v.type.size, name)
@@ -171,13 +171,18 @@ class Lowerer:
             self.copy(v, self.scratch(v.dtype, v.type.size))
         return self.stored[v]
 
-    def copy(self, v: Value, buffer: int) -> None:
-        """A step that stores `v` densely in `buffer`."""
+    def copy(self, v: Value, buffer: int, source: int | None = None) -> None:
+        """A step that stores `v` densely in `buffer` (from the dense buffer `source`, if given)."""
         draft = Draft(self.program)
+
+        def value(at: tuple[DimLike, ...]) -> Expr:
+            if source is not None:
+                return draft.load(source, linear(at, v.shape), v.dtype)
+            return self.element(draft, v, at)
+
         locs = self.graph.locs.get(v.node, frozenset())
-        lower_map(self, draft, f"copy_{v.node.op}", v.shape, [(
-            buffer, lambda at: linear(at, v.shape), lambda at: self.element(draft, v, at))],
-            ("copy",), locs)  # fmt: skip
+        output = (buffer, lambda at: linear(at, v.shape), value)
+        lower_map(self, draft, f"copy_{v.node.op}", v.shape, [output], ("copy",), locs)
         self.stored.setdefault(v, buffer)
 
     # --- nodes ------------------------------------------------------------------------------------

@@ -315,8 +315,11 @@ class ConvLowering(ProductLowering):
         groups = ([], [0], list(range(1, rank))) if weight else ([0], [1], list(range(2, rank)))
         epilogue = self.epilogue(groups, c_name)
         begin, end = Dim.symbol("begin"), Dim.symbol("end")
+        # Another order of the sum, so a function of the declared shapes alone.
+        depthwise = w.shape[1] == 1 and w.shape[0] == x.shape[1] == attrs["groups"]
+        described = {"dtype": str(result.dtype), "depthwise": depthwise}
         template = Template(
-            self.kind, every, (*geometry, begin, end), {"dtype": str(result.dtype)},
+            self.kind, every, (*geometry, begin, end), described,
             epilogue[0] if epilogue else None,
         )  # fmt: skip
         per_output = product(tuple(w.shape[1:]))

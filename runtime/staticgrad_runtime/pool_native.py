@@ -1,0 +1,473 @@
+"""The native half of the worker pool: dispatch, barrier, and the loop that workers stay in.
+
+One program runs on all threads (SPMD): `sg_dispatch` publishes a function and its context to as
+many workers as the context asks for, takes part as thread 0, and returns when all have returned.
+Whoever waits spins for a bounded number of pauses and then sleeps on a futex. A waiter counts
+itself as a sleeper *before* it looks at the word again, a notifier looks at that count *after* it
+has stored the word (both sequentially consistent): one of the two sees the other, so no wake is
+lost.
+
+    i32  sg_dispatch(ptr context, ptr share)     share: i32 (ptr context, i64 tid, i64 n)
+    i64  sg_barrier(ptr context, i64 n, i64 vote)    returns the or of all votes of this run so far
+    void sg_worker(ptr pool, i64 tid)            returns after `sg_stop`
+    i32  sg_stop(ptr pool)                       1 if the workers were told to end, 0 if they run
+    void sg_pause(i64 count)                     what a waiter does that many times
+
+Outside of Linux, where no futex is, waiters sleep for 50 us, then twice as long each time up to
+3.2 ms, and look again.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import sys
+from enum import IntEnum
+
+from .context import STATUS_OK, Word
+from .loader import Library, compile_text, libc_address
+
+LINE_WORDS = 16  # 128 bytes: adjacent cache lines are fetched in pairs
+
+
+class PoolWord(IntEnum):
+    """Words of the pool; what different threads write lies on lines of its own."""
+
+    OWNER = 0  # 1 while a program owns the workers
+    QUIT = 1
+    WORKERS = 2  # started so far; numbered from 1
+    CPUS = 3  # with more threads than these nobody spins
+    BARRIER_SPIN = 4  # pauses before a thread sleeps inside a run
+    IDLE_SPIN = 5  # and between two runs
+    SHARE = LINE_WORDS  # the job: function, context, threads, pauses of its barriers
+    CONTEXT = LINE_WORDS + 1
+    COUNT = LINE_WORDS + 2
+    SPIN = LINE_WORDS + 3
+    ARRIVED = 2 * LINE_WORDS
+    GENERATION = 3 * LINE_WORDS
+    SLEEPERS = 3 * LINE_WORDS + 1
+    FAILED = 3 * LINE_WORDS + 2
+    SLOTS = 4 * LINE_WORDS  # a line for each thread
+
+
+class SlotWord(IntEnum):
+    """Words of a thread's slot."""
+
+    EPOCH = 0  # counts the jobs given to the worker
+    ASLEEP = 1
+    STATUS = 2  # as in the context: what its share of the run has found
+    ELEMENT = 3
+    VALUE = 4
+
+
+EXPORTS = ("sg_dispatch", "sg_barrier", "sg_worker", "sg_stop", "sg_pause")
+
+_MXCSR_DEFAULT = 0x1F80  # every exception masked, round to nearest, no FTZ, no DAZ
+
+_FUTEX_NUMBERS = {"x86_64": 202, "amd64": 202, "aarch64": 98, "arm64": 98}
+_FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # private to the process
+
+_FUTEX = """
+declare i64 @syscall(i64, ...)
+
+define internal void @sleep_on(ptr %word, i64 %seen, i32 %us) nounwind {{
+  %low = trunc i64 %seen to i32
+  %r = call i64 (i64, ...) @syscall(i64 {number}, ptr %word, i32 {wait}, i32 %low, ptr null)
+  ret void
+}}
+
+define internal void @wake_all(ptr %word) nounwind {{
+  %r = call i64 (i64, ...) @syscall(i64 {number}, ptr %word, i32 {wake}, i32 2147483647)
+  ret void
+}}
+"""
+
+_POLL_POSIX = """
+declare i32 @usleep(i32)
+
+define internal void @sleep_on(ptr %word, i64 %seen, i32 %us) nounwind {
+  %r = call i32 @usleep(i32 %us)
+  ret void
+}
+
+define internal void @wake_all(ptr %word) nounwind {
+  ret void
+}
+"""
+
+_POLL_WINDOWS = """
+declare void @Sleep(i32)
+
+define internal void @sleep_on(ptr %word, i64 %seen, i32 %us) nounwind {
+  %ms = udiv i32 %us, 1000
+  call void @Sleep(i32 %ms)
+  ret void
+}
+
+define internal void @wake_all(ptr %word) nounwind {
+  ret void
+}
+"""
+
+_X86 = """
+declare void @llvm.x86.sse2.pause()
+declare void @llvm.x86.sse.ldmxcsr(ptr)
+
+define internal void @relax() nounwind {{
+  call void @llvm.x86.sse2.pause()
+  ret void
+}}
+
+define internal void @set_arithmetic() nounwind {{
+  %place = alloca i32
+  store i32 {mxcsr}, ptr %place
+  call void @llvm.x86.sse.ldmxcsr(ptr %place)
+  ret void
+}}
+"""
+
+_AARCH64 = """
+declare void @llvm.aarch64.hint(i32)
+declare void @llvm.aarch64.set.fpcr(i64)
+
+define internal void @relax() nounwind {
+  call void @llvm.aarch64.hint(i32 1)
+  ret void
+}
+
+define internal void @set_arithmetic() nounwind {
+  call void @llvm.aarch64.set.fpcr(i64 0)
+  ret void
+}
+"""
+
+# $name$ stands for a number of the tables above; %pool, %slot and %job are pointers to words.
+_COMMON = """
+define void @sg_pause(i64 %count) nounwind {
+entry:
+  br label %test
+test:
+  %i = phi i64 [ 0, %entry ], [ %i1, %body ]
+  %more = icmp slt i64 %i, %count
+  br i1 %more, label %body, label %done
+body:
+  call void @relax()
+  %i1 = add i64 %i, 1
+  br label %test
+done:
+  ret void
+}
+
+; returns when *word differs from %seen
+define internal void @wait_change(ptr %word, i64 %seen, ptr %sleepers, i64 %spin) nounwind {
+entry:
+  br label %look
+look:
+  %i = phi i64 [ 0, %entry ], [ %i1, %again ]
+  %v = load atomic i64, ptr %word acquire, align 8
+  %same = icmp eq i64 %v, %seen
+  br i1 %same, label %stay, label %done
+stay:
+  %patient = icmp slt i64 %i, %spin
+  br i1 %patient, label %again, label %tired
+again:
+  call void @relax()
+  %i1 = add i64 %i, 1
+  br label %look
+tired:
+  %before = atomicrmw add ptr %sleepers, i64 1 seq_cst
+  br label %check
+check:
+  %us = phi i32 [ 50, %tired ], [ %us1, %block ]
+  %v2 = load atomic i64, ptr %word seq_cst, align 8
+  %same2 = icmp eq i64 %v2, %seen
+  br i1 %same2, label %block, label %awake
+block:
+  call void @sleep_on(ptr %word, i64 %seen, i32 %us)
+  %twice = shl i32 %us, 1
+  %short = icmp ult i32 %twice, 3200
+  %us1 = select i1 %short, i32 %twice, i32 3200
+  br label %check
+awake:
+  %left = atomicrmw sub ptr %sleepers, i64 1 seq_cst
+  br label %done
+done:
+  ret void
+}
+
+define internal void @notify(ptr %word, i64 %value, ptr %sleepers) nounwind {
+entry:
+  store atomic i64 %value, ptr %word seq_cst, align 8
+  %n = load atomic i64, ptr %sleepers seq_cst, align 8
+  %none = icmp eq i64 %n, 0
+  br i1 %none, label %done, label %wake
+wake:
+  call void @wake_all(ptr %word)
+  br label %done
+done:
+  ret void
+}
+
+define i64 @sg_barrier(ptr %context, i64 %n, i64 %vote) nounwind {
+entry:
+  %pool_at = getelementptr i64, ptr %context, i64 $POOL$
+  %pool = load ptr, ptr %pool_at
+  %generation = getelementptr i64, ptr %pool, i64 $GENERATION$
+  %sleepers = getelementptr i64, ptr %pool, i64 $SLEEPERS$
+  %failed = getelementptr i64, ptr %pool, i64 $FAILED$
+  %arrived = getelementptr i64, ptr %pool, i64 $ARRIVED$
+  %seen = load atomic i64, ptr %generation monotonic, align 8
+  %for = icmp ne i64 %vote, 0
+  br i1 %for, label %voting, label %arriving
+voting:
+  store atomic i64 1, ptr %failed monotonic, align 8
+  br label %arriving
+arriving:
+  %others = atomicrmw add ptr %arrived, i64 1 acq_rel
+  %all = add i64 %others, 1
+  %last = icmp eq i64 %all, %n
+  br i1 %last, label %opening, label %waiting
+opening:
+  store atomic i64 0, ptr %arrived monotonic, align 8
+  %next = add i64 %seen, 1
+  call void @notify(ptr %generation, i64 %next, ptr %sleepers)
+  br label %passed
+waiting:
+  %spin_at = getelementptr i64, ptr %pool, i64 $SPIN$
+  %spin = load i64, ptr %spin_at
+  call void @wait_change(ptr %generation, i64 %seen, ptr %sleepers, i64 %spin)
+  br label %passed
+passed:
+  %result = load atomic i64, ptr %failed monotonic, align 8
+  ret i64 %result
+}
+
+define void @sg_worker(ptr %pool, i64 %tid) nounwind {
+entry:
+  %private = alloca [$RUN_WORDS$ x i64], align 64
+  call void @set_arithmetic()
+  %slots = getelementptr i64, ptr %pool, i64 $SLOTS$
+  %offset = mul i64 %tid, $LINE_WORDS$
+  %slot = getelementptr i64, ptr %slots, i64 %offset
+  %asleep = getelementptr i64, ptr %slot, i64 $ASLEEP$
+  %quit_at = getelementptr i64, ptr %pool, i64 $QUIT$
+  %share_at = getelementptr i64, ptr %pool, i64 $SHARE$
+  %context_at = getelementptr i64, ptr %pool, i64 $CONTEXT$
+  %count_at = getelementptr i64, ptr %pool, i64 $COUNT$
+  %spin_at = getelementptr i64, ptr %pool, i64 $SPIN$
+  %idle_at = getelementptr i64, ptr %pool, i64 $IDLE_SPIN$
+  %status_at = getelementptr i64, ptr %private, i64 $STATUS$
+  br label %idle
+idle:
+  %seen = phi i64 [ 0, %entry ], [ %now, %share_done ]
+  %pauses = phi i64 [ 0, %entry ], [ %pauses1, %share_done ]
+  call void @wait_change(ptr %slot, i64 %seen, ptr %asleep, i64 %pauses)
+  %now = add i64 %seen, 1
+  %quit = load atomic i64, ptr %quit_at acquire, align 8
+  %ends = icmp ne i64 %quit, 0
+  br i1 %ends, label %exit, label %work
+work:
+  %share = load ptr, ptr %share_at
+  %context = load ptr, ptr %context_at
+  %n = load i64, ptr %count_at
+  %spin = load i64, ptr %spin_at
+  %budget = load i64, ptr %idle_at
+  %spins = icmp ne i64 %spin, 0
+  %pauses1 = select i1 %spins, i64 %budget, i64 0
+  br label %copy
+copy:
+  %i = phi i64 [ 0, %work ], [ %i1, %copy ]
+  %from = getelementptr i64, ptr %context, i64 %i
+  %word = load i64, ptr %from
+  %to = getelementptr i64, ptr %private, i64 %i
+  store i64 %word, ptr %to
+  %i1 = add i64 %i, 1
+  %more = icmp slt i64 %i1, $RUN_WORDS$
+  br i1 %more, label %copy, label %run
+run:
+  store i64 $STATUS_OK$, ptr %status_at
+  %r = call i32 %share(ptr %private, i64 %tid, i64 %n)
+  br label %report
+report:
+  %j = phi i64 [ 0, %run ], [ %j1, %report ]
+  %kept_at = getelementptr i64, ptr %status_at, i64 %j
+  %kept = load i64, ptr %kept_at
+  %word2 = add i64 %j, $SLOT_STATUS$
+  %said_at = getelementptr i64, ptr %slot, i64 %word2
+  store i64 %kept, ptr %said_at
+  %j1 = add i64 %j, 1
+  %more2 = icmp slt i64 %j1, 3
+  br i1 %more2, label %report, label %share_done
+share_done:
+  %v = call i64 @sg_barrier(ptr %private, i64 %n, i64 0)
+  br label %idle
+exit:
+  ret void
+}
+
+; the smallest (status, element) of all threads goes to the caller's context
+define internal void @merge(ptr %context, ptr %slot) nounwind {
+entry:
+  %status_at = getelementptr i64, ptr %context, i64 $STATUS$
+  %element_at = getelementptr i64, ptr %context, i64 $ELEMENT$
+  %value_at = getelementptr i64, ptr %context, i64 $VALUE$
+  %their_status_at = getelementptr i64, ptr %slot, i64 $SLOT_STATUS$
+  %their_element_at = getelementptr i64, ptr %slot, i64 $SLOT_ELEMENT$
+  %their_value_at = getelementptr i64, ptr %slot, i64 $SLOT_VALUE$
+  %status = load i64, ptr %status_at
+  %element = load i64, ptr %element_at
+  %their_status = load i64, ptr %their_status_at
+  %their_element = load i64, ptr %their_element_at
+  %their_value = load i64, ptr %their_value_at
+  %bad = icmp ne i64 %their_status, $STATUS_OK$
+  %lower = icmp slt i64 %their_status, %status
+  %same = icmp eq i64 %their_status, %status
+  %earlier = icmp slt i64 %their_element, %element
+  %first = and i1 %same, %earlier
+  %before = or i1 %lower, %first
+  %wins = and i1 %bad, %before
+  br i1 %wins, label %take, label %done
+take:
+  store i64 %their_status, ptr %status_at
+  store i64 %their_element, ptr %element_at
+  store i64 %their_value, ptr %value_at
+  br label %done
+done:
+  ret void
+}
+
+define i32 @sg_dispatch(ptr %context, ptr %share) nounwind {
+entry:
+  %pool_at = getelementptr i64, ptr %context, i64 $POOL$
+  %pool = load ptr, ptr %pool_at
+  %taken = cmpxchg ptr %pool, i64 0, i64 1 acquire monotonic
+  %mine = extractvalue { i64, i1 } %taken, 1
+  br i1 %mine, label %owner, label %alone
+alone:
+  %r0 = call i32 %share(ptr %context, i64 0, i64 1)
+  ret i32 %r0
+owner:
+  %wanted_at = getelementptr i64, ptr %context, i64 $THREADS$
+  %wanted = load i64, ptr %wanted_at
+  %workers_at = getelementptr i64, ptr %pool, i64 $WORKERS$
+  %workers = load atomic i64, ptr %workers_at acquire, align 8
+  %most = add i64 %workers, 1
+  %fewer = icmp slt i64 %most, %wanted
+  %n = select i1 %fewer, i64 %most, i64 %wanted
+  %cpus_at = getelementptr i64, ptr %pool, i64 $CPUS$
+  %cpus = load i64, ptr %cpus_at
+  %budget_at = getelementptr i64, ptr %pool, i64 $BARRIER_SPIN$
+  %budget = load i64, ptr %budget_at
+  %crowded = icmp sgt i64 %n, %cpus
+  %spin = select i1 %crowded, i64 0, i64 %budget
+  %share_at = getelementptr i64, ptr %pool, i64 $SHARE$
+  %context_at = getelementptr i64, ptr %pool, i64 $CONTEXT$
+  %count_at = getelementptr i64, ptr %pool, i64 $COUNT$
+  %spin_at = getelementptr i64, ptr %pool, i64 $SPIN$
+  %failed_at = getelementptr i64, ptr %pool, i64 $FAILED$
+  store ptr %share, ptr %share_at
+  store ptr %context, ptr %context_at
+  store i64 %n, ptr %count_at
+  store i64 %spin, ptr %spin_at
+  store atomic i64 0, ptr %failed_at monotonic, align 8
+  %slots = getelementptr i64, ptr %pool, i64 $SLOTS$
+  br label %give
+give:
+  %t = phi i64 [ 1, %owner ], [ %t1, %giving ]
+  %more = icmp slt i64 %t, %n
+  br i1 %more, label %giving, label %run
+giving:
+  %offset = mul i64 %t, $LINE_WORDS$
+  %slot = getelementptr i64, ptr %slots, i64 %offset
+  %asleep = getelementptr i64, ptr %slot, i64 $ASLEEP$
+  %epoch = load atomic i64, ptr %slot monotonic, align 8
+  %next = add i64 %epoch, 1
+  call void @notify(ptr %slot, i64 %next, ptr %asleep)
+  %t1 = add i64 %t, 1
+  br label %give
+run:
+  %r = call i32 %share(ptr %context, i64 0, i64 %n)
+  %v = call i64 @sg_barrier(ptr %context, i64 %n, i64 0)
+  br label %gather
+gather:
+  %u = phi i64 [ 1, %run ], [ %u1, %gathering ]
+  %more2 = icmp slt i64 %u, %n
+  br i1 %more2, label %gathering, label %release
+gathering:
+  %offset2 = mul i64 %u, $LINE_WORDS$
+  %slot2 = getelementptr i64, ptr %slots, i64 %offset2
+  call void @merge(ptr %context, ptr %slot2)
+  %u1 = add i64 %u, 1
+  br label %gather
+release:
+  store atomic i64 0, ptr %pool release, align 8
+  ret i32 %r
+}
+
+define i32 @sg_stop(ptr %pool) nounwind {
+entry:
+  %taken = cmpxchg ptr %pool, i64 0, i64 1 acquire monotonic
+  %mine = extractvalue { i64, i1 } %taken, 1
+  br i1 %mine, label %owner, label %busy
+busy:
+  ret i32 0
+owner:
+  %quit_at = getelementptr i64, ptr %pool, i64 $QUIT$
+  store atomic i64 1, ptr %quit_at seq_cst, align 8
+  %workers_at = getelementptr i64, ptr %pool, i64 $WORKERS$
+  %workers = load atomic i64, ptr %workers_at acquire, align 8
+  %slots = getelementptr i64, ptr %pool, i64 $SLOTS$
+  br label %tell
+tell:
+  %t = phi i64 [ 1, %owner ], [ %t1, %telling ]
+  %more = icmp sle i64 %t, %workers
+  br i1 %more, label %telling, label %done
+telling:
+  %offset = mul i64 %t, $LINE_WORDS$
+  %slot = getelementptr i64, ptr %slots, i64 %offset
+  %asleep = getelementptr i64, ptr %slot, i64 $ASLEEP$
+  %epoch = load atomic i64, ptr %slot monotonic, align 8
+  %next = add i64 %epoch, 1
+  call void @notify(ptr %slot, i64 %next, ptr %asleep)
+  %t1 = add i64 %t, 1
+  br label %tell
+done:
+  ret i32 1
+}
+"""
+
+
+def pool_text(*, futex: bool) -> str:
+    """The pool's LLVM text for this host; without `futex` waiters poll."""
+    machine = platform.machine().lower()
+    if futex:
+        hooks = _FUTEX.format(number=_FUTEX_NUMBERS[machine], wait=_FUTEX_WAIT, wake=_FUTEX_WAKE)
+    else:
+        hooks = _POLL_WINDOWS if sys.platform == "win32" else _POLL_POSIX
+    x86 = machine in ("x86_64", "amd64")
+    common = _COMMON
+    numbers = {word.name: int(word) for word in PoolWord}
+    numbers |= {"ASLEEP": int(SlotWord.ASLEEP), "LINE_WORDS": LINE_WORDS, "STATUS_OK": STATUS_OK}
+    numbers |= {
+        f"SLOT_{word.name}": int(word)
+        for word in (SlotWord.STATUS, SlotWord.ELEMENT, SlotWord.VALUE)
+    }
+    for word in (Word.STATUS, Word.ELEMENT, Word.VALUE, Word.THREADS, Word.POOL):
+        numbers[word.name] = int(word)
+    numbers["RUN_WORDS"] = Word.RUN_LAST + 1
+    for name, number in numbers.items():
+        common = common.replace(f"${name}$", str(number))
+    return hooks + (_X86.format(mxcsr=_MXCSR_DEFAULT) if x86 else _AARCH64) + common
+
+
+def has_futex() -> bool:
+    """Whether waiters can sleep until they are woken."""
+    return sys.platform == "linux" and platform.machine().lower() in _FUTEX_NUMBERS
+
+
+@functools.cache
+def pool_library() -> Library:
+    """The compiled pool; it is never unloaded, since workers may be inside to the end."""
+    futex = has_futex()
+    hook = "syscall" if futex else "Sleep" if sys.platform == "win32" else "usleep"
+    return compile_text(pool_text(futex=futex), EXPORTS, {hook: libc_address(hook)})
