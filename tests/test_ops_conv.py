@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import staticgrad as sg
 from staticgrad.autodiff.reverse import gradients
 from staticgrad.ir.dim import Dim, substitute
 from staticgrad.ir.errors import (
     ArgumentError,
     ArgumentTypeError,
+    BindError,
     DTypeError,
     GraphError,
     ShapeError,
@@ -105,6 +107,18 @@ def test_symbolic_sizes() -> None:
     expected = evaluate([again, *gradients(again, fixed)], fixed, arrays)
     for a, b in zip(symbolic, expected, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_windows_that_do_not_fit_fail_the_call() -> None:
+    x, w = declare("x", ("N", 1, "H", 6), "float64"), np.ones((1, 1, 4, 3))
+    for y in (F.conv2d(x, w).sum(), F.max_pool2d(x, 4).sum(), F.avg_pool2d(x, 4).sum()):
+        for mode in ("native", "reference"):
+            program = sg.compile([x], y, mode=mode)
+            program(np.ones((1, 1, 4, 6)))
+            for size in (0, 2, 3):
+                with pytest.raises(BindError, match="a window over 4 elements does not fit"):
+                    program(np.ones((1, 1, size, 6)))
+    assert not F.conv2d(x, np.ones((1, 1, 3, 3)), padding=2).node.constraints
 
 
 def test_conv_errors() -> None:

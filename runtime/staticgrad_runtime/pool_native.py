@@ -39,25 +39,26 @@ class PoolWord(IntEnum):
     CPUS = 3  # with more threads than these nobody spins
     BARRIER_SPIN = 4  # pauses before a thread sleeps inside a run
     IDLE_SPIN = 5  # and between two runs
-    SHARE = LINE_WORDS  # the job: function, context, threads, pauses of its barriers
-    CONTEXT = LINE_WORDS + 1
-    COUNT = LINE_WORDS + 2
-    SPIN = LINE_WORDS + 3
-    ARRIVED = 2 * LINE_WORDS
-    GENERATION = 3 * LINE_WORDS
-    SLEEPERS = 3 * LINE_WORDS + 1
-    FAILED = 3 * LINE_WORDS + 2
-    SLOTS = 4 * LINE_WORDS  # a line for each thread
+    SPIN = 6  # the pauses of this run's barriers
+    ARRIVED = LINE_WORDS
+    GENERATION = LINE_WORDS + 1
+    SLEEPERS = LINE_WORDS + 2
+    FAILED = LINE_WORDS + 3
+    SLOTS = 2 * LINE_WORDS  # a line for each thread
 
 
 class SlotWord(IntEnum):
-    """Words of a thread's slot."""
+    """Words of a worker's slot: its job, all on one cache line, and what it has found."""
 
     EPOCH = 0  # counts the jobs given to the worker
     ASLEEP = 1
-    STATUS = 2  # as in the context: what its share of the run has found
-    ELEMENT = 3
-    VALUE = 4
+    SHARE = 2  # the job: function, context, threads
+    CONTEXT = 3
+    COUNT = 4
+    PAUSES = 5  # how long to spin for the next one
+    STATUS = 8  # after a failed run, as in the context
+    ELEMENT = 9
+    VALUE = 10
 
 
 EXPORTS = ("sg_dispatch", "sg_barrier", "sg_worker", "sg_stop", "sg_pause")
@@ -251,11 +252,10 @@ entry:
   %slot = getelementptr i64, ptr %slots, i64 %offset
   %asleep = getelementptr i64, ptr %slot, i64 $ASLEEP$
   %quit_at = getelementptr i64, ptr %pool, i64 $QUIT$
-  %share_at = getelementptr i64, ptr %pool, i64 $SHARE$
-  %context_at = getelementptr i64, ptr %pool, i64 $CONTEXT$
-  %count_at = getelementptr i64, ptr %pool, i64 $COUNT$
-  %spin_at = getelementptr i64, ptr %pool, i64 $SPIN$
-  %idle_at = getelementptr i64, ptr %pool, i64 $IDLE_SPIN$
+  %share_at = getelementptr i64, ptr %slot, i64 $SHARE$
+  %context_at = getelementptr i64, ptr %slot, i64 $CONTEXT$
+  %count_at = getelementptr i64, ptr %slot, i64 $COUNT$
+  %pauses_at = getelementptr i64, ptr %slot, i64 $PAUSES$
   %status_at = getelementptr i64, ptr %private, i64 $STATUS$
   br label %idle
 idle:
@@ -270,10 +270,7 @@ work:
   %share = load ptr, ptr %share_at
   %context = load ptr, ptr %context_at
   %n = load i64, ptr %count_at
-  %spin = load i64, ptr %spin_at
-  %budget = load i64, ptr %idle_at
-  %spins = icmp ne i64 %spin, 0
-  %pauses1 = select i1 %spins, i64 %budget, i64 0
+  %pauses1 = load i64, ptr %pauses_at
   br label %copy
 copy:
   %i = phi i64 [ 0, %work ], [ %i1, %copy ]
@@ -287,7 +284,8 @@ copy:
 run:
   store i64 $STATUS_OK$, ptr %status_at
   %r = call i32 %share(ptr %private, i64 %tid, i64 %n)
-  br label %report
+  %fine = icmp eq i32 %r, 0
+  br i1 %fine, label %share_done, label %report
 report:
   %j = phi i64 [ 0, %run ], [ %j1, %report ]
   %kept_at = getelementptr i64, ptr %status_at, i64 %j
@@ -360,15 +358,12 @@ owner:
   %budget = load i64, ptr %budget_at
   %crowded = icmp sgt i64 %n, %cpus
   %spin = select i1 %crowded, i64 0, i64 %budget
-  %share_at = getelementptr i64, ptr %pool, i64 $SHARE$
-  %context_at = getelementptr i64, ptr %pool, i64 $CONTEXT$
-  %count_at = getelementptr i64, ptr %pool, i64 $COUNT$
+  %idle_at = getelementptr i64, ptr %pool, i64 $IDLE_SPIN$
+  %idle = load i64, ptr %idle_at
+  %pauses = select i1 %crowded, i64 0, i64 %idle
   %spin_at = getelementptr i64, ptr %pool, i64 $SPIN$
-  %failed_at = getelementptr i64, ptr %pool, i64 $FAILED$
-  store ptr %share, ptr %share_at
-  store ptr %context, ptr %context_at
-  store i64 %n, ptr %count_at
   store i64 %spin, ptr %spin_at
+  %failed_at = getelementptr i64, ptr %pool, i64 $FAILED$
   store atomic i64 0, ptr %failed_at monotonic, align 8
   %slots = getelementptr i64, ptr %pool, i64 $SLOTS$
   br label %give
@@ -380,6 +375,14 @@ giving:
   %offset = mul i64 %t, $LINE_WORDS$
   %slot = getelementptr i64, ptr %slots, i64 %offset
   %asleep = getelementptr i64, ptr %slot, i64 $ASLEEP$
+  %share_at = getelementptr i64, ptr %slot, i64 $SHARE$
+  %context_at = getelementptr i64, ptr %slot, i64 $CONTEXT$
+  %count_at = getelementptr i64, ptr %slot, i64 $COUNT$
+  %pauses_at = getelementptr i64, ptr %slot, i64 $PAUSES$
+  store ptr %share, ptr %share_at
+  store ptr %context, ptr %context_at
+  store i64 %n, ptr %count_at
+  store i64 %pauses, ptr %pauses_at
   %epoch = load atomic i64, ptr %slot monotonic, align 8
   %next = add i64 %epoch, 1
   call void @notify(ptr %slot, i64 %next, ptr %asleep)
@@ -388,7 +391,8 @@ giving:
 run:
   %r = call i32 %share(ptr %context, i64 0, i64 %n)
   %v = call i64 @sg_barrier(ptr %context, i64 %n, i64 0)
-  br label %gather
+  %fine = icmp eq i32 %r, 0
+  br i1 %fine, label %release, label %gather
 gather:
   %u = phi i64 [ 1, %run ], [ %u1, %gathering ]
   %more2 = icmp slt i64 %u, %n
@@ -447,11 +451,10 @@ def pool_text(*, futex: bool) -> str:
     x86 = machine in ("x86_64", "amd64")
     common = _COMMON
     numbers = {word.name: int(word) for word in PoolWord}
-    numbers |= {"ASLEEP": int(SlotWord.ASLEEP), "LINE_WORDS": LINE_WORDS, "STATUS_OK": STATUS_OK}
-    numbers |= {
-        f"SLOT_{word.name}": int(word)
-        for word in (SlotWord.STATUS, SlotWord.ELEMENT, SlotWord.VALUE)
-    }
+    numbers |= {"LINE_WORDS": LINE_WORDS, "STATUS_OK": STATUS_OK}
+    for slot_word in SlotWord:
+        reports = slot_word >= SlotWord.STATUS  # the context has words of these names as well
+        numbers["SLOT_" * reports + slot_word.name] = int(slot_word)
     for word in (Word.STATUS, Word.ELEMENT, Word.VALUE, Word.THREADS, Word.POOL):
         numbers[word.name] = int(word)
     numbers["RUN_WORDS"] = Word.RUN_LAST + 1

@@ -112,15 +112,21 @@ def check_target(path: str) -> None:
         raise UsageError(f"checkpoint: the folder {shown(folder)} does not exist")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"checkpoint: the folder {shown(folder)} can't be written to")
-    if not os.path.lexists(path):
-        return
-    try:
-        load(path)
-    except (UsageError, StateError) as error:
+    if os.path.lexists(path) and not _is_checkpoint(path):
         raise UsageError(
-            f"checkpoint: {shown(path)} exists and is no checkpoint; it is not overwritten. "
-            f"Choose another file by --checkpoint ({error})"
-        ) from error
+            f"checkpoint: {shown(path)} exists and is no checkpoint, so it is not overwritten; "
+            "choose another file by --checkpoint"
+        )
+
+
+def _is_checkpoint(path: str) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return _MARK in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def restore_order(rng: np.random.Generator, state: Mapping[str, Any], path: str) -> None:

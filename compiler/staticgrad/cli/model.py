@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import linecache
 import os
+import re
 import sys
 import tokenize
 import traceback
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from staticgrad.api.program import Program, graph_cells
-from staticgrad.ir.errors import StaticgradError
+from staticgrad.ir.dtype import dtype
+from staticgrad.ir.errors import StaticgradError, UnsupportedError
 from staticgrad.ir.graph import Graph
 from staticgrad_runtime.state import StateCell
 
@@ -81,10 +83,45 @@ def load_model(path: str, *, seed: int = 0) -> Model:
         raise UsageError(f"{shown(path)}: a model file ends in .py or .sgir")
     random.seed(seed)
     if suffix == ".sgir":
-        from staticgrad.api.files import load_graph
-
-        return Model(shown(name), shown(path), None, load_graph(path))
+        return Model(shown(name), shown(path), None, _read_graph(path))
     return Model(shown(name), shown(path), _build(path))
+
+
+# A statement of a graph's text up to its op, and what is no code in it.
+_STATEMENT = re.compile(r"^\s*%[^=]*=\s*([^\W\d]\w*)\s*\(")
+_NO_CODE = re.compile(r'"(?:[^"\\]|\\.)*"|#.*')
+_TYPE = re.compile(r"\b([a-z]\w*)\[")
+
+
+def _read_graph(path: str) -> Graph:
+    """The graph of a text. Ops and dtypes that don't exist here are listed all at once, where the
+    parser would stop at the first."""
+    from staticgrad.api.files import load_graph
+    from staticgrad.ops.registry import all_ops
+
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines()
+    known, found = all_ops(), []
+    for number, line in enumerate(lines, 1):
+        code = _NO_CODE.sub(lambda m: " " * len(m[0]), line)
+        op = _STATEMENT.match(code)
+        if op and op[1] not in known:
+            found.append(f"op {op[1]!r} (line {number})")
+        found += [f"dtype {d} (line {number})" for d in _TYPE.findall(code) if _is_refused(d)]
+    if found:
+        raise UnsupportedError(f"{shown(path)}: not supported: {', '.join(found)}")
+    return load_graph(path)
+
+
+def _is_refused(name: str) -> bool:
+    """Whether it is a dtype that exists, but not here; what is no dtype at all is the parser's."""
+    try:
+        dtype(name)
+    except UnsupportedError:
+        return True
+    except StaticgradError:
+        return False
+    return False
 
 
 def _build(path: str) -> Program:

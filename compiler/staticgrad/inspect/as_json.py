@@ -9,7 +9,7 @@ from typing import Any
 from staticgrad.ir.dim import Dim, DimLike
 from staticgrad.ir.dtype import DType
 from staticgrad.ir.graph import Graph, subgraphs
-from staticgrad.ir.literal import list_text
+from staticgrad.ir.literal import list_text, readable_path
 from staticgrad.ir.loc import NOWHERE, Locs
 from staticgrad.ir.node import Node, Value
 from staticgrad.ir.printer import INLINE_ELEMS, Names, constant_key
@@ -107,4 +107,4 @@ def _type(t: TensorType) -> dict[str, Any]:
 
 
 def _locs(locs: Locs = NOWHERE) -> list[dict[str, Any]]:
-    return [{"file": x.file, "line": x.line} for x in sorted(locs)]
+    return [{"file": readable_path(x.file), "line": x.line} for x in sorted(locs)]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from staticgrad.ir.graph import Graph, reachable, subgraphs
-from staticgrad.ir.literal import attrs_text, list_text, scalar_text
+from staticgrad.ir.literal import attrs_text, list_text, readable_path, scalar_text
 from staticgrad.ir.loc import Locs
 from staticgrad.ir.node import Node, Value
 from staticgrad.ir.printer import Names, declared_state, is_literal
@@ -160,6 +160,8 @@ class _Drawer:
         if node.op == "constant":
             array = node.payload
             return list_text(array) if array.size <= 4 else "constant"
+        if node.op == "fused":
+            return self._frame_label(node)
         if any(v in self.literals for v in node.operands):
             shown = [self.literals.get(v, "·") for v in node.operands]
             return f"{node.op}({', '.join(shown)})"
@@ -238,4 +240,4 @@ def _contents(node: Node) -> list[str]:
 
 def places_text(locs: Locs) -> str:
     """Whole paths and lines, one a line."""
-    return "\n".join(f"{x.file}:{x.line}" for x in sorted(locs))
+    return "\n".join(f"{readable_path(x.file)}:{x.line}" for x in sorted(locs))

@@ -51,8 +51,7 @@ def to_svg(graph: Graph) -> str:
         path = _path([found.items[n] for n in route])
         lines.append(f'<path{style} marker-end="url(#tip)" d="{path}"/>')
         if arrow.label:
-            end = found.items[route[0]]
-            place = f'x="{end.x + 10:.1f}" y="{end.y + end.height / 2 + 12:.1f}"'
+            place = _label_place(found.items[route[0]], found.items[route[1]])
             lines.append(f'<text class="type" {place}>{escape(arrow.label)}</text>')
     for box, text, item in zip(drawing.boxes, shown, found.items):
         lines += _box(box, text, item)
@@ -110,6 +109,13 @@ def _box(box: Box, lines: list[str], item: Item) -> list[str]:
         y = top + PADDING + LINE_HEIGHT * (k + 0.75)
         found.append(f'<text{style} x="{item.x:.1f}" y="{y:.1f}">{escape(line)}</text>')
     return [*found, "</g>"]
+
+
+def _label_place(source: Item, target: Item) -> str:
+    """Beside an arrow, where it has left its neighbours' common start."""
+    top, bottom = source.y + source.height / 2, target.y - target.height / 2
+    x = source.x + (target.x - source.x) * 0.65
+    return f'x="{x + 8:.1f}" y="{top + (bottom - top) * 0.6:.1f}"'
 
 
 def _path(items: list[Item]) -> str:

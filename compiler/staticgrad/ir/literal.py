@@ -143,11 +143,20 @@ def attrs_text(attrs: Mapping[str, Any], skip: Iterable[str] = ()) -> str:
 # --- locations ------------------------------------------------------------------------------------
 
 
+def readable_path(file: str) -> str:
+    """A path that an ASCII locale has read byte by byte, in the letters that it is written in."""
+    try:
+        return file.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:  # bytes that are no UTF-8 stay as Python escapes them
+        return file
+
+
 class FileTable:
     """Short names of files: as many of a path's last parts as tell it from the others."""
 
     def __init__(self, files: Iterable[str]) -> None:
-        parts = {f: f.replace(os.sep, "/").split("/") for f in dict.fromkeys(files)}
+        known = dict.fromkeys(readable_path(f) for f in files)
+        parts = {f: f.replace(os.sep, "/").split("/") for f in known}
         by_base: dict[str, list[str]] = {}
         for f, p in parts.items():
             by_base.setdefault(p[-1], []).append(f)
@@ -177,7 +186,9 @@ class FileTable:
 
     def text(self, locs: Locs) -> str:
         """`@model.py:12 @model.py:13`"""
-        return " ".join(f"@{_file_word(self.aliases[x.file])}:{x.line}" for x in sorted(locs))
+        return " ".join(
+            f"@{_file_word(self.aliases[readable_path(x.file)])}:{x.line}" for x in sorted(locs)
+        )
 
 
 def _file_word(alias: str) -> str:

@@ -17,6 +17,9 @@ from .loc import Locs, locs_text
 from .node import DimEquality, Node, Value
 from .types import TensorType
 
+# What the reference interpreter adds to a node's attributes.
+_CONTEXT = frozenset(("dims", "payload"))
+
 
 class OpRecord(Protocol):
     """What is asked of an op's record."""
@@ -203,6 +206,7 @@ def call_problem(record: OpRecord, count: int, attrs: frozenset[str]) -> str | N
         signature = inspect.signature(function)
     except ValueError:  # a function in C that does not tell
         return None
+    attrs |= _CONTEXT & set(signature.parameters)
     try:
         signature.bind(*[None] * count, **dict.fromkeys(attrs))
     except TypeError as error:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dim import Dim, DimLike, Shape, floor_div
+from staticgrad.ir.dim import Dim, DimLike, Shape, dim_max, floor_div
 from staticgrad.ir.errors import ArgumentError, DTypeError, ShapeError, UnsupportedError
 from staticgrad.ir.types import TensorType
 
@@ -25,6 +25,7 @@ from .convert import promoted
 from .lowering import Product
 from .registry import Attrs, Op, Sample, Tolerance, Types, apply, register, require_equal
 from .samples import random_array
+from .slicing import never_negative
 from .tensor import Tensor
 
 Array = np.ndarray[Any, Any]
@@ -39,7 +40,8 @@ def window_count(
     """The number of windows along one dim: `(size + low + high - reach) // stride + 1`, where a
     window reaches over `dilation*(kernel - 1) + 1` elements.
 
-    Raises `ShapeError` where the window is known to be wider than the padded dim.
+    Raises `ShapeError` where the window is known to be wider than the padded dim; where that depends
+    on a symbolic size, the call is asked.
     """
     reach = dilation * (kernel - 1) + 1
     room = size + sum(padding) - reach
@@ -47,6 +49,10 @@ def window_count(
         raise ShapeError(
             f"a window of {kernel} with dilation {dilation} reaches over {reach} elements, but the "
             f"padded dim has {size + sum(padding)} (size {size}, padding {padding})"
+        )
+    if not never_negative(room):
+        require_equal(
+            dim_max(room, 0), room, f"a window over {reach} elements does not fit the size {size}"
         )
     return floor_div(room, stride) + 1
 

@@ -11,10 +11,9 @@ The canonical form, which the passes after this one match and no other:
 
 - Operands of a commutative op stand in order of first appearance, numbers last. (A *number* is a
   constant of one element, also broadcast: `3.0`.)
-- A product has at most one number, at its root: `multiply(multiply(a, b), 6.0)`, or at an operand
-  that is smaller than the product. Numbers move through products only between 2**-16 and 2**16, so
-  that what was scaled on purpose stays so. Products of different tensors are not regrouped: that
-  could overflow where the written order does not.
+- Numbers that are multiplied one after another are one; those from 1 to 2**8 stand at the root of a
+  product: `multiply(multiply(a, b), 6.0)`. Smaller ones stay where they are, and products of
+  different tensors are not regrouped: that could overflow where the written order does not.
 - Powers of one base by 2, 3 and 4 are `square(x)`, `multiply(x, square(x))`, `square(square(x))`;
   by -1 and -2 `reciprocal(x)`, `square(reciprocal(x))`; by 1/2 `sqrt`, put right at -inf and -0.
 - Signs: no `negative` below a product or quotient, no sum with a negative operand (`subtract`), no
@@ -51,9 +50,10 @@ from staticgrad.rewrite.pattern import (
     Numbering,
     constant_of,
     fitted,
+    is_normal,
     make,
     merged,
-    moderate,
+    moves_out,
     number,
     numbered,
     spread,
@@ -185,35 +185,21 @@ def _coefficient(x: Value) -> tuple[Value, Any]:
 
 
 def _coefficients(node: Node) -> Found:
-    """multiply(multiply(a, 2.0), b) -> multiply(multiply(a, b), 2.0), or where b has fewer elements
-    multiply(a, multiply(b, 2.0)); multiply(negative(a), b) -> negative(multiply(a, b))"""
+    """multiply(multiply(a, 2.0), b) -> multiply(multiply(a, b), 2.0), unless the operand is smaller
+    than the product; multiply(negative(a), b) -> negative(multiply(a, b))"""
     a, b = node.operands
     if number(a) is not None or number(b) is not None:
         return None
     shape = node.types[0].shape
-    dtype = a.dtype
-    (x, cx), (y, cy) = (_coefficient(v) if v.shape == shape else (v, None) for v in (a, b))
-    if cx is not None and not _movable(cx, dtype):
-        x, cx = a, None
-    if cy is not None and not _movable(cy, dtype):
-        y, cy = b, None
-    if cx is None and cy is None:
-        return None
-    c = cx if cy is None else cy if cx is None else merged(cx, cy, dtype)
-    if c is None:
-        return None
-    if c == -1:
-        return [make("negative", make("multiply", x, y))]
-    constant = constant_of(c, dtype)
-    if x.shape != shape:
-        return [make("multiply", y, make("multiply", x, constant))]
-    if y.shape != shape:
-        return [make("multiply", x, make("multiply", y, constant))]
-    return [make("multiply", make("multiply", x, y), constant)]
-
-
-def _movable(c: Any, dtype: DType) -> bool:
-    return dtype.is_integer or moderate(c)
+    for x, y in ((a, b), (b, a)):
+        inner, c = _coefficient(x)
+        if c is None or x.shape != shape or not moves_out(c, x.dtype):
+            continue
+        product = make("multiply", inner, y)
+        if c == -1:
+            return [make("negative", product)]
+        return [make("multiply", product, constant_of(c, x.dtype))]
+    return None
 
 
 def _integer_chain(node: Node) -> Found:
@@ -297,12 +283,12 @@ def _even(node: Node) -> Found:
 
 def _scaled_square(node: Node) -> Found:
     """square(multiply(x, 3.0)) -> multiply(square(x), 9.0)"""
-    inner = node.operands[0].node
+    inner, dtype = node.operands[0].node, node.types[0].dtype
     if inner.op != "multiply":
         return None
     c = number(inner.operands[1])
-    product = None if c is None else merged(c, c, node.types[0].dtype)
-    if product is None:
+    product = None if c is None else merged(c, c, dtype)
+    if product is None or not moves_out(product, dtype):
         return None
     squared = make("square", inner.operands[0])
     return fitted(make("multiply", squared, constant_of(product, squared.dtype)), node)
@@ -451,8 +437,9 @@ class _Terms:
                 total = np.add(cx, cy)
         else:
             # Of one sign only: else inf - inf would become 0 * inf or a finite number times inf.
-            total = dtype.numpy.type(float(cx) + float(cy))
-            if not moderate(cx, cy, total) or (cx < 0) != (cy < 0):
+            with np.errstate(over="ignore"):
+                total = np.add(cx, cy)
+            if not is_normal(total) or (cx < 0) != (cy < 0):
                 return None
         return [make("multiply", x, constant_of(total, dtype))]
 

@@ -25,6 +25,7 @@ from staticgrad.ir.dim import Dim, DimLike, Shape
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.loc import Locs, use_locs
 from staticgrad.ir.node import Node, Value
+from staticgrad.kernels.cost import COST
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Generate, Leaf, Pointwise, Product, Reduction, View
 
@@ -361,8 +362,6 @@ class _Fusion:
 
 
 def is_heavy(node: Node) -> bool:
-    from staticgrad.codegen.scalar import COST
-
     return COST.get(node.op, 1) >= 8 or "random" in registry.get(node.op).traits
 
 

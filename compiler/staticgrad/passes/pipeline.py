@@ -16,11 +16,14 @@ from staticgrad.ir.errors import ArgumentError, StaticgradError, VerifyError
 from staticgrad.ir.graph import Graph
 from staticgrad.rewrite.driver import RewriteLoopError
 
+from .canonicalize import canonicalize
 from .cse import cse
 from .dce import dce
 from .expand import expand
 from .fuse import fuse
 from .mode import bind_mode
+from .simplify import simplify
+from .stabilize import stabilize
 
 Observe = Callable[[int, str, Graph], None]
 
@@ -48,7 +51,11 @@ class Pass:
 
 PASSES: tuple[Pass, ...] = (
     Pass("bind_mode", "required", lambda g, o: bind_mode(g, o.training)),
+    Pass("canonicalize", "defining", lambda g, o: canonicalize(g)),
+    Pass("stabilize", "defining", lambda g, o: stabilize(g)),
     Pass("expand", "required", lambda g, o: expand(g)),
+    Pass("canonicalize", "defining", lambda g, o: canonicalize(g)),
+    Pass("simplify", "defining", lambda g, o: simplify(g)),
     Pass("cse", "preserving", lambda g, o: cse(g)),
     Pass("dce", "preserving", lambda g, o: dce(g)),
     Pass("fuse", "preserving", lambda g, o: fuse(g)),
@@ -119,10 +126,10 @@ def _run(step: Pass, graph: Graph, options: Options, verify: bool) -> Graph:
 
 
 def _verify(graph: Graph) -> None:
-    from staticgrad.ir.verify import verify_graph
+    from staticgrad.ir.verify import infer_by, verify_graph
     from staticgrad.ops import registry
 
-    verify_graph(graph, lambda op, types, attrs: registry.get(op).infer(types, attrs))
+    verify_graph(graph, infer_by(registry))
 
 
 def _failure(step: Pass, graph: Graph, options: Options, error: Exception) -> PassError:

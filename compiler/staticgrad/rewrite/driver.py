@@ -61,10 +61,7 @@ def rebuilt(node: Node, operands: Sequence[Value], attrs: Any = None) -> Node:
             return node
         if all(a.node.types[a.index] == b.node.types[b.index] for a, b in zip(operands, old)):
             # The types are what they were: no need to infer them again (9 us a node).
-            return Node(
-                node.op, operands, node.attrs, node.types, node.locs, node.payload,
-                node.constraints, type(node.results[0]) if node.results else Value,
-            )  # fmt: skip
+            return registry.clone(node, operands, node.locs)
         attrs = node.attrs
     return registry.make(node.op, operands, attrs, payload=node.payload, locs=node.locs)
 

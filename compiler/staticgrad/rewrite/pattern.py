@@ -15,9 +15,10 @@ from staticgrad.ops import registry
 
 from .driver import Rule
 
-# Digits that a number may shift a product by when it moves through it: outside of 2**-16 .. 2**16
-# a float32 product that was scaled on purpose could overflow where it did not before.
-_MODERATE = 2.0**16
+# Numbers up to this size move to the root of a product: what is below gets smaller, so nothing
+# overflows that did not before, and a subnormal product loses at most half of this in last places.
+# Numbers below 1 stay where they are: `x * (0.5 * y)` may be finite where `x * y` is not.
+_MODERATE = 2.0**8
 
 _SPREADS = frozenset(("broadcast_to", "reshape"))
 
@@ -42,7 +43,11 @@ class Numbering:
         return self._numbers[v.node], v.index
 
     def same(self, a: Value, b: Value) -> bool:
-        return a is b or (a.index == b.index and self._numbers[a.node] == self._numbers[b.node])
+        """Whether two values are equal; of nodes that are not final yet, whether they are one."""
+        if a is b or a.index != b.index:
+            return a is b
+        number = self._numbers.get(a.node)
+        return number is not None and number == self._numbers.get(b.node)
 
     def _key(self, node: Node) -> Hashable:
         numbers = self._numbers
@@ -145,18 +150,22 @@ def constant_of(value: Any, dtype: DType) -> Value:
     return registry.make("constant", (), attrs, payload=held).results[0]
 
 
-def moderate(*values: Any) -> bool:
-    """Whether a product of floats may be multiplied by the numbers in another order."""
-    return all(1.0 / _MODERATE <= abs(float(v)) <= _MODERATE for v in values)
+def moves_out(c: Any, dtype: DType) -> bool:
+    """Whether `(x * c) * y` may become `(x * y) * c`."""
+    return dtype.is_integer or 1.0 <= abs(float(c)) <= _MODERATE
 
 
 def merged(a: Any, b: Any, dtype: DType) -> Any:
-    """The product of two numbers of `dtype` if rules may use it in their place, else None."""
-    if dtype.is_integer:
-        with np.errstate(over="ignore"):
-            return dtype.numpy.type(np.multiply(a, b))
-    product = float(a) * float(b)
-    return dtype.numpy.type(product) if moderate(a, b, product) else None
+    """The product of two numbers of `dtype` if `x * a * b` may become `x * (a * b)`, else None: a
+    product of numbers that overflows or loses digits would, where `x` makes up for it."""
+    with np.errstate(over="ignore", under="ignore"):
+        product = dtype.numpy.type(np.multiply(a, b))
+    return product if dtype.is_integer or is_normal(product) else None
+
+
+def is_normal(c: Any) -> bool:
+    """Neither zero nor subnormal, infinite or NaN."""
+    return bool(np.isfinite(c)) and bool(abs(c) >= np.finfo(c.dtype).tiny)
 
 
 # --- making nodes ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ divided by a softmax that may have underflowed to 0, then multiplied by it again
     ct / sum(exp(x)) * exp(x)                 ct * softmax(x)
     ct / (1 + exp(x)) * exp(x)                ct * sigmoid(x)
     ct / (1 + exp(x))                         ct * sigmoid(-x)
+    ct / (exp(x) + exp(y)) * exp(x)           ct * sigmoid(x - y)
 
 are identities of the reals, as exp, softmax, sigmoid and their sums are never 0; what they become
 holds where the written form is 0 * inf.
@@ -31,8 +32,9 @@ _CANCELS = frozenset(("exp", "softmax", "sigmoid"))
 
 @dataclass(eq=False)
 class Factor:
-    """One factor. `kind` is "exp", "softmax", "sigmoid", "sum" (of exp), "one_plus" (exp) or
-    "other"; of all but the last `x` is the argument, times `scale` for sigmoid and one_plus.
+    """One factor. `kind` is "exp", "softmax", "sigmoid", "sum" (of exp), "one_plus" (exp), "pair"
+    (of exp, added) or "other"; of all but the last `x` is the argument, times `scale` for sigmoid
+    and one_plus, and for a pair both arguments.
 
     `value` is None for factors that the graph doesn't have yet. `shape` is that of a reshape which
     restores reduced dims.
@@ -164,6 +166,8 @@ def _factor(v: Value, shape: Shape | None) -> Factor:
         if is_one_plus_exp(v):
             x, scale = split_scale(node.operands[0].node.operands[0])
             return Factor("one_plus", v, x, scale=scale)
+        if node.op == "add" and all(o.node.op == "exp" for o in node.operands):
+            return Factor("pair", v, tuple(o.node.operands[0] for o in node.operands))
     exponent = sum_of_exp(v)
     if exponent is not None:
         axes: tuple[int, ...] = node.attrs["axes"]
@@ -189,6 +193,8 @@ class Cancelling:
     def equal(self, a: Factor, b: Factor) -> bool:
         if a.kind != b.kind or a.kind == "other":
             return False
+        if a.kind == "pair":
+            return all(self.numbering.same(v, w) for v, w in zip(a.x, b.x))
         return a.axes == b.axes and a.scale == b.scale and self.numbering.same(a.x, b.x)
 
     def reduced(self, f: Factors) -> Factors | None:
@@ -229,6 +235,8 @@ class Cancelling:
                 if a.kind == "exp" and self.numbering.same(a.x, d.x):
                     above[i] = Factor("softmax", None, d.x, d.axes)
                     return True
+        if d.kind == "pair":
+            return self._share(d, above)
         if d.kind == "one_plus":
             for i, a in enumerate(above):
                 if a.kind == "exp":
@@ -238,6 +246,15 @@ class Cancelling:
                         return True
             above.append(Factor("sigmoid", None, d.x, scale=-d.scale))
             return True
+        return False
+
+    def _share(self, d: Factor, above: list[Factor]) -> bool:
+        """exp(x) / (exp(x) + exp(y)) is sigmoid(x - y)."""
+        for x, y in (d.x, d.x[::-1]):
+            for i, a in enumerate(above):
+                if a.kind == "exp" and self.numbering.same(a.x, x):
+                    above[i] = Factor("other", make("sigmoid", make("subtract", x, y)))
+                    return True
         return False
 
     def distributed(self, f: Factors) -> list[tuple[Factors, bool]] | None:
