@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from staticgrad.cli import main
 
 MODELS = Path(__file__).parent / "cli_models"

@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-
 import staticgrad as sg
 
 from .cli_help import Cli

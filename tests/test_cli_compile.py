@@ -7,7 +7,6 @@ import re
 
 import numpy as np
 import pytest
-
 import staticgrad as sg
 from staticgrad.api.compile import LATE_PASSES
 from staticgrad.api.dump import dump_stages

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 import staticgrad as sg
 from staticgrad.api.files import load_graph
 
@@ -157,7 +156,7 @@ def test_a_graphs_text_with_a_mistake(cli, tmp_path):
         (["x=[[1],[2,3]]", "k=1"], "--input x: the list is not regular"),
         (['x=["a"]', "k=1"], "--input x: expected a list of numbers"),
         (["x=[[1,2,3]]", "k=1"], "expected shape (N, 2)"),
-        (["x=[[1,2]]", "k=true"], "expected float32"),
+        (["x=[[1,2]]", "k=[1]"], "expected 0 dims"),
         (["x=@no.npy", "k=1"], "--input x: no.npy: there is no such file"),
         (["x=@affine.py", "k=1"], "--input x: affine.py: expected .npy, .npz or .csv"),
         (["x=@x.npy#y", "k=1"], "only .npz files hold several arrays"),

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from staticgrad_runtime import checkpoint
-
 import staticgrad as sg
+from staticgrad_runtime import checkpoint
 
 from .cli_help import DESCENT, MODELS, TWO_MOONS, Cli, Terminal, write_model
 

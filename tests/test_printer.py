@@ -285,7 +285,7 @@ def test_nan_payloads(bits: int) -> None:
     round_trip(Graph([], [constant_array(array)]))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.integers(0, 2**32 - 1))
 def test_every_float32_is_exact_in_text(bits: int) -> None:
     array = np.array(bits, "uint32").view("float32")
@@ -447,7 +447,7 @@ def grown(children: st.SearchStrategy) -> st.SearchStrategy:
     )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=200)
 @given(st.recursive(LEAVES, grown, max_leaves=8))
 def test_sizes_read_back_as_they_are(d: object) -> None:
     lexer = Lexer(str(d))
@@ -472,7 +472,7 @@ PLAIN = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=300)
 @given(PLAIN)
 def test_attributes_read_back_as_they_are(value: object) -> None:
     found = Lexer(attr_text(value)).attr_value()
@@ -480,7 +480,7 @@ def test_attributes_read_back_as_they_are(value: object) -> None:
     assert repr(found) == repr(value)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.text())
 def test_strings_read_back_as_they_are(text: str) -> None:
     quoted = quote(text)

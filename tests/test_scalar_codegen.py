@@ -16,6 +16,7 @@ from staticgrad.codegen.scalar import emit_scalar
 from staticgrad.codegen.target import host_target
 from staticgrad.ir.dtype import ALL, dtype
 from staticgrad.ir.errors import UnsupportedError
+from staticgrad.kernels.cost import COST
 from staticgrad.kernels.ir import Call, Expr, Ref
 from staticgrad.ops.convert import reference_astype
 from staticgrad.ops.lowering import Pointwise
@@ -437,10 +438,10 @@ def test_record(op: Op) -> None:
 
 
 def test_costs_are_of_known_operations() -> None:
-    unknown = [op for op in scalar.COST if not scalar.is_known(op)]
-    unpriced = [op for op in scalar.FUNCTIONS if op not in scalar.COST]
+    unknown = [op for op in COST if not scalar.is_known(op)]
+    unpriced = [op for op in scalar.FUNCTIONS if op not in COST]
     assert not unknown and not unpriced
-    assert all(c >= 1 for c in scalar.COST.values())
+    assert all(c >= 1 for c in COST.values())
 
 
 @pytest.mark.parametrize(

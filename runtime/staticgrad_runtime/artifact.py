@@ -76,13 +76,15 @@ class ConstantSpec:
 
 @dataclass(frozen=True)
 class BufferSpec:
-    """Memory of the program. Temps live from step `first` to step `last`, both included."""
+    """Memory of the program. Temps live from step `first` to step `last`, both included. Of
+    `per_thread` temps each thread has `size_bytes` of its own, from a multiple of 64 on."""
 
     kind: str
     size_bytes: Dim
     first: int = 0
     last: int = 0
     align: int = 64
+    per_thread: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,14 @@ class MessageSpec:
 
 @dataclass(frozen=True)
 class CostSpec:
-    """Cost formulas of one run."""
+    """Cost formulas of one run: `ns` on one thread, of which `shared_ns` is shared among several,
+    who then meet `barriers` times."""
 
     flops: Dim = 0
     bytes: Dim = 0
     ns: Dim = 0
+    shared_ns: Dim = 0
+    barriers: int = 0
 
 
 @dataclass
@@ -187,13 +192,15 @@ class Manifest:
                 raise ArtifactError(f"buffer {index} of kind {buffer.kind!r} has no owner")
             if buffer.kind == "temp" and buffer.last < buffer.first:
                 raise ArtifactError(f"buffer {index} dies before it is born")
+            if buffer.per_thread and buffer.kind != "temp":
+                raise ArtifactError(f"buffer {index} of kind {buffer.kind!r} is per thread")
             if buffer.align not in (1, 2, 4, 8, 16, 32, 64):
                 raise ArtifactError(f"buffer {index}: alignment {buffer.align} is not supported")
             validate_dim(buffer.size_bytes, self.dims)
         for constraint in self.constraints:
             validate_dim(constraint.left, self.dims)
             validate_dim(constraint.right, self.dims)
-        for formula in (self.cost.flops, self.cost.bytes, self.cost.ns):
+        for formula in (self.cost.flops, self.cost.bytes, self.cost.ns, self.cost.shared_ns):
             validate_dim(formula, self.dims)
         if self.single and len(self.outputs) != 1:
             raise ArtifactError(f"a single output, but {len(self.outputs)} are listed")

@@ -21,6 +21,7 @@ from .context import (
 )
 from .layout import NativeInterface, data_address, descriptor_address
 from .state import StateCell
+from .workers import pool
 
 Words = NDArray[np.int64]
 
@@ -111,6 +112,13 @@ class CallContext:
         _fill(self._input_shapes, binding.input_shapes)
         _fill(self._output_shapes, binding.output_shapes)
         self.words[Word.RELEASE_GIL] = binding.release_gil
+        self.words[Word.THREADS] = binding.threads
+        self.words[Word.PATIENT] = binding.patient
+        if binding.threads > 1:
+            workers = pool(binding.threads)
+            self.words[Word.POOL] = workers.address
+            self.words[Word.DISPATCH] = workers.dispatch
+            self.words[Word.BARRIER] = workers.barrier
         self.binding = binding
 
     def point(self, specs: Sequence[InputSpec | OutputSpec], arrays: Sequence[Any]) -> None:

@@ -17,7 +17,8 @@ address: all come from here.
           those threads. Thread 0 gets this context, each other one a private copy of the first 16
           words with a status of its own; the smallest (status, element) of all is in words 2-4 then
     8     `i64 sg_barrier(ptr context, i64 n, i64 vote)`: the or of all threads' votes, to all of them
-    9-15  reserved for `sg_run`
+    9     1 where the run is long enough to wait for workers that sleep
+    10-15 reserved for `sg_run`
     16-   `sg_entry`, see `Word`
 
 `i32 sg_run(ptr context)` returns 0, or another value where it failed before its commit point.
@@ -43,6 +44,7 @@ class Word(IntEnum):
     POOL = 6
     DISPATCH = 7
     BARRIER = 8
+    PATIENT = 9
     RUN_LAST = 15
     BUSY = 16  # 1 while a call uses this context
     RELEASE_GIL = 17  # 1 where the bound cost exceeds GIL_RELEASE_NS

@@ -30,6 +30,7 @@ from .errors import BindError, ExecutionError, StateError
 from .layout import Head, is_native_class, native_class, native_interface, set_call
 from .loader import Library, check_host
 from .state import CellLocks, StateCell
+from .workers import thread_count
 
 FailureHook = Callable[[int, int, int, Sequence[Array]], None]
 
@@ -49,6 +50,7 @@ class Executable(Head):
     `cells` are the state cells in the manifest's order. `extra_symbols` maps names that the object
     code may use beside the C library's three to addresses, which must outlive the executable.
     `native=False` keeps the native entry out (a program whose steps call back into Python).
+    `threads` is how many a run may use, see `workers.thread_count`.
 
     A call takes the inputs in order or by name and returns an array, or a tuple of arrays, that
     own their memory. `out=` takes arrays to write to instead (one array for a single output, else
@@ -92,6 +94,7 @@ class Executable(Head):
         *,
         extra_symbols: Mapping[str, int] | None = None,
         native: bool = True,
+        threads: int | None = None,
     ) -> None:
         manifest = artifact.manifest
         check_host(manifest.triple, manifest.features)
@@ -103,7 +106,7 @@ class Executable(Head):
         self._written = [cell for cell, spec in zip(cells, manifest.state) if spec.written]
         self._locks = CellLocks((cell, spec.written) for cell, spec in zip(cells, manifest.state))
         self._constants = _load_constants(artifact)
-        self._binder = Binder(manifest)
+        self._binder = Binder(manifest, thread_count(threads))
         self._bindings: dict[tuple[int, ...], Binding] = {}
         self._by_shapes: dict[tuple[Shape, ...], Binding] = {}
         names = (RUN_SYMBOL, CALL_SYMBOL, ENTRY_SYMBOL)

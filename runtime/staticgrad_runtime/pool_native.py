@@ -7,6 +7,9 @@ itself as a sleeper *before* it looks at the word again, a notifier looks at tha
 has stored the word (both sequentially consistent): one of the two sees the other, so no wake is
 lost.
 
+A program that is too short to wait for sleeping workers runs alone and wakes them, so that its next
+call finds them spinning.
+
     i32  sg_dispatch(ptr context, ptr share)     share: i32 (ptr context, i64 tid, i64 n)
     i64  sg_barrier(ptr context, i64 n, i64 vote)    returns the or of all votes of this run so far
     void sg_worker(ptr pool, i64 tid)            returns after `sg_stop`
@@ -71,10 +74,12 @@ _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # private to the process
 _FUTEX = """
 declare i64 @syscall(i64, ...)
 
-define internal void @sleep_on(ptr %word, i64 %seen, i32 %us) nounwind {{
+; sleeps while the low half of *word is that of %seen; true after a wake
+define internal i1 @sleep_on(ptr %word, i64 %seen, i32 %us) nounwind {{
   %low = trunc i64 %seen to i32
   %r = call i64 (i64, ...) @syscall(i64 {number}, ptr %word, i32 {wait}, i32 %low, ptr null)
-  ret void
+  %woken = icmp eq i64 %r, 0
+  ret i1 %woken
 }}
 
 define internal void @wake_all(ptr %word) nounwind {{
@@ -86,9 +91,9 @@ define internal void @wake_all(ptr %word) nounwind {{
 _POLL_POSIX = """
 declare i32 @usleep(i32)
 
-define internal void @sleep_on(ptr %word, i64 %seen, i32 %us) nounwind {
+define internal i1 @sleep_on(ptr %word, i64 %seen, i32 %us) nounwind {
   %r = call i32 @usleep(i32 %us)
-  ret void
+  ret i1 false
 }
 
 define internal void @wake_all(ptr %word) nounwind {
@@ -99,10 +104,10 @@ define internal void @wake_all(ptr %word) nounwind {
 _POLL_WINDOWS = """
 declare void @Sleep(i32)
 
-define internal void @sleep_on(ptr %word, i64 %seen, i32 %us) nounwind {
+define internal i1 @sleep_on(ptr %word, i64 %seen, i32 %us) nounwind {
   %ms = udiv i32 %us, 1000
   call void @Sleep(i32 %ms)
-  ret void
+  ret i1 false
 }
 
 define internal void @wake_all(ptr %word) nounwind {
@@ -159,12 +164,12 @@ done:
   ret void
 }
 
-; returns when *word differs from %seen
+; returns when *word differs from %seen; one that is woken before that spins again at first
 define internal void @wait_change(ptr %word, i64 %seen, ptr %sleepers, i64 %spin) nounwind {
 entry:
   br label %look
 look:
-  %i = phi i64 [ 0, %entry ], [ %i1, %again ]
+  %i = phi i64 [ 0, %entry ], [ %i1, %again ], [ 0, %nudged ]
   %v = load atomic i64, ptr %word acquire, align 8
   %same = icmp eq i64 %v, %seen
   br i1 %same, label %stay, label %done
@@ -184,11 +189,14 @@ check:
   %same2 = icmp eq i64 %v2, %seen
   br i1 %same2, label %block, label %awake
 block:
-  call void @sleep_on(ptr %word, i64 %seen, i32 %us)
+  %woken = call i1 @sleep_on(ptr %word, i64 %seen, i32 %us)
   %twice = shl i32 %us, 1
   %short = icmp ult i32 %twice, 3200
   %us1 = select i1 %short, i32 %twice, i32 3200
-  br label %check
+  br i1 %woken, label %nudged, label %check
+nudged:
+  %others = atomicrmw sub ptr %sleepers, i64 1 seq_cst
+  br label %look
 awake:
   %left = atomicrmw sub ptr %sleepers, i64 1 seq_cst
   br label %done
@@ -340,6 +348,7 @@ entry:
   %pool = load ptr, ptr %pool_at
   %taken = cmpxchg ptr %pool, i64 0, i64 1 acquire monotonic
   %mine = extractvalue { i64, i1 } %taken, 1
+  %slots = getelementptr i64, ptr %pool, i64 $SLOTS$
   br i1 %mine, label %owner, label %alone
 alone:
   %r0 = call i32 %share(ptr %context, i64 0, i64 1)
@@ -352,6 +361,35 @@ owner:
   %most = add i64 %workers, 1
   %fewer = icmp slt i64 %most, %wanted
   %n = select i1 %fewer, i64 %most, i64 %wanted
+  %patient_at = getelementptr i64, ptr %context, i64 $PATIENT$
+  %patient = load i64, ptr %patient_at
+  %waits = icmp ne i64 %patient, 0
+  br i1 %waits, label %publish, label %survey
+survey:
+  %s = phi i64 [ 1, %owner ], [ %s1, %counting ], [ %s1, %nudging ]
+  %sum = phi i64 [ 0, %owner ], [ %sum1, %counting ], [ %sum1, %nudging ]
+  %unseen = icmp slt i64 %s, %n
+  br i1 %unseen, label %counting, label %surveyed
+counting:
+  %s1 = add i64 %s, 1
+  %offset0 = mul i64 %s, $LINE_WORDS$
+  %slot0 = getelementptr i64, ptr %slots, i64 %offset0
+  %asleep0 = getelementptr i64, ptr %slot0, i64 $ASLEEP$
+  %sleeps = load atomic i64, ptr %asleep0 monotonic, align 8
+  %sum1 = add i64 %sum, %sleeps
+  %up = icmp eq i64 %sleeps, 0
+  br i1 %up, label %survey, label %nudging
+nudging:
+  call void @wake_all(ptr %slot0)
+  br label %survey
+surveyed:
+  %all_up = icmp eq i64 %sum, 0
+  br i1 %all_up, label %publish, label %impatient
+impatient:
+  store atomic i64 0, ptr %pool release, align 8
+  %r1 = call i32 %share(ptr %context, i64 0, i64 1)
+  ret i32 %r1
+publish:
   %cpus_at = getelementptr i64, ptr %pool, i64 $CPUS$
   %cpus = load i64, ptr %cpus_at
   %budget_at = getelementptr i64, ptr %pool, i64 $BARRIER_SPIN$
@@ -365,10 +403,9 @@ owner:
   store i64 %spin, ptr %spin_at
   %failed_at = getelementptr i64, ptr %pool, i64 $FAILED$
   store atomic i64 0, ptr %failed_at monotonic, align 8
-  %slots = getelementptr i64, ptr %pool, i64 $SLOTS$
   br label %give
 give:
-  %t = phi i64 [ 1, %owner ], [ %t1, %giving ]
+  %t = phi i64 [ 1, %publish ], [ %t1, %giving ]
   %more = icmp slt i64 %t, %n
   br i1 %more, label %giving, label %run
 giving:
@@ -455,7 +492,8 @@ def pool_text(*, futex: bool) -> str:
     for slot_word in SlotWord:
         reports = slot_word >= SlotWord.STATUS  # the context has words of these names as well
         numbers["SLOT_" * reports + slot_word.name] = int(slot_word)
-    for word in (Word.STATUS, Word.ELEMENT, Word.VALUE, Word.THREADS, Word.POOL):
+    for word in (Word.STATUS, Word.ELEMENT, Word.VALUE, Word.THREADS, Word.POOL,
+                 Word.PATIENT):  # fmt: skip
         numbers[word.name] = int(word)
     numbers["RUN_WORDS"] = Word.RUN_LAST + 1
     for name, number in numbers.items():

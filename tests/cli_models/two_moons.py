@@ -1,7 +1,6 @@
 """A small classifier with dropout, momentum and a schedule: all that a checkpoint must hold."""
 
 import numpy as np
-
 import staticgrad as sg
 
 

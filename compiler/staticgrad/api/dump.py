@@ -1,11 +1,11 @@
 """`dump_stages`: every stage of a compilation as files, numbered in the order of the stages.
 
-    00_declared.txt .dot .mmd .json     the graph as it was declared
-    01_bind_mode.txt ...                the graph after each pass, those switched off included
-    07_program.txt                      the buffers with their lifetimes, the steps, the kernel IR
-    08_memory_plan.txt                  where the temporaries lie in the arena
-    09_llvm.ll  10_assembly.s           the code
-    report.json                         the report, the passes, and the list of these files
+00_declared.txt .dot .mmd .json     the graph as it was declared
+01_bind_mode.txt ...                the graph after each pass, those switched off included
+07_program.txt                      the buffers with their lifetimes, the steps, the kernel IR
+08_memory_plan.txt                  where the temporaries lie in the arena
+09_llvm.ll  10_assembly.s           the code
+report.json                         the report, the passes, and the list of these files
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from staticgrad_runtime.artifact import Manifest
+
 from staticgrad.codegen.assemble import assembly_text
 from staticgrad.ir.errors import BindError
 from staticgrad.ir.graph import Graph
-from staticgrad_runtime.artifact import Manifest
 
 REPORT = "report.json"
 REPORT_VERSION = 1
@@ -71,7 +72,7 @@ def memory_plan_text(manifest: Manifest, names: list[str]) -> str:
     """
     from staticgrad_runtime.binding import Binder
 
-    dims = {name: SHOWN_SIZE for name in manifest.dims}
+    dims = dict.fromkeys(manifest.dims, SHOWN_SIZE)
     at = ", ".join(f"{name}={size}" for name, size in dims.items())
     binder = Binder(manifest)
     try:

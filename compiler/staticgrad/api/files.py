@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from staticgrad_runtime import checkpoint
 
 from staticgrad.ir import graph as ir
 from staticgrad.ir.errors import ArgumentTypeError, ParseError
 from staticgrad.ops import registry
 from staticgrad.ops.leaves import Parameter
-from staticgrad_runtime import checkpoint
 
 from .graph import Graph
 

@@ -42,7 +42,9 @@ def _from_list(name: str, value: list[Any], declared: TensorType) -> Any:
     try:
         array = np.asarray(value)
     except ValueError:
-        raise UsageError(f"--input {name}: the list is not regular: rows differ in length") from None
+        raise UsageError(
+            f"--input {name}: the list is not regular: rows differ in length"
+        ) from None
     if array.dtype.kind not in "biuf":
         raise UsageError(f"--input {name}: expected a list of numbers or bools")
     return value

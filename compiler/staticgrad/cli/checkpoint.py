@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from staticgrad.ir.errors import StateError
 from staticgrad_runtime import checkpoint
 from staticgrad_runtime.state import StateCell
+
+from staticgrad.ir.errors import StateError
 
 from .console import UsageError, shown
 

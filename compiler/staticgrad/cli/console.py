@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from staticgrad_runtime.errors import ArtifactError
+
 from staticgrad.ir.errors import StaticgradError, UnsupportedError, VerifyError
 from staticgrad.passes.pipeline import PassError
 from staticgrad.rewrite.driver import RewriteLoopError
-from staticgrad_runtime.errors import ArtifactError
 
 JSON_VERSION = 1
 
@@ -78,7 +79,10 @@ def use_utf8() -> None:
 def shown(path: str | os.PathLike[str]) -> str:
     """A path as people read it. Under an ASCII locale Python holds the bytes of `模型.py` as
     surrogates; they are UTF-8 all the same."""
-    return os.fsencode(path).decode("utf-8", "surrogateescape")
+    try:
+        return os.fsencode(path).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # text already, which that locale could not have given
+        return os.fsdecode(path)
 
 
 # --- the JSON document ----------------------------------------------------------------------------
@@ -153,7 +157,7 @@ def location_of(error: BaseException, is_user_file: Callable[[str], bool]) -> st
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         if is_user_file(frame.f_code.co_filename):
-            found = f"{frame.f_code.co_filename}:{line}"
+            found = f"{shown(frame.f_code.co_filename)}:{line}"
     return found
 
 

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from staticgrad_runtime.state import StateCell
+
 from staticgrad.api.program import Program, graph_cells
 from staticgrad.ir.dtype import dtype
 from staticgrad.ir.errors import StaticgradError, UnsupportedError
 from staticgrad.ir.graph import Graph
-from staticgrad_runtime.state import StateCell
 
 from .console import UsageError, shown
 
@@ -56,7 +57,9 @@ class Model:
         assert self.program is not None
         graphs = {"train": self.program.train, "predict": self.program.predict}
         if wanted is None:
-            wanted = default if graphs[default] is not None else next(n for n in graphs if graphs[n])
+            wanted = (
+                default if graphs[default] is not None else next(n for n in graphs if graphs[n])
+            )
         chosen = graphs[wanted]
         if chosen is None:
             raise UsageError(f"{self.path}: build() gives no {wanted} graph")
@@ -232,10 +235,11 @@ def _located(error: BaseException) -> ModelFileError:
         return ModelFileError(what)
     code, line = frames[-1]
     source = linecache.getline(code.co_filename, line).strip()
-    where = f"{os.path.basename(code.co_filename)}:{line}"
+    file = shown(code.co_filename)
+    where = f"{os.path.basename(file)}:{line}"
     inside = "" if code.co_name == "<module>" else f" in {code.co_name}"
     text = f"{where}{inside}: {what}" + (f"\n    {source}" if source else "")
-    return ModelFileError(text, location=f"{code.co_filename}:{line}")
+    return ModelFileError(text, location=f"{file}:{line}")
 
 
 def _syntax_text(error: SyntaxError) -> str:

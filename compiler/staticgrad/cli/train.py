@@ -71,6 +71,9 @@ def _positive(text: str) -> int:
 
 def run(options: argparse.Namespace) -> Result:
     """Trains, and says how it went."""
+    if options.model.endswith(".sgir"):
+        raise UsageError(f"{shown(options.model)}: a graph's text can be run and compiled; to "
+                         "train, give a Python file with build()")  # fmt: skip
     target, source = _paths(options)
     if target is not None:
         checkpoint.check_target(target)
@@ -118,9 +121,7 @@ def _seed(asked: int | None, resumed: Checkpoint | None) -> int:
 
 def _trainable(model: Model) -> Program:
     program = model.program
-    if program is None:
-        raise UsageError(f"{model.path}: a graph's text can be run and compiled; to train, give a "
-                         "Python file with build()")  # fmt: skip
+    assert program is not None
     if program.train is None:
         raise UsageError(f"{model.path}: build() gives no training graph (sg.Program(train=...))")
     if program.train_batches is None and program.train.inputs:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from staticgrad.ir.dim import DimLike, floor_div, symbols
+from staticgrad.kernels.cost import COST
 from staticgrad.kernels.ir import (
     Call,
     Check,
@@ -28,8 +29,6 @@ from staticgrad.kernels.ir import (
     Template,
 )
 from staticgrad.kernels.program import Program, Step
-
-from .scalar import COST
 
 # What one core does in a nanosecond, for choices that only need the magnitude: matrix products run
 # at 80-110 flops, sweeps at some 30 elements times vector instructions; 20 bytes is between a
@@ -184,15 +183,6 @@ class Sharing:
     def barriers(self) -> int:
         return sum(self.barrier)
 
-    def phase(self, step: int) -> tuple[int, int]:
-        """The first and the last step of the phase of `step`."""
-        first = last = step
-        while first > 0 and not self.barrier[first]:
-            first -= 1
-        while last + 1 < len(self.barrier) and not self.barrier[last + 1]:
-            last += 1
-        return first, last
-
 
 def share(program: Program) -> Sharing:
     """Decides both for every step. A barrier stands before a step that reads or writes what a
@@ -253,3 +243,35 @@ class _Phase:
     def add(self, reads: set[int], writes: set[int], shared: bool) -> None:
         self.reads[shared] |= reads
         self.writes[shared] |= writes
+
+
+def lifetimes(program: Program, sharing: Sharing) -> list[tuple[int, int]]:
+    """The steps between which each buffer's memory is its own.
+
+    A buffer that a shared step uses in the phase in which it is born or dies has its memory for the
+    whole of that phase: another thread may be at any step of it. One that only thread 0 uses there
+    needs no more than its own steps.
+    """
+    bounds: list[list[int]] = []
+    phase_of: list[int] = []
+    for i, meets in enumerate(sharing.barrier):
+        if meets or not bounds:
+            bounds.append([i, i])
+        bounds[-1][1] = i
+        phase_of.append(len(bounds) - 1)
+    used = {
+        (buffer, phase_of[i])
+        for i, step in enumerate(program.steps)
+        if sharing.shared[i]
+        for buffer in step.buffers
+    }
+    found = []
+    for index, b in enumerate(program.buffers):
+        first, last = b.first, b.last
+        if first >= 0:
+            if (index, phase_of[first]) in used:
+                first = bounds[phase_of[first]][0]
+            if (index, phase_of[last]) in used:
+                last = bounds[phase_of[last]][1]
+        found.append((first, last))
+    return found

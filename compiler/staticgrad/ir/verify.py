@@ -159,10 +159,11 @@ class _Verifier:
     def _types(self, node: Node) -> None:
         try:
             inferred = self.infer(node.op, tuple(v.type for v in node.operands), node.attrs)
-        except KeyError as error:
-            raise VerifyError(f"{self.where}{node!r}: {error.args[0]}") from error
         except StaticgradError as error:
             self.fail(str(error), node)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            # A rule of types is written for what the public function has normalised.
+            self.fail(f"its operands or attributes do not fit: {error}", node)
         if tuple(inferred) != node.types:
             shown = ", ".join(str(t) for t in inferred)
             self.fail(f"inferred is {shown}", node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # Rough cost in vector instructions (float32, a full vector); what isn't listed costs 1.
 COST: dict[str, int] = {
+    "round": 1, "trunc": 1, "floor": 1, "ceil": 1,
     "divide": 8, "reciprocal": 8, "sqrt": 10, "rsqrt": 18, "cbrt": 30,
     "maximum": 4, "minimum": 4, "sign": 3, "nextafter": 10, "isinf": 2, "isfinite": 2,
     "floor_divide": 40, "remainder": 35, "fmod": 30, "pow": 60,

@@ -170,8 +170,13 @@ class _Fusion:
             if len(g.nodes) < MOST_NODES and self._fits(g, node, kind, shape, axes):
                 self._absorb_others(g, node)
                 self._add(g, node)
-                return
-        self._new_group(kind, node, shape, axes)
+                break
+        else:
+            g = self._new_group(kind, node, shape, axes)
+        for v in node.operands:
+            producer = self.group(v.node)
+            if producer is not None and producer is not g:
+                self._inline(producer)
 
     def _candidates(self, node: Node) -> list[Group]:
         """The groups of the operands' highest level, if nothing else that is read is as high."""
@@ -219,21 +224,23 @@ class _Fusion:
         epilogue that adds the gradient to it.
         """
         for g in sorted(self.groups, key=lambda h: -h.level):
-            if g.merged is not None or g.kind != "map":
-                continue
-            found = self._only_consumer(g)
-            if found is None:
-                continue
-            target, views = found
-            heavy = any(is_heavy(n) for n in g.nodes)
-            if len(g.nodes) + len(views) + len(target.nodes) > MOST_NODES:
-                continue
-            if heavy and (views or g.shape != target.shape):
-                continue  # it would be computed again for each element that it is broadcast to
-            for n in views:
-                self.group_of[n] = target
-            target.nodes += [*g.nodes, *views]
-            g.merged = target
+            self._inline(g)
+
+    def _inline(self, g: Group) -> None:
+        if g.merged is not None or g.kind != "map":
+            return
+        found = self._only_consumer(g)
+        if found is None:
+            return
+        target, views = found
+        if len(g.nodes) + len(views) + len(target.nodes) > MOST_NODES:
+            return
+        if (views or g.shape != target.shape) and any(is_heavy(n) for n in g.nodes):
+            return  # it would be computed again for each element that it is broadcast to
+        for n in views:
+            self.group_of[n] = target
+        target.nodes += [*g.nodes, *views]
+        g.merged = target
 
     def _only_consumer(self, g: Group) -> tuple[Group, list[Node]] | None:
         """The one group that reads `g`, and the views through which it does."""

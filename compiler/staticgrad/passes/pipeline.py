@@ -20,7 +20,9 @@ from .canonicalize import canonicalize
 from .cse import cse
 from .dce import dce
 from .expand import expand
+from .fold import Evaluate, fold
 from .fuse import fuse
+from .layout import layout
 from .mode import bind_mode
 from .simplify import simplify
 from .stabilize import stabilize
@@ -38,6 +40,7 @@ class Options:
     """What single passes need to know beside the graph."""
 
     training: bool | None = None
+    evaluate: Evaluate | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,10 @@ PASSES: tuple[Pass, ...] = (
     Pass("expand", "required", lambda g, o: expand(g)),
     Pass("canonicalize", "defining", lambda g, o: canonicalize(g)),
     Pass("simplify", "defining", lambda g, o: simplify(g)),
+    Pass("fold", "preserving", lambda g, o: fold(g, o.evaluate)),
     Pass("cse", "preserving", lambda g, o: cse(g)),
     Pass("dce", "preserving", lambda g, o: dce(g)),
+    Pass("layout", "preserving", lambda g, o: layout(g)),
     Pass("fuse", "preserving", lambda g, o: fuse(g)),
 )  # fmt: skip
 
@@ -65,6 +70,7 @@ PASSES: tuple[Pass, ...] = (
 def run_pipeline(
     graph: Graph, *, training: bool | None = None, disable: Iterable[str] = (),
     also: Iterable[str] = (), verify: bool | None = None, observe: Observe | None = None,
+    evaluate: Evaluate | None = None,
 ) -> Graph:  # fmt: skip
     """The graph after all passes: ready to be lowered to kernels.
 
@@ -73,6 +79,8 @@ def run_pipeline(
     also      further names that `disable` may hold: passes of the driver that come later
     verify    whether the graph is checked after every pass; None: if STATICGRAD_VERIFY=1
     observe   called with (index, name, graph) for the declared graph and after each pass
+    evaluate  compiles a graph without inputs and runs it, for `fold`; None: heavy sub-graphs of
+              constants are left to the program
 
     Raises `ArgumentError` for a name that is no pass or that can't be left out, `PassError` where a
     pass fails inside.
@@ -80,7 +88,7 @@ def run_pipeline(
     off = checked_names(disable, also)
     if verify is None:
         verify = os.environ.get("STATICGRAD_VERIFY") == "1"
-    options = Options(training)
+    options = Options(training, evaluate)
     if verify:
         _verify(graph)
     if observe is not None:
@@ -134,12 +142,11 @@ def _verify(graph: Graph) -> None:
 
 def _failure(step: Pass, graph: Graph, options: Options, error: Exception) -> PassError:
     """Writes the graph that the pass failed on, and says how to repeat it."""
-    from staticgrad.ir.printer import to_text
+    from staticgrad.ir.printer import save_graph
 
     directory = tempfile.mkdtemp(prefix="staticgrad-")
     path = os.path.join(directory, f"before_{step.name}.sgir")
-    with open(path, "w", encoding="utf-8") as f:
-        f.write(to_text(graph))
+    save_graph(graph, path)
     call = f"repeat({path!r}, {step.name!r}, training={options.training!r})"
     return PassError(
         f"the pass {step.name!r} failed: {type(error).__name__}: {error}\n"
@@ -150,10 +157,10 @@ def _failure(step: Pass, graph: Graph, options: Options, error: Exception) -> Pa
 
 def repeat(path: str, name: str, *, training: bool | None = None) -> Graph:
     """Runs one pass on a graph's text: what the message of a `PassError` asks for."""
-    from staticgrad.ir.parser import parse_graph
+    from staticgrad.ir.parser import load_graph
+    from staticgrad.ops import registry
 
-    with open(path, encoding="utf-8") as f:
-        graph = parse_graph(f.read())
+    graph = load_graph(path, registry)
     for step in PASSES:
         if step.name == name:
             return step.run(graph, Options(training))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from staticgrad.codegen.sharing import lifetimes, share, total_cost
 from staticgrad.codegen.target import Target
 from staticgrad.ir.dim import DimLike, symbols, to_json
 from staticgrad.ir.graph import Graph
@@ -24,10 +25,6 @@ from staticgrad_runtime.artifact import (
     StateSpec,
 )
 
-# For the choice whether to give up the GIL: a core does at least this much in a nanosecond.
-FLOPS_PER_NS = 20
-BYTES_PER_NS = 10
-
 
 def build_manifest(
     program: Program, graph: Graph, target: Target, called: list[str], report: Mapping[str, Any]
@@ -40,6 +37,8 @@ def build_manifest(
             ConstantSpec(buffer, str(array.dtype), list(array.shape), len(blobs))
         )
         blobs.append(np.ascontiguousarray(array).tobytes())
+    sharing = share(program)
+    shared = [s for s, is_shared in zip(program.steps, sharing.shared) if is_shared]
     flops, moved = _total(s.flops for s in program.steps), _total(s.bytes for s in program.steps)
     manifest = Manifest(
         name="program",
@@ -66,8 +65,9 @@ def build_manifest(
         ],
         constants=constants,
         buffers=[
-            BufferSpec(b.kind, to_json(b.size_bytes), max(b.first, 0), max(b.last, 0))
-            for b in program.buffers
+            BufferSpec(b.kind, to_json(b.size_bytes), max(first, 0), max(last, 0),
+                       per_thread=b.per_thread)
+            for b, (first, last) in zip(program.buffers, lifetimes(program, sharing))
         ],
         constraints=[
             ConstraintSpec(to_json(c.left), to_json(c.right),
@@ -76,8 +76,8 @@ def build_manifest(
             if set(symbols(c.left)) | set(symbols(c.right)) <= set(program.dims)
         ],
         messages={code: MessageSpec(text, at) for code, (text, at) in program.messages.items()},
-        cost=CostSpec(to_json(flops), to_json(moved), to_json(
-            flops // FLOPS_PER_NS + moved // BYTES_PER_NS)),
+        cost=CostSpec(to_json(flops), to_json(moved), to_json(total_cost(program.steps).ns),
+                      to_json(total_cost(shared).ns), sharing.barriers),
         kernels=[
             {"name": s.kernel.name, "symbol": name, "step": i, "flops": to_json(s.flops),
              "bytes": to_json(s.bytes), "nodes": list(s.nodes), "locations": locs_text(s.locs)}
