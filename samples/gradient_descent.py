@@ -30,7 +30,7 @@ class Case:
 
 # With f'' = 2 the distance to the minimum shrinks by 1 - 2 * rate a step: 0.4 and 0.96.
 CASES = (
-    Case("x² ", lambda x: x**2, start=5.0, rate=0.3, steps=20, minimum=0.0),
+    Case("x²", lambda x: x**2, start=5.0, rate=0.3, steps=20, minimum=0.0),
     Case("x² - 4x", lambda x: x**2 - 4 * x, start=10.0, rate=0.02, steps=200, minimum=2.0),
 )
 
@@ -58,45 +58,54 @@ def path(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 def show(case: Case, xs: np.ndarray, ys: np.ndarray) -> None:
-    print(f"f(x) = {case.formula.strip()} from {case.start:g}, rate {case.rate:g}")
+    print(f"f(x) = {case.formula} from {case.start:g}, rate {case.rate:g}")
     for k in range(0, len(xs), max(1, case.steps // 10)):
         print(f"  step {k:3d}   x {xs[k]:12.8f}   f(x) {ys[k]:12.8f}")
     print(f"  minimum at x = {case.minimum:g}; off by {abs(xs[-1] - case.minimum):.1e}\n")
 
 
 def draw(paths: list[tuple[np.ndarray, np.ndarray]], file: str) -> None:
-    """Each case in a row: the visited points on the curve, and f against the iteration."""
-    import matplotlib
+    """Each case in a row: the visited points on the curve, f against the iteration, and how far
+    x is from the minimum, on a logarithmic scale."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(CASES), 3)
+    for case, (xs, ys), (curve, values, distances) in zip(CASES, paths, axes):
+        draw_curve(figure, curve, case, xs, ys)
+        iterations, lowest = np.arange(len(xs)), case.f(case.minimum)
+        values.plot(iterations, ys, "o-", markersize=3, linewidth=1)
+        values.axhline(lowest, color="tab:red", linestyle="--", linewidth=1,
+                       label=f"minimum f = {lowest:g}")  # fmt: skip
+        values.set(title=f"f(x) at each of {case.steps} iterations", ylabel="f(x)")
+        values.legend(loc="upper right")
+        distances.semilogy(iterations, np.abs(xs - case.minimum), "o-", markersize=3, linewidth=1)
+        distances.set(title=f"distance to x* = {case.minimum:g}", ylabel="|x - x*|")
+        for ax in (values, distances):
+            ax.set_xlabel("iteration")
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.grid(alpha=0.3)
+    figure.savefig(file, dpi=110)
 
-    figure, axes = plt.subplots(len(CASES), 2, figsize=(11, 8), constrained_layout=True)
-    for case, (xs, ys), (left, right) in zip(CASES, paths, axes):
-        formula = case.formula.strip()
-        reach = 1.15 * np.max(np.abs(xs - case.minimum))
-        grid = np.linspace(case.minimum - reach, case.minimum + reach, 400)
-        lowest = case.f(case.minimum)
-        order = np.arange(len(xs))
-        left.plot(grid, case.f(grid), color="0.6", zorder=1)
-        left.plot(xs, ys, color="tab:blue", linewidth=0.8, alpha=0.5, zorder=2)
-        points = left.scatter(xs, ys, c=order, cmap="viridis_r", s=28, zorder=3)
-        left.annotate(f"start ({xs[0]:g}, {ys[0]:g})", (xs[0], ys[0]), xytext=(-8, 0),
-                      textcoords="offset points", ha="right", va="center")  # fmt: skip
-        left.plot(case.minimum, lowest, "*", color="tab:red", markersize=13, zorder=4,
-                  label=f"minimum ({case.minimum:g}, {lowest:g})")  # fmt: skip
-        left.set(title=f"f(x) = {formula}, rate {case.rate:g}", xlabel="x", ylabel="f(x)")
-        left.legend(loc="upper left")
-        figure.colorbar(points, ax=left, label="iteration")
-        right.plot(order, ys, "o-", color="tab:blue", markersize=3, linewidth=1)
-        right.axhline(lowest, color="tab:red", linewidth=1, linestyle="--",
-                      label=f"minimum f = {lowest:g}")  # fmt: skip
-        right.set(title=f"f(x) = {formula} after each of {case.steps} iterations",
-                  xlabel="iteration", ylabel="f(x)")  # fmt: skip
-        right.legend(loc="upper right")
-        right.grid(alpha=0.3)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+
+def draw_curve(figure, ax, case: Case, xs: np.ndarray, ys: np.ndarray) -> None:
+    """f around its minimum, with the points that were visited, coloured by iteration."""
+    reach = 1.15 * np.max(np.abs(xs - case.minimum))
+    grid = np.linspace(case.minimum - reach, case.minimum + reach, 400)
+    lowest = case.f(case.minimum)
+    ax.plot(grid, case.f(grid), color="0.6", zorder=1)
+    points = ax.scatter(xs, ys, c=np.arange(len(xs)), cmap="viridis", s=36, edgecolors="black",
+                        linewidths=0.4, zorder=2)  # fmt: skip
+    ax.annotate(f"start ({xs[0]:g}, {ys[0]:g})", (xs[0], ys[0]), xytext=(-9, 0),
+                textcoords="offset points", ha="right", va="center")  # fmt: skip
+    ax.plot(case.minimum, lowest, "*", markersize=14, markerfacecolor="none", zorder=3,
+            markeredgecolor="tab:red", label=f"minimum ({case.minimum:g}, {lowest:g})")  # fmt: skip
+    ax.set(title=f"f(x) = {case.formula}, rate {case.rate:g}", xlabel="x", ylabel="f(x)")
+    ax.legend(loc="upper center")
+    bar = figure.colorbar(points, ax=ax, label="iteration")
+    bar.locator.set_params(integer=True)
 
 
 def main(arguments: list[str]) -> None:

@@ -48,7 +48,7 @@ from staticgrad.passes.lowering import lower
 from staticgrad.passes.pipeline import run_pipeline
 from staticgrad.passes.schedule import schedule
 
-N, D, VAR, J = (Dim.symbol(s) for s in ("n0", "n1", "i", "j"))
+N, D, ROW, COL = (Dim.symbol(s) for s in ("n0", "n1", "i", "j"))
 
 
 def program_of(graph: Graph) -> Program:
@@ -107,9 +107,9 @@ def test_a_training_step() -> None:
 
 
 def shared_expressions() -> Kernel:
-    x = Load("b0", VAR * D + J, float32)
+    x = Load("b0", ROW * D + COL, float32)
     y = call("add", x, Literal(2.0, float32))
-    store = Store("b1", VAR * D + J, call("multiply", y, y))
+    store = Store("b1", ROW * D + COL, call("multiply", y, y))
     loops = Loop("i", N, (Loop("j", D, (store,), "vector"),), "parallel")
     buffers = (Buffer("b0", float32, "in", 0), Buffer("b1", float32, "out", 0))
     return Kernel("square_sum", buffers, ("n0", "n1"), (loops,))
@@ -136,7 +136,7 @@ def everything() -> Kernel:
     """A gather with a guard, a check, carries, a reduction that stores, a guarded scatter."""
     at = Ref("at", int64)
     inside = call("less", at, Index(D), dtype=bool_)
-    first = Load("x", 3, float32, ((at, D), (Index(VAR), N * 2 + 1)), inside, float("nan"))
+    first = Load("x", 3, float32, ((at, D), (Index(ROW), N * 2 + 1)), inside, float("nan"))
     total = Ref("total", float32)
     scan = Loop(
         "j", Dim((((DimCall("//", N * D, D),), 2),)),
@@ -154,11 +154,11 @@ def everything() -> Kernel:
     )  # fmt: skip
     flags = Reduce((), (), (), (Accumulator("flag", "any", inside),), False)
     put = Store(
-        "y", VAR, Call("cast", (Ref("most", float64),), float32), ((at, 4),), Ref("flag", bool_)
+        "y", ROW, Call("cast", (Ref("most", float64),), float32), ((at, 4),), Ref("flag", bool_)
     )
     body = (
-        Let("at", Load("index", VAR, int64)),
-        Check(inside, 7, VAR * 2, at),
+        Let("at", Load("index", ROW, int64)),
+        Check(inside, 7, ROW * 2, at),
         scan, fold, flags, put,
         Store("y", 0, Call("select", (inside, Literal(-0.0, float32), first), float32)),
     )  # fmt: skip
@@ -210,7 +210,7 @@ def test_literals_of_every_dtype(value: object) -> None:
 
 def test_a_quotient_is_not_simplified() -> None:
     """Arithmetic would make `(i*n0)//(n0)` an `i`: another kernel."""
-    index = Dim((((DimCall("//", VAR * N, N), "n0"), 2),)) + 1
+    index = Dim((((DimCall("//", ROW * N, N), "n0"), 2),)) + 1
     store = Store("y", index, Literal(0.0, float32))
     kernel = Kernel("k", (Buffer("y", float32, "out", 0),), ("n0",), (Loop("i", N, (store,)),))
     parsed = round_trip(kernel)

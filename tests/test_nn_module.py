@@ -210,9 +210,11 @@ def test_dropout_in_training_and_evaluation() -> None:
     assert ((flat == 0).all(1) | (flat == 2).all(1)).all() and 200 < (flat[:, 0] == 0).sum() < 400
     (gradient,) = evaluate([gradients(F.dropout(x, 0.2).sum(), x)], [x], [ones])
     assert set(np.unique(gradient)) == {np.float32(0), np.float32(1.25)}
-    for p in (1.5, -0.1, True):
+    for p in (1.5, -0.1):
         with pytest.raises(ArgumentError, match="between 0 and 1"):
             nn.Dropout(p)
+    with pytest.raises(ArgumentTypeError, match="p must be a number"):
+        nn.Dropout(True)
     with pytest.raises(DTypeError, match="floating"):
         F.dropout(declare("i", (3,), "int64"))
 

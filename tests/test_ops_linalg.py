@@ -288,7 +288,7 @@ def test_einsum_errors() -> None:
         ("ij,ij", (x, declare("y", (4, 3))), ShapeError, "label 'i'"),
         ("ii", (x,), ShapeError, "label 'i'"),
         ("ij", (), ArgumentError, "at least one operand"),
-        (x, (x,), ArgumentTypeError, "expected subscripts"),
+        (x, (x,), ArgumentTypeError, "subscripts must be a str"),
     ):
         with pytest.raises(error, match=message):
             einsum(text, *operands)  # type: ignore[arg-type]

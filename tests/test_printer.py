@@ -124,7 +124,7 @@ def test_text_of_a_model_reads_like_a_story() -> None:
         '@model.py = "/home/me/model.py"\n'
         "graph(%x: float32[N, 4]  @model.py:7) {\n"
         "  state %0.weight{trainable}: float32[4, 2]  @model.py:7\n"
-        "  state %step{trainable=False}: int64[]  @model.py:7\n"
+        "  state %step: int64[]  @model.py:7\n"
         "  %0 = matmul(%x, %0.weight) : float32[N, 2]  @model.py:7\n"
         "  %1 = multiply(%0, 2.0) : float32[N, 2]  @model.py:7\n"
         "  %2 = constant([0.5, -0.0]) : float32[2]  @model.py:7\n"

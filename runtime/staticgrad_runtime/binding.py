@@ -31,10 +31,6 @@ LEAST_GAIN_NS = 10_000
 BARRIER_NS = 500
 # And as many as have so much to do each.
 LEAST_PART_NS = 8_000
-# Work that pays for waking workers that sleep, which takes 50-300 us. Below it a program that finds
-# them asleep runs alone, and has them woken for its next call.
-WAKE_NS = 500_000
-
 MAX_BYTES = 1 << 47  # what an address space holds; also keeps every sum inside 64 bits
 
 
@@ -164,7 +160,7 @@ class Binder:
         ]
         cost = manifest.cost
         shared_ns = float(evaluate(cost.shared_ns, dims))
-        threads = self._threads_for(shared_ns)
+        threads = threads_for(self._threads, shared_ns, cost.barriers)
         sizes = list(self._temp_sizes.evaluate(dims))
         for i in self._per_thread:
             sizes[i] = -(-sizes[i] // ALIGN_BYTES) * ALIGN_BYTES * threads
@@ -181,18 +177,19 @@ class Binder:
             evaluate_int(cost.bytes, dims),
             float(evaluate(cost.ns, dims)),
             threads,
-            shared_ns >= WAKE_NS,
+            shared_ns >= workers.WAKE_NS,
         )
 
-    def _threads_for(self, shared_ns: float) -> int:
-        """Several threads or one, whichever the estimates say is faster."""
-        threads = int(min(self._threads, shared_ns // LEAST_PART_NS))
-        if threads <= 1:
-            return 1
-        gain = shared_ns * (1 - 1 / threads) - BARRIER_NS * self._manifest.cost.barriers
-        # Threads without a core each sleep at every barrier.
-        least = LEAST_GAIN_NS if threads <= workers.usable_cpus() else WAKE_NS
-        return threads if gain >= least else 1
+
+def threads_for(most: int, shared_ns: float, barriers: int) -> int:
+    """Several threads, at most `most`, or one: whichever the estimates say is faster."""
+    threads = int(min(most, shared_ns // LEAST_PART_NS))
+    if threads <= 1:
+        return 1
+    gain = shared_ns * (1 - 1 / threads) - BARRIER_NS * barriers
+    # Threads without a core each sleep at every barrier.
+    least = LEAST_GAIN_NS if threads <= workers.usable_cpus() else workers.WAKE_NS
+    return threads if gain >= least else 1
 
 
 def _shape(shape: Sequence[Dim], values: Mapping[str, int], name: str) -> Shape:

@@ -42,7 +42,8 @@ class PoolWord(IntEnum):
     CPUS = 3  # with more threads than these nobody spins
     BARRIER_SPIN = 4  # pauses before a thread sleeps inside a run
     IDLE_SPIN = 5  # and between two runs
-    SPIN = 6  # the pauses of this run's barriers
+    NUDGED_SPIN = 6  # and after being woken without a job
+    SPIN = 7  # the pauses of this run's barriers
     ARRIVED = LINE_WORDS
     GENERATION = LINE_WORDS + 1
     SLEEPERS = LINE_WORDS + 2
@@ -165,16 +166,18 @@ done:
 }
 
 ; returns when *word differs from %seen; one that is woken before that spins again at first
-define internal void @wait_change(ptr %word, i64 %seen, ptr %sleepers, i64 %spin) nounwind {
+define internal void @wait_change(ptr %word, i64 %seen, ptr %sleepers, i64 %spin,
+                                  i64 %nudged_spin) nounwind {
 entry:
   br label %look
 look:
   %i = phi i64 [ 0, %entry ], [ %i1, %again ], [ 0, %nudged ]
+  %limit = phi i64 [ %spin, %entry ], [ %limit, %again ], [ %nudged_spin, %nudged ]
   %v = load atomic i64, ptr %word acquire, align 8
   %same = icmp eq i64 %v, %seen
   br i1 %same, label %stay, label %done
 stay:
-  %patient = icmp slt i64 %i, %spin
+  %patient = icmp slt i64 %i, %limit
   br i1 %patient, label %again, label %tired
 again:
   call void @relax()
@@ -244,7 +247,8 @@ opening:
 waiting:
   %spin_at = getelementptr i64, ptr %pool, i64 $SPIN$
   %spin = load i64, ptr %spin_at
-  call void @wait_change(ptr %generation, i64 %seen, ptr %sleepers, i64 %spin)
+  call void @wait_change(ptr %generation, i64 %seen, ptr %sleepers, i64 %spin,
+                         i64 %spin)
   br label %passed
 passed:
   %result = load atomic i64, ptr %failed monotonic, align 8
@@ -264,12 +268,14 @@ entry:
   %context_at = getelementptr i64, ptr %slot, i64 $CONTEXT$
   %count_at = getelementptr i64, ptr %slot, i64 $COUNT$
   %pauses_at = getelementptr i64, ptr %slot, i64 $PAUSES$
+  %nudged_at = getelementptr i64, ptr %pool, i64 $NUDGED_SPIN$
   %status_at = getelementptr i64, ptr %private, i64 $STATUS$
   br label %idle
 idle:
   %seen = phi i64 [ 0, %entry ], [ %now, %share_done ]
   %pauses = phi i64 [ 0, %entry ], [ %pauses1, %share_done ]
-  call void @wait_change(ptr %slot, i64 %seen, ptr %asleep, i64 %pauses)
+  %nudged = load i64, ptr %nudged_at
+  call void @wait_change(ptr %slot, i64 %seen, ptr %asleep, i64 %pauses, i64 %nudged)
   %now = add i64 %seen, 1
   %quit = load atomic i64, ptr %quit_at acquire, align 8
   %ends = icmp ne i64 %quit, 0

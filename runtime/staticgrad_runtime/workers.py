@@ -26,11 +26,16 @@ from .pool_native import LINE_WORDS, PoolWord, pool_library
 NUM_THREADS = "STATICGRAD_NUM_THREADS"
 MAX_THREADS = 256
 
+# Work that pays for waking workers that sleep, which takes 50-300 us. Below it a program that finds
+# them asleep runs alone, and has them woken for its next call.
+WAKE_NS = 200_000
 # How long a thread spins before it sleeps, where every thread has a core. Waking one takes a
 # futex call of some 2 us and then 5 to 50 us until it runs; inside of a run that is worth more
 # patience than between two, where the caller may be gone for good.
 BARRIER_SPIN_US = 200.0
 IDLE_SPIN_US = 50.0
+# A worker that a short program has woken for its next call must outlast the present one.
+NUDGED_SPIN_US = WAKE_NS / 1e3
 
 
 # --- how many ---------------------------------------------------------------------------------------
@@ -125,6 +130,7 @@ class Pool:
         pauses = _pauses_in_us()
         self._words[PoolWord.BARRIER_SPIN] = int(BARRIER_SPIN_US * pauses)
         self._words[PoolWord.IDLE_SPIN] = int(IDLE_SPIN_US * pauses)
+        self._words[PoolWord.NUDGED_SPIN] = int(NUDGED_SPIN_US * pauses)
 
     def grow(self, threads: int) -> None:
         """Starts workers until a program can run on `threads` threads, its caller's included.

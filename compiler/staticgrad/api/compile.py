@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from staticgrad.passes.schedule import schedule
 from staticgrad_runtime import executable as runtime
 from staticgrad_runtime.artifact import Artifact
 from staticgrad_runtime.cache import DiskCache
+from staticgrad_runtime.workers import thread_count
 
 from .graph import Graph
 from .report import Report
@@ -47,7 +50,8 @@ def compile(
     outputs   a tensor (a call returns one array) or a list of tensors (a call returns a tuple)
     updates   what an optimiser's `minimize` gives, or pairs (state, new value)
     training  the mode of dropout and batch norm; None: training if there are updates
-    threads   None or 1: programs run on one thread
+    threads   how many a call may use; None: STATICGRAD_NUM_THREADS, else all cores that this
+              process may use. Results have the same bits whatever it is
     cache     whether object code is kept on disk, so that the next process need not generate it
     disable   names of passes to leave out, for comparison
     mode      "native", or "reference" for the slow NumPy interpreter
@@ -56,10 +60,7 @@ def compile(
     that do not fit and `ExecutionError` for data that a kernel refuses.
     """
     graph = Graph(inputs, outputs, updates)
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
-        raise ArgumentError(f"threads must be None or 1, got {threads!r}")
-    if threads not in (None, 1):
-        raise UnsupportedError(f"threads={threads}: programs run on one thread for now")
+    threads = thread_count(threads)
     if check is not None:
         raise UnsupportedError(f"check={check!r}: checks are not supported yet; pass None")
     if mode == "reference":
@@ -68,7 +69,7 @@ def compile(
         return ReferenceExecutable(graph, training)
     if mode != "native":
         raise ArgumentError(f'mode must be "native" or "reference", got {mode!r}')
-    return compile_graph(graph, training=training, cache=cache, disable=disable)
+    return compile_graph(graph, training=training, threads=threads, cache=cache, disable=disable)
 
 
 @dataclass
@@ -83,6 +84,21 @@ class Compiled:
     compile_ms: dict[str, float]
 
 
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Compiling makes many nodes that live until it ends: looking for garbage among them took a
+    quarter of the time at 70,000 nodes (13.1 against 9.6 s)."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@_without_collection()
 def compile_stages(
     graph: IrGraph, *, training: bool | None = None, disable: Iterable[str] = (),
     observe: Observe | None = None,
@@ -106,8 +122,8 @@ def compile_stages(
 
 
 def compile_graph(
-    graph: IrGraph, *, training: bool | None = None, cache: bool = True,
-    disable: Iterable[str] = (),
+    graph: IrGraph, *, training: bool | None = None, threads: int | None = None,
+    cache: bool = True, disable: Iterable[str] = (),
 ) -> Executable:  # fmt: skip
     """`compile` for a graph object."""
     made = compile_stages(graph, training=training, disable=disable)
@@ -118,7 +134,7 @@ def compile_graph(
     artifact = Artifact(manifest, code, blobs, entry_code=entry_object(made.target))
     start = time.perf_counter()
     cells = [v.node.payload for v in made.graph.state]
-    executable = Executable(artifact, cells, native=not _calls_python(made.program))
+    executable = Executable(artifact, cells, native=not _calls_python(made.program), threads=threads)
     made.compile_ms["load"] = 1e3 * (time.perf_counter() - start)
     executable.source = (graph, training, tuple(disable))
     executable.text = made.text

@@ -27,7 +27,7 @@ REPORT_VERSION = 1
 # Sizes that only a call knows: the memory plan is shown for this one.
 SHOWN_SIZE = 64
 
-_OWN_NAME = re.compile(r"\d\d_[a-z_]+\.(txt|dot|mmd|json|ll|s)\Z")
+_OWN_NAME = re.compile(r"\d\d_[a-z0-9_]+\.(txt|dot|mmd|json|ll|s)\Z")
 
 
 def dump_stages(

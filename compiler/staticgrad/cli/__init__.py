@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from . import compile, doctor, run, train
 from .console import (
@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = options.run(options)
         _write(json_text(success(options.verb, result.fields)) if as_json else result.text)
         return OK
-    except SystemExit as done:  # --help and --version
+    except SystemExit as done:  # --help and --version have printed already
+        _write("")
         return done.code if isinstance(done.code, int) else OK
     except (Exception, KeyboardInterrupt) as error:  # the process ends here: any error has a code
         return _report(error, as_json, _wants_traceback(arguments))
@@ -103,14 +104,12 @@ def _report(error: BaseException, as_json: bool, with_traceback: bool) -> int:
     return exit_code(error)
 
 
-def _write(text: Any) -> None:
+def _write(text: str) -> None:
     """Prints to standard output; a reader that has gone away (`| head`) is no error."""
-    if not text:
-        return
     try:
-        print(text)
-        sys.stdout.flush()
+        print(text, end="\n" if text else "", flush=True)
     except BrokenPipeError:
+        # Python flushes once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

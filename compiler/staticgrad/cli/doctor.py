@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> Result:
 
 def _host() -> dict[str, Any]:
     from staticgrad_runtime.layout import native_interface
+    from staticgrad_runtime.workers import thread_count, usable_cpus
 
     from staticgrad.codegen.target import host_target
 
@@ -58,7 +59,8 @@ def _host() -> dict[str, Any]:
         "cpu": _cpu_model() or t.cpu,
         "llvm_cpu": t.cpu,
         "triple": t.triple,
-        "cores": _cores(),
+        "cores": usable_cpus(),
+        "threads": thread_count(),
         "vector_bits": t.vector_bits,
         "vector_registers": t.vector_registers,
         "l1_bytes": t.l1_bytes,
@@ -66,13 +68,6 @@ def _host() -> dict[str, Any]:
         "l3_bytes": t.l3_bytes,
         "entry": "portable" if portable else "native",
     }
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cpu_model() -> str | None:
@@ -170,6 +165,7 @@ def _text(fields: dict[str, Any]) -> str:
         cached = f"{cache['directory']}, {used:.1f} of {limit:,.0f} MiB{state}"
     lines = {
         "CPU": f"{host['cpu']} ({host['llvm_cpu']}, {host['triple']}), {host['cores']} cores",
+        "threads": f"{host['threads']} (STATICGRAD_NUM_THREADS changes it)",
         "vectors": f"{host['vector_bits']} bits, {host['vector_registers']} registers",
         "caches": ", ".join(kib),
         "versions": versions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -10,7 +11,10 @@ from typing import Any
 # Of more epochs than this, not each leaves its line: a thousand of them say no more.
 _LINES = 50
 _REFRESH_S = 0.1
-_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+_FORMAT = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
+# The time that is left takes 12 columns, which narrower terminals need for the figures.
+_WIDE = 100
+_RUNNING = _FORMAT.replace("{postfix}", ", {remaining} left{postfix}")
 
 
 class EpochProgress:
@@ -23,6 +27,7 @@ class EpochProgress:
         self._count = 0
         self._due = 0.0
         self._bar: Any = None
+        self.narrow = shutil.get_terminal_size().columns < _WIDE and sys.stderr.isatty()
 
     def __enter__(self) -> EpochProgress:
         if sys.stderr.isatty():
@@ -30,7 +35,7 @@ class EpochProgress:
 
             self._bar = tqdm(
                 total=self._total, desc=self._desc, file=sys.stderr, leave=self._leaves,
-                bar_format=_FORMAT, dynamic_ncols=True, mininterval=0,
+                bar_format=_FORMAT if self.narrow else _RUNNING, dynamic_ncols=True, mininterval=0,
             )  # fmt: skip
         return self
 
@@ -66,6 +71,7 @@ class EpochProgress:
         """The epoch is done; without a terminal this writes its line."""
         if self._bar is not None:
             self._bar.total = self._count
+            self._bar.bar_format = _FORMAT
             self.show(figures)
         elif self._leaves:
             print(f"{self._desc}: {figures}", file=sys.stderr)

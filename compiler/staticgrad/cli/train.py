@@ -22,8 +22,8 @@ examples:
   staticgrad train model.py --seed 3 --checkpoint runs/seed3.safetensors --json
   staticgrad train model.py --limit-batches 5 --no-checkpoint
 
-The checkpoint is written after every epoch; --resume goes on from it exactly, as if training had
-not been interrupted.
+The checkpoint is that of the last whole epoch, after Ctrl-C too; --resume goes on from it exactly,
+as if training had not been interrupted.
 """
 
 
@@ -136,10 +136,11 @@ def _trainable(model: Model) -> Program:
 
 def _interrupted(trainer: Trainer) -> InterruptedRun:
     text = f"interrupted in epoch {trainer.done + 1}"
-    if trainer.target is None or not trainer.saved:
+    writer = trainer.writer
+    if writer is None or not writer.saved:
         return InterruptedRun(f"{text}; no checkpoint was written")
     return InterruptedRun(
-        f"{text}; the checkpoint {shown(trainer.target)} holds epoch {trainer.saved}, "
+        f"{text}; the checkpoint {shown(writer.path)} holds epoch {writer.saved}, "
         "--resume goes on from there"
     )
 
@@ -158,7 +159,8 @@ def _result(name: str, trainer: Trainer, start: float) -> Result:
     parts += [*figures(tested, "test "), f"{seconds:.1f} s"]
     if rate is not None:
         parts.append(f"{rate:,.0f} {trainer.unit}/s")
-    saved = shown(trainer.target) if trainer.target is not None and trainer.saved else None
+    writer = trainer.writer
+    saved = shown(writer.path) if writer is not None and writer.saved else None
     if saved is not None:
         parts.append(f"checkpoint {saved}")
     fields = {

@@ -14,7 +14,7 @@ import numpy as np
 from staticgrad.api.program import Program
 
 from . import checkpoint
-from .checkpoint import Checkpoint, Progress
+from .checkpoint import Checkpoint, Progress, Writer
 from .console import UsageError
 from .model import ModelFileError, call_user, iterate
 from .progress import EpochProgress
@@ -74,7 +74,7 @@ def samples_of(batch: Sequence[Any]) -> int:
 class Trainer:
     """A program being trained: its compiled steps, its data order and its progress.
 
-    `done` epochs are trained, `saved` is the epoch that the file `target` holds (0: none).
+    `done` epochs are trained; `writer` keeps the checkpoint, None where none is wanted.
     """
 
     def __init__(
@@ -84,10 +84,11 @@ class Trainer:
 
         assert program.train is not None
         self.program, self.seed = program, seed
-        self.target, self.limit = target, limit_batches
+        self.limit = limit_batches
         self.cells = program.cells()
+        self.writer = None if target is None else Writer(target, self.cells)
         self.rng = np.random.default_rng(seed)
-        self.done = self.saved = 0
+        self.done = 0
         self.resumed_from: int | None = None
         self.history: list[Epoch] = []
         self.unit = "samples" if program.train.inputs else "steps"
@@ -111,24 +112,28 @@ class Trainer:
         if scheduler is not None:
             call_user(scheduler.load_state_dict, known)
         self.done = self.resumed_from = found.progress.epoch
-        if self.target is not None and os.path.realpath(self.target) == found.real_path:
-            self.saved = self.done
+        if self.writer is not None and os.path.realpath(self.writer.path) == found.real_path:
+            self.writer.saved = self.done
 
     def train(self, epochs: int) -> None:
-        """Trains up to an epoch; after each the checkpoint is that of its end."""
-        for number in range(self.done + 1, epochs + 1):
-            with EpochProgress(number, epochs, self._batches_seen) as progress:
-                epoch = self._epoch(number, progress)
-                epoch.test = self.evaluate()
-                rate = self._rate(epoch.samples, epoch.seconds)
-                progress.finish(
-                    ", ".join([*figures(epoch.train), *figures(epoch.test, "test "), rate])
-                )
-            self._step_scheduler(epoch)
-            self.history.append(epoch)
-            self.done = number
-            if self.target is not None:
-                self._save(self.target)
+        """Trains up to an epoch. However it ends, the checkpoint is the last whole epoch's."""
+        try:
+            for number in range(self.done + 1, epochs + 1):
+                self._train_one(number, epochs)
+        finally:
+            if self.writer is not None:
+                self.writer.flush()
+
+    def _train_one(self, number: int, epochs: int) -> None:
+        with EpochProgress(number, epochs, self._batches_seen) as progress:
+            epoch = self._epoch(number, progress)
+            epoch.test = self.evaluate()
+            progress.finish(", ".join(self._summary(epoch, progress.narrow)))
+        self._step_scheduler(epoch)
+        if self.writer is not None:
+            self.writer.add(self._progress(number))
+        self.history.append(epoch)
+        self.done = number
 
     def _epoch(self, number: int, progress: EpochProgress) -> Epoch:
         means, count = Means(), 0
@@ -148,6 +153,12 @@ class Trainer:
             raise ModelFileError("train_batches gave no batch")
         self._batches_seen = count
         return Epoch(number, means.samples, time.perf_counter() - start, means.means())
+
+    def _summary(self, epoch: Epoch, short: bool) -> list[str]:
+        """An epoch's figures; of those of training, `short` keeps what held-out ones don't tell."""
+        train = {"loss": epoch.train["loss"]} if short and epoch.test else epoch.train
+        rate = self._rate(epoch.samples, epoch.seconds)
+        return [*figures(train), *figures(epoch.test, "test "), rate]
 
     def _rate(self, samples: int, seconds: float) -> str:
         return f"{samples / max(seconds, 1e-9):,.0f} {self.unit}/s"
@@ -215,13 +226,10 @@ class Trainer:
         elif scheduler is not None:
             call_user(scheduler.step)
 
-    def _save(self, target: str) -> None:
+    def _progress(self, epoch: int) -> Progress:
         scheduler = self.program.scheduler
         position = None if scheduler is None else call_user(scheduler.state_dict)
-        order = self.rng.bit_generator.state
-        progress = Progress(self.done, self.seed, order, position)
-        checkpoint.save(target, self.cells, progress)
-        self.saved = self.done
+        return Progress(epoch, self.seed, self.rng.bit_generator.state, position)
 
 
 def _checked(batch: Any, what: str) -> tuple[Any, ...]:

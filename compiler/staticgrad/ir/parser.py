@@ -17,6 +17,7 @@ import numpy as np
 from staticgrad_runtime import checkpoint
 from staticgrad_runtime.state import StateCell
 
+from .dtype import BY_NAME, DType
 from .errors import ParseError, StaticgradError
 from .graph import Graph
 from .lexer import Lexer, Token, suggestion
@@ -59,7 +60,7 @@ class _Number:
     """An operand that is written in place."""
 
     text: str
-    dtype: str
+    dtype: DType
     at: int
     locs: Locs | None
 
@@ -137,14 +138,8 @@ class _Reader:
     def constant(self, token: Token, array: Array, attrs: Mapping[str, Any], locs: Locs) -> Node:
         held = np.array(array, order="C", copy=True)
         held.flags.writeable = False
-        types = {"dtype": self.lex_dtype(held), "shape": held.shape}
+        types = {"dtype": BY_NAME[held.dtype.name], "shape": held.shape}
         return self.make(token, (), {**types, **attrs}, locs, held)
-
-    @staticmethod
-    def lex_dtype(array: Array) -> Any:
-        from .dtype import BY_NAME
-
-        return BY_NAME[array.dtype.name]
 
 
 class _GraphReader:
@@ -350,13 +345,11 @@ class _GraphReader:
         return self.reader.make(call.token, operands, call.attrs, locs)
 
     def _number(self, o: _Number, locs: Locs) -> Node:
-        from .dtype import BY_NAME
-
-        array = self._scalar(o.text, BY_NAME[o.dtype], o.at)
+        array = self._scalar(o.text, o.dtype, o.at)
         token = Token("name", "constant", o.at)
         return self.reader.constant(token, array, {}, locs if o.locs is None else o.locs)
 
-    def _scalar(self, text: str, dtype: Any, at: int) -> Array:
+    def _scalar(self, text: str, dtype: DType, at: int) -> Array:
         try:
             return scalar(text, dtype)
         except ValueError as error:

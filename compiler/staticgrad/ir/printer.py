@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,9 @@ class _Printer:
     def _leaf(self, names: Names, node: Node) -> str:
         word, name = names.of[node.results[0]], node.attrs.get("name")
         label = "" if word[1:] == name else " unnamed" if name is None else f" {quote(name)}"
-        return f"{word}{label}{attrs_text(node.attrs, _LEAF_ATTRS)}: {node.types[0]}"
+        # State is no parameter unless it says so.
+        skip = (*_LEAF_ATTRS, *(k for k in ("trainable",) if node.attrs.get(k) is False))
+        return f"{word}{label}{attrs_text(node.attrs, skip)}: {node.types[0]}"
 
     def _input(self, graph: Graph, names: Names, v: Value) -> str:
         return self._leaf(names, v.node) + self._at(graph.locs.get(v.node, NOWHERE))
@@ -289,9 +291,3 @@ def _call_attrs(node: Node) -> str:
         return text
     mark = f"payload=<{type(node.payload).__name__}>"
     return f"{text[:-1]}, {mark}}}" if text else f"{{{mark}}}"
-
-
-def names_of(graph: Graph, values: Sequence[Value]) -> list[str]:
-    """The names that the text gives to some values; for messages."""
-    names = Names(graph)
-    return [names.of.get(v, "a constant") for v in values]

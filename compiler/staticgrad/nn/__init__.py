@@ -1,5 +1,9 @@
 """Layers, losses and containers, with PyTorch's names: pure graph building, no kernel."""
 
+import sys
+
+from staticgrad.ops.public import publish
+
 from . import functional, init
 from .activation import (
     CELU,
@@ -174,3 +178,6 @@ __all__ = [
     "functional",
     "init",
 ]
+
+publish(sys.modules[__name__], __all__)
+publish(init, init.__all__)

@@ -18,6 +18,7 @@ from . import (  # noqa: F401
     logical,
     mode,
     pooling,
+    public,
     random,
     reduction,
     rounding,
@@ -27,7 +28,17 @@ from . import (  # noqa: F401
     slicing,
     softmax,
     sorting,
-    structure,
     special,
+    structure,
     trigonometric,
 )
+
+# The families of the public API; of modules that hold helpers too, their public names.
+for _family in (
+    activation, arithmetic, comparison, creation, cumulative, einsum, exponential, indexing,
+    joining, linalg, logical, random, reduction, rounding, searching, selection, shape,
+    slicing, softmax, sorting, special, trigonometric,
+):  # fmt: skip
+    public.publish(_family, _family.__all__)
+public.publish(convert, ("astype", "constant"))
+public.publish(leaves, ("Parameter", "input", "parameter"))

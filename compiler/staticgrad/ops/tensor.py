@@ -13,6 +13,8 @@ from staticgrad.ir.dim import Dim, DimLike
 from staticgrad.ir.errors import ArgumentTypeError, ShapeError
 from staticgrad.ir.node import Value
 
+from .public import public
+
 
 class Tensor(Value):
     """A value of a static graph: nothing is computed until the graph is compiled and called."""
@@ -39,6 +41,7 @@ class Tensor(Value):
         label = f"{self.name!r}, " if self.name else ""
         return f"Tensor({label}{self.type}, {self.node.op})"
 
+    @public
     def __len__(self) -> int:
         if not self.ndim:
             raise ShapeError("a 0-d tensor has no len()")
@@ -49,6 +52,7 @@ class Tensor(Value):
             )
         return size
 
+    @public
     def __iter__(self) -> Iterator[Tensor]:
         if not self.ndim:
             raise ShapeError("a 0-d tensor can't be iterated over or unpacked")
@@ -60,12 +64,14 @@ class Tensor(Value):
             )
         return (self[i] for i in range(size))
 
+    @public
     def __bool__(self) -> bool:
         raise ArgumentTypeError(
             "a static tensor has no value while the graph is being declared, so it can't be used "
             "in `if`, `while` or `and`; use sg.where(condition, a, b)"
         )
 
+    @public
     def __float__(self) -> float:
         raise ArgumentTypeError(
             "a static tensor has no value while the graph is being declared; compile it with "
@@ -227,7 +233,7 @@ def method(name: str) -> Callable[[F], F]:
     """
 
     def attach(function: F) -> F:
-        setattr(Tensor, name, function)
+        setattr(Tensor, name, public(function))
         return function
 
     return attach

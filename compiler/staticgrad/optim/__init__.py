@@ -1,5 +1,9 @@
 """Optimisers: pure graph building. `minimize(loss)` gives the updates for `sg.compile`."""
 
+import sys
+
+from staticgrad.ops.public import publish
+
 from . import lr_scheduler
 from .algorithms import SGD, Adagrad, Adam, AdamW, RMSprop
 from .clip import clip_by_global_norm, clip_by_value, global_norm
@@ -18,3 +22,6 @@ __all__ = [
     "global_norm",
     "lr_scheduler",
 ]
+
+publish(sys.modules[__name__], __all__)
+publish(lr_scheduler, lr_scheduler.__all__)

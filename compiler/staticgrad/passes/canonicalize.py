@@ -15,7 +15,8 @@ The canonical form, which the passes after this one match and no other:
   product: `multiply(multiply(a, b), 6.0)`. Smaller ones stay where they are, and products of
   different tensors are not regrouped: that could overflow where the written order does not.
 - Powers of one base by 2, 3 and 4 are `square(x)`, `multiply(x, square(x))`, `square(square(x))`;
-  by -1 and -2 `reciprocal(x)`, `square(reciprocal(x))`; by 1/2 `sqrt`, put right at -inf and -0.
+  by -1 and -2 `reciprocal(x)`, `square(reciprocal(x))`; by 1/2 `sqrt(x)`, as in NumPy and PyTorch
+  (pow of -inf is inf, and of -0.0 0.0; the root is NaN and -0.0).
 - Signs: no `negative` below a product or quotient, no sum with a negative operand (`subtract`), no
   difference with a number on the right (`add`), no double `negative`, no multiplication by -1.
 - `x + x` is `multiply(x, 2.0)`, like terms of one sign are merged, a division by a power of two
@@ -316,7 +317,7 @@ def _pow(node: Node) -> Found:
         # Not 1/x**2: the square overflows where x**-2 is still a subnormal number.
         return fitted(make("square", make("reciprocal", x)), node)
     if n == 0.5:
-        return fitted(_square_root(x), node)
+        return fitted(make("sqrt", x), node)
     return None
 
 
@@ -328,36 +329,6 @@ def power(x: Value, n: int) -> Value:
     if n == 2:
         return square
     return make("multiply", x, square) if n == 3 else make("square", square)
-
-
-def _square_root(x: Value) -> Value:
-    """pow(x, 0.5), which is not sqrt(x) at two points: pow(-inf) is inf, pow(-0.0) is 0.0."""
-    if never_below_zero(x):
-        return make("sqrt", x)
-    root = make("abs", make("sqrt", x))
-    infinity = constant_of(np.inf, x.dtype)
-    lowest = make("equal", x, constant_of(-np.inf, x.dtype))
-    return make("where", lowest, infinity, root)
-
-
-_NEVER_BELOW = frozenset(("abs", "cosh", "exp", "exp2", "sigmoid", "softmax", "softplus", "square",
-                          "std", "var"))  # fmt: skip
-_KEEPS_SIGN = frozenset(("add", "broadcast_to", "divide", "max", "maximum", "mean", "multiply",
-                         "permute_dims", "prod", "reciprocal", "reshape", "slice", "sqrt",
-                         "sum"))  # fmt: skip
-
-
-def never_below_zero(x: Value, depth: int = 6) -> bool:
-    """Can be proved to be neither negative nor -0.0 (NaN is allowed)."""
-    node = x.node
-    c = number(x)
-    if c is not None:
-        return not np.signbit(c) or bool(np.isnan(c))
-    if node.op in _NEVER_BELOW:
-        return True
-    if node.op not in _KEEPS_SIGN or not depth:
-        return False
-    return all(never_below_zero(v, depth - 1) for v in node.operands)
 
 
 # --- sums, order ----------------------------------------------------------------------------------
@@ -659,4 +630,4 @@ def _reshape_reduction(node: Node) -> Found:
     return [make(inner.op, inner.operands[0], axes=axes, keepdims=not attrs["keepdims"])]
 
 
-__all__ = ["canonicalize", "holds", "never_below_zero", "power"]
+__all__ = ["canonicalize", "holds", "power"]

@@ -26,7 +26,7 @@ from staticgrad.ir.node import Node, Value
 from .pattern import Numbering, constant_of, make, number
 
 MOST_FACTORS = 12  # a longer product is looked at in parts, which keeps the work per node bounded
-_SPLITS = frozenset(("multiply", "divide", "negative", "reciprocal"))
+_SPLITS = frozenset(("multiply", "divide", "negative", "reciprocal", "square"))
 _CANCELS = frozenset(("exp", "softmax", "sigmoid"))
 
 
@@ -130,9 +130,10 @@ def gather(v: Value, room: int = MOST_FACTORS) -> Factors:
         if node.op in _SPLITS and len(stack) < room and _fits(value, shape):
             found.minus ^= node.op == "negative"
             turned = inverse != (node.op in ("divide", "reciprocal"))
-            stack.append((node.operands[-1], turned, shape))
-            if len(node.operands) == 2:
-                stack.append((node.operands[0], inverse, shape))
+            parts = [(node.operands[-1], turned)]
+            if len(node.operands) == 2 or node.op == "square":
+                parts.append((node.operands[0], inverse))
+            stack += [(v, turn, shape if v.ndim else None) for v, turn in parts]
             room -= 1
             continue
         (found.below if inverse else found.above).append(_factor(value, shape))
@@ -149,7 +150,7 @@ def _opens(v: Value) -> bool:
 
 def _fits(v: Value, shape: Shape | None) -> bool:
     """Below a reshape only factors that are not broadcast can be reshaped by themselves."""
-    return shape is None or all(o.shape == v.shape for o in v.node.operands)
+    return shape is None or all(not o.ndim or o.shape == v.shape for o in v.node.operands)
 
 
 def _factor(v: Value, shape: Shape | None) -> Factor:

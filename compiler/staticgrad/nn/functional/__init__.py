@@ -1,5 +1,9 @@
 """Layers and losses as functions, with PyTorch's names, arguments and defaults."""
 
+import sys
+
+from staticgrad.ops.public import publish
+
 from .activation import (
     celu,
     elu,
@@ -154,3 +158,5 @@ __all__ = [
     "threshold",
     "unfold",
 ]
+
+publish(sys.modules[__name__], __all__)

@@ -1,0 +1,167 @@
+"""The boundary that users call through: plain arguments are checked, errors name the user's line.
+
+What a function of the public API raises ends in the user's file and line; that is added here, once,
+not at each `raise`. A parameter that is annotated `int`, `float`, `bool` or `str` (or one of these
+and None) is checked before the function runs, so that no function does arithmetic on a str, takes
+"false" for true, or lets a NumPy scalar, which is not weak, decide a result's dtype.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from staticgrad.ir.dim import Dim
+from staticgrad.ir.errors import ArgumentTypeError, StaticgradError
+from staticgrad.ir.loc import current_locs, locs_text
+from staticgrad.ir.node import Value
+
+F = TypeVar("F")
+C = TypeVar("C", bound=type)
+
+_MISSING = object()
+_NO_POSITION = 1 << 30
+_TAKEN: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+    "str": (str,),
+    "None": (type(None),),
+}
+_WORDS = {
+    "int": "an int",
+    "float": "a number",
+    "bool": "True, False",
+    "str": "a str",
+    "None": "None",
+}
+
+
+def locate(error: StaticgradError) -> None:
+    """Adds the user's line to an error's text, unless that was done before."""
+    if getattr(error, "located", False):
+        return
+    locs = current_locs()
+    if locs:
+        error.args = (f"{error}\n  at {locs_text(locs)}", *error.args[1:])
+    error.located = True  # type: ignore[attr-defined]
+
+
+def shown(value: Any) -> str:
+    """A value in an error: short values as they are, others by their type."""
+    text = repr(value) if isinstance(value, (bool, int, float, str, Value, type(None))) else ""
+    return text if text and len(text) <= 80 else f"an object of type {type(value).__name__}"
+
+
+def checked_scalar(value: Any, kinds: tuple[str, ...], what: str) -> Any:
+    """`value` as a plain Python int, float, bool or str; NumPy's scalars are converted."""
+    if value is None and "None" in kinds:
+        return None
+    if isinstance(value, Dim) and ("int" in kinds or "float" in kinds):
+        raise ArgumentTypeError(
+            f"{what} must be an int, got the symbolic size {value}, known only at run time; "
+            "declare the input with an int dim to fix it"
+        )
+    is_bool = isinstance(value, (bool, np.bool_))
+    is_tensor = isinstance(value, Value)
+    if "str" in kinds and isinstance(value, str):
+        return str(value)
+    if "bool" in kinds and (is_bool or (type(value) is int and value in (0, 1))):
+        return bool(value)
+    if "int" in kinds and not is_bool and not is_tensor and _has_index(value):
+        return operator.index(value)
+    if "float" in kinds and not is_bool and isinstance(value, (Real, np.number)):
+        if isinstance(value, (int, np.integer)):
+            return int(value)
+        if not isinstance(value, np.complexfloating):
+            return float(value)
+    *others, last = ", ".join(_WORDS[k] for k in kinds).split(", ")
+    expected = f"{', '.join(others)} or {last}" if others else last
+    raise ArgumentTypeError(f"{what} must be {expected}, got {shown(value)}")
+
+
+def _has_index(value: Any) -> bool:
+    return hasattr(value, "__index__") and (not isinstance(value, np.ndarray) or value.ndim == 0)
+
+
+def _plain_parameters(
+    function: FunctionType,
+) -> list[tuple[int, str, tuple[str, ...], frozenset[type]]]:
+    """The parameters with plain annotations: position, name, kinds, types that need no check."""
+    code = function.__code__
+    found = []
+    for at, name in enumerate(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]):
+        kinds = tuple(k.strip() for k in str(function.__annotations__.get(name, "")).split("|"))
+        if set(kinds) <= set(_TAKEN) and kinds != ("None",):
+            position = at if at < code.co_argcount else _NO_POSITION
+            found.append((position, name, kinds, frozenset(t for k in kinds for t in _TAKEN[k])))
+    return found
+
+
+def _label(function: FunctionType, args: tuple[Any, ...]) -> str:
+    """`softmax`, `Linear` for its constructor, `SGD.minimize` for a method it inherits."""
+    if "." not in function.__qualname__ or not args:
+        return function.__name__
+    owner = type(args[0]).__name__
+    return owner if function.__name__ == "__init__" else f"{owner}.{function.__name__}"
+
+
+def public(function: F) -> F:
+    """`function` with its plain arguments checked and its errors located."""
+    if getattr(function, "is_public", False) or not isinstance(function, FunctionType):
+        return function
+    plain = _plain_parameters(function)
+
+    def checked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        for position, name, kinds, taken in plain:
+            if position < len(args):
+                value = args[position]
+                if type(value) not in taken:
+                    new = checked_scalar(value, kinds, f"{_label(function, args)}: {name}")
+                    args = (*args[:position], new, *args[position + 1 :])
+            else:
+                value = kwargs.get(name, _MISSING)
+                if value is not _MISSING and type(value) not in taken:
+                    kwargs[name] = checked_scalar(value, kinds, f"{_label(function, args)}: {name}")
+        return args
+
+    @functools.wraps(function)
+    def at_boundary(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*(checked(args, kwargs) if plain else args), **kwargs)
+        except StaticgradError as error:
+            locate(error)
+            raise
+
+    at_boundary.is_public = True  # type: ignore[attr-defined]
+    return at_boundary  # type: ignore[return-value]
+
+
+def public_class(cls: C) -> C:
+    """A class whose constructor and public methods are boundaries."""
+    for name, value in list(vars(cls).items()):
+        if isinstance(value, FunctionType) and (name == "__init__" or not name.startswith("_")):
+            setattr(cls, name, public(value))
+    return cls
+
+
+def publish(module: ModuleType, names: Iterable[str]) -> None:
+    """Makes boundaries of a module's functions and classes; bases of the same package too."""
+    namespace: Mapping[str, Any] = vars(module)
+    for name in names:
+        value = namespace[name]
+        if isinstance(value, FunctionType):
+            setattr(module, name, public(value))
+        elif isinstance(value, type):
+            for cls in value.__mro__:
+                if cls.__module__.startswith("staticgrad."):
+                    public_class(cls)
+
+
+__all__ = ["checked_scalar", "locate", "public", "public_class", "publish", "shown"]

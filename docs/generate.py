@@ -1,0 +1,95 @@
+"""Writes what is generated in the documentation: `python docs/generate.py`.
+
+    README.md              the report of its model
+    docs/architecture.md   the dumps of the smallest model, and the table of passes
+    docs/operations.md     the reference of all operations
+    docs/images/           the pictures
+
+`--check` writes nothing: it prints the difference, and exits with 1 if there is one. A generated
+part stands between `<!-- generated: NAME -->` and `<!-- end -->`; the rest is written by hand. Of
+the README's report the compile times and the bytes of the arena, which are the host's, are not
+compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ["STATICGRAD_NUM_THREADS"] = "1"  # a plan has workspace for each thread
+os.environ["STATICGRAD_CACHE"] = "0"  # what the report tells of compile time is of a first time
+
+from picture import DARK, LIGHT, overview
+from reference import operations
+from stages import Stages, run_example
+
+ROOT = Path(__file__).resolve().parents[1]
+_PART = re.compile(r"(<!-- generated: ([a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+_OF_THE_HOST = re.compile(r"^compile: .*$|peak_bytes [\d,]+", re.MULTILINE)
+
+
+def with_parts(text: str, parts: dict[str, str]) -> str:
+    """`text` with its generated parts replaced. Raises KeyError for a part that nobody makes."""
+    return _PART.sub(lambda m: f"{m[1]}{parts[m[2]].strip()}\n{m[3]}", text)
+
+
+def code_blocks(text: str) -> list[str]:
+    """The Python code of a page, block by block."""
+    return _CODE.findall(text)
+
+
+def documents() -> dict[Path, str]:
+    """Every generated file and every page with generated parts, as they should be."""
+    readme, architecture = ROOT / "README.md", ROOT / "docs" / "architecture.md"
+    images = ROOT / "docs" / "images"
+    readme_text = readme.read_text(encoding="utf-8")
+    example = run_example(code_blocks(readme_text)[0])
+    architecture_text = architecture.read_text(encoding="utf-8")
+    smallest = Stages(code_blocks(architecture_text)[0])
+    return {
+        readme: with_parts(readme_text, {"report": example.report}),
+        architecture: with_parts(architecture_text, smallest.parts()),
+        ROOT / "docs" / "operations.md": operations(),
+        images / "overview-light.svg": overview(example, LIGHT),
+        images / "overview-dark.svg": overview(example, DARK),
+        images / "smallest.svg": smallest.picture(),
+    }
+
+
+def comparable(text: str) -> str:
+    return _OF_THE_HOST.sub("(the host's)", text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Writes the generated documentation.")
+    parser.add_argument("--check", action="store_true", help="only compare, and print differences")
+    check = parser.parse_args().check
+    stale = False
+    for path, text in documents().items():
+        known = path.read_text(encoding="utf-8") if path.exists() else ""
+        if comparable(known) == comparable(text):
+            continue
+        stale = True
+        name = str(path.relative_to(ROOT))
+        if check:
+            lines = difflib.unified_diff(
+                comparable(known).splitlines(), comparable(text).splitlines(),
+                name, f"{name}, generated", lineterm="",
+            )  # fmt: skip
+            print("\n".join(lines))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+            print(f"wrote {name}")
+    if check and stale:
+        print("to bring the documentation up to date: python docs/generate.py")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
