@@ -23,7 +23,7 @@ TRAIN, HELD_OUT = np.split(CODES, [len(CODES) * 9 // 10])
 
 CONTEXT = 32  # characters that the model sees
 WIDTH, HEADS, LAYERS, HIDDEN = 64, 4, 2, 256
-EPOCHS, BATCHES, BATCH = 16, 50, 32
+EPOCHS, BATCHES, BATCH = 12, 50, 32
 
 Batch = tuple[np.ndarray, np.ndarray]
 

@@ -25,7 +25,8 @@ def formula(v: Value) -> str:
         return str(node.attrs["name"])
     if node.op == "constant":
         return str(node.payload.tolist())
-    shown = [f"{k}={_text(node.attrs[k])}" for k in _SHOWN if node.attrs.get(k) not in (None, False)]
+    attrs = {k: a for k, a in node.attrs.items() if k in _SHOWN and a is not False}
+    shown = [f"{k}={_text(attrs[k])}" for k in _SHOWN if k in attrs]
     return f"{node.op}({', '.join([*map(formula, node.operands), *shown])})"
 
 

@@ -175,9 +175,9 @@ def test_every_form_of_the_language() -> None:
     text = kernel_text(parsed)
     for piece in (
         'kernel "all of it"(', "s: scratch float64[2*n0+8]", "; n0, n1) {",
-        "(x[3; %0 * n1, index(i) * (2*n0+1)] if %1 else nan)", "code 7 element 2*i value %0",
+        "(x[3; at * n1, index(i) * (2*n0+1)] if %0 else nan)", "code 7 element 2*i value at",
         "carry total = -inf, count = 0 {", "reduce lanes r in 0..n0, k in 0..8 {",
-        "fold least = min of", "fold flag = any of %1", "] = cast(most):float32 if flag",
+        "fold least = min of", "fold flag = any of %0", "] = cast(most):float32 if flag",
         "reduce {",
     ):  # fmt: skip
         assert piece in text, text

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .artifact import InputSpec, Manifest
 from . import workers
 from .arena import ALIGN_BYTES
+from .artifact import InputSpec, Manifest
 from .context import GIL_RELEASE_NS
 from .dims import (
     Dim,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,8 +40,10 @@ def save(
     temporary = target.parent / f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}"
     # created here, not by the library: with the mode of an ordinary new file, and never shared
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = stat.S_IMODE(os.stat(temporary).st_mode)
     try:
         save_file(tensors, temporary, metadata=dict(metadata) if metadata else None)
+        os.chmod(temporary, mode)  # safetensors 0.8 leaves a new file of mode 0600
         _sync(temporary)
         os.replace(temporary, target)
     except BaseException:

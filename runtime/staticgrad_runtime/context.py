@@ -13,10 +13,10 @@ address: all come from here.
     4     failing value
     5     threads to run on; 0 and 1: the caller alone, no word below is read
     6     pointer to the pool's words (`pool_native.PoolWord`)
-    7     `i32 sg_dispatch(ptr context, ptr share)`: runs `i32 share(ptr context, i64 tid, i64 n)` on
-          those threads. Thread 0 gets this context, each other one a private copy of the first 16
-          words with a status of its own; the smallest (status, element) of all is in words 2-4 then
-    8     `i64 sg_barrier(ptr context, i64 n, i64 vote)`: the or of all threads' votes, to all of them
+    7     `i32 sg_dispatch(ptr context, ptr share)`: runs `i32 share(ptr context, i64 tid, i64 n)`
+          on those threads. Thread 0 gets this context, each other one a private copy of the first
+          16 words with a status of its own; words 2-4 then hold the smallest (status, element)
+    8     `i64 sg_barrier(ptr context, i64 n, i64 vote)`: gives every thread the or of all votes
     9     1 where the run is long enough to wait for workers that sleep
     10-15 reserved for `sg_run`
     16-   `sg_entry`, see `Word`

@@ -512,9 +512,13 @@ def has_futex() -> bool:
     return sys.platform == "linux" and platform.machine().lower() in _FUTEX_NUMBERS
 
 
-@functools.cache
-def pool_library() -> Library:
-    """The compiled pool; it is never unloaded, since workers may be inside to the end."""
-    futex = has_futex()
+def build_pool(*, futex: bool) -> Library:
+    """The pool, compiled for this host."""
     hook = "syscall" if futex else "Sleep" if sys.platform == "win32" else "usleep"
     return compile_text(pool_text(futex=futex), EXPORTS, {hook: libc_address(hook)})
+
+
+@functools.cache
+def pool_library() -> Library:
+    """The process's pool code; it is never unloaded, since workers may be inside to the end."""
+    return build_pool(futex=has_futex())

@@ -15,12 +15,12 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .arena import address, aligned_words
 from .errors import ArgumentError
+from .loader import Library
 from .pool_native import LINE_WORDS, PoolWord, pool_library
 
 NUM_THREADS = "STATICGRAD_NUM_THREADS"
@@ -38,7 +38,7 @@ IDLE_SPIN_US = 50.0
 NUDGED_SPIN_US = WAKE_NS / 1e3
 
 
-# --- how many ---------------------------------------------------------------------------------------
+# --- how many ------------------------------------------------------------------------------------
 
 
 def thread_count(threads: Any = None) -> int:
@@ -77,7 +77,7 @@ def _cpu_quota(
     sets a limit, or where there are no cgroups."""
     limits = [math.inf]
     for line in _lines(membership):
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not controllers:  # version 2
             roots, read = [mounts, mounts / "unified"], _quota_v2
         elif "cpu" in controllers.split(","):
@@ -112,76 +112,58 @@ def _quota_v1(group: Path) -> float:
     return math.inf
 
 
-# --- the pool -----------------------------------------------------------------------------------------
+# --- the pool ------------------------------------------------------------------------------------
 
 
 class Pool:
     """The workers of this process and the words that they share with whoever dispatches."""
 
-    def __init__(self) -> None:
-        library = pool_library()
-        self._words = aligned_words(PoolWord.SLOTS + LINE_WORDS * MAX_THREADS)
-        self._threads: list[threading.Thread] = []
+    def __init__(self, library: Library | None = None) -> None:
+        library = self._library = library or pool_library()
+        self.words = aligned_words(PoolWord.SLOTS + LINE_WORDS * MAX_THREADS)
+        self.threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self.address = address(self._words)
+        self.address = address(self.words)
         self.dispatch = library.address("sg_dispatch")
         self.barrier = library.address("sg_barrier")
-        self._words[PoolWord.CPUS] = usable_cpus()
-        pauses = _pauses_in_us()
-        self._words[PoolWord.BARRIER_SPIN] = int(BARRIER_SPIN_US * pauses)
-        self._words[PoolWord.IDLE_SPIN] = int(IDLE_SPIN_US * pauses)
-        self._words[PoolWord.NUDGED_SPIN] = int(NUDGED_SPIN_US * pauses)
+        self.words[PoolWord.CPUS] = usable_cpus()
+        pauses = _pauses_in_us(library)
+        self.words[PoolWord.BARRIER_SPIN] = int(BARRIER_SPIN_US * pauses)
+        self.words[PoolWord.IDLE_SPIN] = int(IDLE_SPIN_US * pauses)
+        self.words[PoolWord.NUDGED_SPIN] = int(NUDGED_SPIN_US * pauses)
 
     def grow(self, threads: int) -> None:
         """Starts workers until a program can run on `threads` threads, its caller's included.
 
         Where the system refuses one, programs run on those that there are.
         """
-        if len(self._threads) + 1 >= threads:
+        if len(self.threads) + 1 >= threads:
             return
         work = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(
-            pool_library().address("sg_worker")
+            self._library.address("sg_worker")
         )
         with self._lock, contextlib.suppress(RuntimeError):  # "can't start new thread"
-            while len(self._threads) + 1 < threads:
-                number = len(self._threads) + 1
+            while len(self.threads) + 1 < threads:
+                number = len(self.threads) + 1
                 thread = threading.Thread(
                     target=work, args=(self.address, number), name=f"staticgrad-{number}",
                     daemon=True,
                 )  # fmt: skip
                 thread.start()
-                self._threads.append(thread)
-                self._words[PoolWord.WORKERS] = number
-
-    @property
-    def workers(self) -> int:
-        """How many workers have been started."""
-        return len(self._threads)
-
-    @contextlib.contextmanager
-    def owned(self) -> Iterator[bool]:
-        """Holds the workers, as another program would; tells whether it got them. For tests."""
-        free = self._words[PoolWord.OWNER] == 0
-        if free:
-            self._words[PoolWord.OWNER] = 1
-        try:
-            yield bool(free)
-        finally:
-            if free:
-                self._words[PoolWord.OWNER] = 0
+                self.threads.append(thread)
+                self.words[PoolWord.WORKERS] = number
 
     def stop(self) -> None:
         """Ends the workers, unless a program is running on them."""
-        stop = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(pool_library().address("sg_stop"))
+        stop = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(self._library.address("sg_stop"))
         if stop(self.address):
-            for thread in self._threads:
+            for thread in self.threads:
                 thread.join(timeout=1.0)
 
 
-@functools.cache
-def _pauses_in_us() -> float:
+def _pauses_in_us(library: Library) -> float:
     """How often a waiter pauses in a microsecond: 40 to 140 cycles each, depending on the CPU."""
-    pause = ctypes.CFUNCTYPE(None, ctypes.c_int64)(pool_library().address("sg_pause"))
+    pause = ctypes.CFUNCTYPE(None, ctypes.c_int64)(library.address("sg_pause"))
     count = 1000
     times = []
     for _ in range(3):

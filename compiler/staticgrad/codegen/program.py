@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from staticgrad_runtime.arena import ALIGN_BYTES
+from staticgrad_runtime.context import RUN_SYMBOL, STATUS_OK, Word
+
 from staticgrad.ir.dim import Dim, DimCall, DimLike
 from staticgrad.kernels.key import kernel_key
 from staticgrad.kernels.program import Program, Step
-from staticgrad_runtime.arena import ALIGN_BYTES
-from staticgrad_runtime.context import RUN_SYMBOL, STATUS_OK, Word
 
 from .builder import Function, Module
 from .loops import emit_kernel

@@ -30,7 +30,7 @@ class DimCall:
     def __str__(self) -> str:
         if self.op in ("max", "min"):
             return f"{self.op}({self.left}, {self.right})"
-        return f"({self.left}){self.op}({self.right})"
+        return f"(({self.left}){self.op}({self.right}))"
 
 
 Atom = Union[str, DimCall]

@@ -24,7 +24,7 @@ _CONTEXT = frozenset(("dims", "payload"))
 class OpRecord(Protocol):
     """What is asked of an op's record."""
 
-    __hash__: Any
+    def __hash__(self) -> int: ...
 
     @property
     def infer(self) -> Callable[..., tuple[TensorType, ...]]: ...

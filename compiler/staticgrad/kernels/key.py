@@ -22,6 +22,10 @@ class _Key:
         self.text = "\n".join(self._parts)
 
     def _expr(self, e: Expr) -> str:
+        if isinstance(e, Literal):
+            return f"{e.value!r}:{e.dtype!s}"
+        if isinstance(e, Ref):
+            return f"${e.name}:{e.dtype!s}"
         known = self._numbers.get(id(e))
         if known is not None:
             return f"#{known}"
@@ -30,12 +34,8 @@ class _Key:
                 gathers = "".join(f"+{self._expr(g)}*({s})" for g, s in e.gathers)
                 guard = "" if e.guard is None else f" if {self._expr(e.guard)} else {e.fill!r}"
                 text = f"{e.buffer}[{e.index}{gathers}]{guard}"
-            case Literal():
-                text = f"{e.value!r}:{e.dtype!s}"
             case Index():
                 text = f"index({e.index})"
-            case Ref():
-                text = f"${e.name}:{e.dtype!s}"
             case Call():
                 text = f"{e.op}:{e.dtype!s}({','.join(self._expr(a) for a in e.args)})"
         number = self._numbers[id(e)] = len(self._numbers)

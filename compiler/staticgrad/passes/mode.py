@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from staticgrad.ir.graph import Graph, reachable
+from staticgrad.ir.loc import use_locs
 from staticgrad.ir.node import Node, Value
 from staticgrad.ops import registry
 from staticgrad.ops.arithmetic import add
@@ -51,8 +52,9 @@ def _advance_generators(graph: Graph) -> Graph:
         key = node.operands[0]
         if key.node.op == "state" and key.node.attrs["id"] not in updated:
             updated.add(key.node.attrs["id"])
-            step = constant_array(np.array([0, 1], "uint64"))  # (seed, step) -> (seed, step + 1)
-            extra.append((key, add(key, step)))
+            with use_locs(graph.locs.get(node, node.locs)):
+                step = constant_array(np.array([0, 1], "uint64"))  # (seed, step + 1)
+                extra.append((key, add(key, step)))
     if not extra:
         return graph
     return Graph(graph.inputs, graph.outputs, [*graph.updates, *extra], locs=graph.locs,

@@ -232,32 +232,31 @@ class _WithEquality:
 _IDEMPOTENT = frozenset(("all", "any", "max", "min"))
 
 
-def _repeated(node: Node) -> tuple[Value, tuple[int, ...], tuple[int, ...]] | None:
-    """Of a reduction of broadcast_to(x): x with all dims, the reduced axes along which it is
-    repeated, and the others."""
+def _repeated(node: Node) -> tuple[int, ...]:
+    """Of a reduction of broadcast_to(x): the reduced axes along which x is repeated."""
     inner = node.operands[0].node
     if inner.op != "broadcast_to":
-        return None
+        return ()
     x, shape = inner.operands[0], inner.types[0].shape
     own = (1,) * (len(shape) - x.ndim) + x.shape
-    axes = node.attrs["axes"]
-    repeated = tuple(a for a in axes if own[a] == 1 and shape[a] != 1)
-    if not repeated:
-        return None
-    left = tuple(a for a in axes if a not in repeated)
-    return spread(x, own), repeated, left
+    return tuple(a for a in node.attrs["axes"] if own[a] == 1 and shape[a] != 1)
 
 
-def _over_the_rest(node: Node, x: Value, left: tuple[int, ...]) -> Value:
-    """The reduction of `x` over the axes that are left, before it is broadcast."""
+def _over_the_rest(node: Node, repeated: tuple[int, ...]) -> Value:
+    """The reduction of x over the other axes, before it is broadcast, dims of 1 kept."""
+    inner = node.operands[0].node
+    x = inner.operands[0]
+    extra = inner.types[0].ndim - x.ndim
+    left = tuple(a - extra for a in node.attrs["axes"] if a not in repeated)
     return make(node.op, x, axes=left, keepdims=True) if left else x
 
 
 def _in_place_of(node: Node, v: Value) -> list[Value]:
-    """`v`, which has all dims, in the place of a reduction that may drop the reduced ones."""
+    """`v`, of the dims of x, in the place of a reduction that may drop the reduced ones."""
     if not node.attrs["keepdims"]:
-        axes = node.attrs["axes"]
-        shape = tuple(d for a, d in enumerate(v.shape) if a not in axes)
+        extra = node.operands[0].ndim - v.ndim
+        gone = {a - extra for a in node.attrs["axes"]}
+        shape = tuple(d for a, d in enumerate(v.shape) if a not in gone)
         v = v if v.shape == shape else make("reshape", v, shape=shape)
     return fitted(v, node)
 
@@ -265,22 +264,22 @@ def _in_place_of(node: Node, v: Value) -> list[Value]:
 def _sum_of_broadcast(node: Node) -> Found:
     """sum(broadcast_to(x)) over n repetitions -> multiply(x, n). Where n is known only at run time
     it may be 0, so then x must be a finite number: 0 * inf is not the sum of nothing."""
-    found = _repeated(node)
-    if found is None:
+    repeated = _repeated(node)
+    if not repeated:
         return None
-    x, repeated, left = found
     n = product(tuple(node.operands[0].shape[a] for a in repeated))
-    dtype = x.dtype
+    dtype = node.types[0].dtype
     if isinstance(n, int):
         if n == 0:
             return fitted(constant_of(0, dtype), node)
         count = constant_of(_wrapped(n, dtype), dtype)
-    else:
-        c = number(x)
-        if c is None or not np.isfinite(c):
-            return None
-        count = make("dim_size", dim=n, dtype=dtype)
-    return _in_place_of(node, make("multiply", _over_the_rest(node, x, left), count))
+        return _in_place_of(node, make("multiply", _over_the_rest(node, repeated), count))
+    c = number(node.operands[0])
+    if c is None or not np.isfinite(c) or len(repeated) < len(node.attrs["axes"]):
+        return None
+    count = make("dim_size", dim=n, dtype=dtype)
+    total = count if c == 1 else make("multiply", count, constant_of(c, dtype))
+    return fitted(total, node)
 
 
 def _wrapped(n: int, dtype: Any) -> int:
@@ -289,14 +288,11 @@ def _wrapped(n: int, dtype: Any) -> int:
 
 def _extremum_of_broadcast(node: Node) -> Found:
     """max(broadcast_to(x)) -> max(x), without the axes of repetition; likewise min, any, all"""
-    found = _repeated(node)
-    if found is None:
-        return None
-    x, repeated, left = found
+    repeated = _repeated(node)
     sizes = [node.operands[0].shape[a] for a in repeated]
-    if not all(isinstance(d, int) and d > 0 for d in sizes):
+    if not repeated or not all(isinstance(d, int) and d > 0 for d in sizes):
         return None
-    return _in_place_of(node, _over_the_rest(node, x, left))
+    return _in_place_of(node, _over_the_rest(node, repeated))
 
 
 def _sum_of_negative(node: Node) -> Found:

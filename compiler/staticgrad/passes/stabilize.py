@@ -54,7 +54,7 @@ def _rules(numbering: Numbering) -> Callable[[str], list[Rule]]:
         "log": [_log_softmax, _log_sigmoid, _logsumexp, _log_of_exp, _softplus, _logaddexp, _log1p],
         "log1p": [_log1p_of_exp, _log1p_of_sigmoid],
         "add": [_expm1, _erfc_of_sum],
-        "subtract": [_one_minus],
+        "subtract": [_one_minus, with_equality.all_but_share],
         "sqrt": [_sqrt_of_square],
         "multiply": [with_equality.quotient],
         "divide": [with_equality.quotient],
@@ -205,6 +205,19 @@ class _WithEquality:
             return fitted(reduced.built(v), node)
         terms = self.cancelling.distributed(factors)
         return None if terms is None else fitted(total(terms, v), node)
+
+    def all_but_share(self, node: Node) -> Found:
+        """subtract(p, multiply(p, sigmoid(x))) -> multiply(p, sigmoid(-x))"""
+        p, b = node.operands
+        inner = b.node
+        if inner.op not in ("multiply", "square"):
+            return None
+        first, last = inner.operands[0], inner.operands[-1]
+        for share, rest in ((first, last), (last, first)):
+            if share.node.op == "sigmoid" and self.numbering.same(rest, p):
+                left = make("sigmoid", minus(share.node.operands[0]))
+                return fitted(make("multiply", p, left), node)
+        return None
 
     def hoist(self, node: Node) -> Found:
         """sum(divide(a, sum(exp(x)))) -> divide(sum(a), sum(exp(x)))"""

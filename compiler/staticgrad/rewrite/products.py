@@ -300,10 +300,10 @@ def _terms(v: Value) -> list[tuple[Value, bool]]:
 
 
 def total(terms: Sequence[tuple[Factors, bool]], like: Value) -> Value:
-    """The sum of products."""
+    """The sum of products, a positive one first if there is any."""
     result: Value | None = None
-    for f, minus in terms:
-        negative = f.minus != minus
+    signed = [(f.minus != minus, f) for f, minus in terms]
+    for negative, f in sorted(signed, key=lambda t: t[0]):
         v = Factors(f.above, f.below).built(like)
         if result is None:
             result = make("negative", v) if negative else v

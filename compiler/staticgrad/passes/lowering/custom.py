@@ -48,9 +48,10 @@ def lower_custom(lowerer: Lowerer, node: Node) -> None:
             b if b.mode == "in" else Buffer(b.name, b.dtype, "inout", 0) for b in kernel.buffers
         )
         part = Kernel(name, buffers, tuple(sizes.names), mapped)
-        first = body[0]
-        parallel = len(body) == 1 and isinstance(first, Loop) and first.kind.startswith("parallel")
-        extent: DimLike = first.extent if parallel and isinstance(first, Loop) else 1
+        shared = [s for s in body if isinstance(s, Loop) and s.kind.startswith("parallel")]
+        if len(shared) > 1 or (shared and not isinstance(body[0], Let) and len(body) > 1):
+            raise AssertionError(f"{node.op}: one step with several parallel loops")
+        extent: DimLike = shared[0].extent if shared else 1
         lowerer.add_step(
             part, tuple(places), tuple(sizes.values), extent, (node.op,),
             lowerer.graph.locs[node], can_fail=can_fail,

@@ -6,13 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
-from staticgrad.codegen.sharing import lifetimes, share, total_cost
-from staticgrad.codegen.target import Target
-from staticgrad.ir.dim import DimLike, symbols, to_json
-from staticgrad.ir.graph import Graph
-from staticgrad.ir.loc import locs_text
-from staticgrad.kernels.program import Program
 from staticgrad_runtime.artifact import (
     BufferSpec,
     ConstantSpec,
@@ -24,6 +17,13 @@ from staticgrad_runtime.artifact import (
     OutputSpec,
     StateSpec,
 )
+
+from staticgrad.codegen.sharing import lifetimes, share, total_cost
+from staticgrad.codegen.target import Target
+from staticgrad.ir.dim import DimLike, symbols, to_json
+from staticgrad.ir.graph import Graph
+from staticgrad.ir.loc import locs_text
+from staticgrad.kernels.program import Program
 
 
 def build_manifest(
