@@ -9,6 +9,10 @@
              sizes   the geometry (`codegen.conv_emit.Geometry`), then begin and end of the share
              attrs   dtype, depthwise (one channel a group on both sides)
     sort     as `codegen.sort` has it
+    c_scalar, c_elementwise, c_general
+             a call of a function of the user's (`api.custom`) on the buffers
+             sizes   the element; the number of elements; all dims of all buffers
+             attrs   symbol; dtype (c_scalar)
 
 An epilogue is a kernel of its own that the product calls on each finished block. Its buffers and
 sizes reach it through a table of words that the caller fills once.
@@ -45,6 +49,10 @@ def emit_template(em: KernelEmitter, s: Template) -> None:
     elif s.name == "sort":
         pointers = [f"%b_{b}" for b in s.buffers]
         emit_template_sort(em.f, pointers, [em.integer(d) for d in s.sizes], s.attrs)
+    elif s.name == "c_scalar":
+        _emit_c_scalar(em, s)
+    elif s.name in ("c_elementwise", "c_general"):
+        _emit_c_arrays(em, s)
     else:
         raise ValueError(f"{em.kernel.name}: unknown template {s.name!r}")
 
@@ -77,6 +85,31 @@ def _emit_conv(em: KernelEmitter, s: Template) -> None:
         f"call void @{name}(ptr {words}, ptr {x}, ptr {w}, ptr {y}, ptr {workspace}, "
         f"ptr {epilogue}, ptr {table}, i64 {begin}, i64 {end})"
     )
+
+
+def _emit_c_scalar(em: KernelEmitter, s: Template) -> None:
+    """`T f(T, ..)` of one element of each operand; the last buffer gets the result."""
+    f, symbol, scalar = em.f, s.attrs["symbol"], _scalar(s.attrs["dtype"])
+    element = em.integer(s.sizes[0])
+    *operands, result = (
+        f.emit(f"getelementptr {scalar}, ptr %b_{b}, i64 {element}") for b in s.buffers
+    )
+    values = [f"{scalar} {f.emit(f'load {scalar}, ptr {place}')}" for place in operands]
+    em.module.intrinsic(symbol, scalar, *[scalar] * len(values))
+    value = f.emit(f"call {scalar} @{symbol}({', '.join(values)})")
+    f.stmt(f"store {scalar} {value}, ptr {result}")
+
+
+def _emit_c_arrays(em: KernelEmitter, s: Template) -> None:
+    """`void f(operands .., results .., int64_t n)`, or with the table of all dims in place of n."""
+    f, symbol = em.f, s.attrs["symbol"]
+    if s.name == "c_general":
+        last = ("ptr", _table(em, [("i64", em.integer(d)) for d in s.sizes]))
+    else:
+        last = ("i64", em.integer(s.sizes[0]))
+    em.module.intrinsic(symbol, "void", *["ptr"] * len(s.buffers), last[0])
+    arguments = [*(f"ptr %b_{b}" for b in s.buffers), " ".join(last)]
+    f.stmt(f"call void @{symbol}({', '.join(arguments)})")
 
 
 def _scalar(dtype: str) -> str:

@@ -106,6 +106,11 @@ def register(op: Op) -> Op:
     return op
 
 
+def unregister(name: str) -> None:
+    """Takes a user's op out again, so that another can have its name."""
+    del _registry[name]
+
+
 def get(name: str) -> Op:
     found = _registry.get(name)
     if found is None:
