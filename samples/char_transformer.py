@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-
 import staticgrad as sg
 from staticgrad import nn
 
@@ -95,12 +94,8 @@ def build() -> sg.Program:
     y = sg.input("y", ("N", CONTEXT), dtype="int64")
     model = CharTransformer()
     logits = model(x)
-    loss = nn.functional.cross_entropy(
-        logits.reshape((-1, len(CHARACTERS))), y.reshape((-1,))
-    )
-    optimizer = sg.optim.AdamW(
-        model.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1
-    )
+    loss = nn.functional.cross_entropy(logits.reshape((-1, len(CHARACTERS))), y.reshape((-1,)))
+    optimizer = sg.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
     updates = optimizer.minimize(loss, clip_norm=1.0)
     return sg.Program(
         train=sg.Graph([x, y], [loss], updates=updates),

@@ -10,10 +10,9 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
+import staticgrad as sg
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-
-import staticgrad as sg
 
 BATCH = 32
 

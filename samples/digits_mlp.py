@@ -1,13 +1,12 @@
 """Handwritten digits by a multi-layer perceptron.
 
-    staticgrad train samples/digits_mlp.py      one training, with progress bar and checkpoint
-    python samples/digits_mlp.py                five trainings from five seeds
+staticgrad train samples/digits_mlp.py      one training, with progress bar and checkpoint
+python samples/digits_mlp.py                five trainings from five seeds
 """
 
 from __future__ import annotations
 
 import digits
-
 import staticgrad as sg
 from staticgrad import nn
 

@@ -10,10 +10,9 @@ Least Angle Regression, 2004).
 from __future__ import annotations
 
 import numpy as np
+import staticgrad as sg
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LinearRegression
-
-import staticgrad as sg
 
 # The features are standardised, so the loss has the curvatures 2 * eigenvalues of their
 # correlations: 0.017 to 8.0. These are the heavy ball's best figures for that span, rounded; the

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 from . import nn, optim
 from .api.compile import Executable, compile
-from .api.custom import NotDifferentiable, custom_op
+from .api.custom import NotDifferentiable, Tolerance, custom_op
 from .api.files import load, save
 from .api.graph import Graph
 from .api.program import Program

@@ -17,12 +17,13 @@ from staticgrad.codegen.assemble import assemble, assembly_text
 from staticgrad.codegen.entry import entry_object
 from staticgrad.codegen.program import emit_program
 from staticgrad.codegen.target import Target, host_target
-from staticgrad.ir.errors import ArgumentError, UnsupportedError
+from staticgrad.ir.errors import ArgumentError
 from staticgrad.ir.graph import Graph as IrGraph
 from staticgrad.kernels.program import Program
 from staticgrad.ops.tensor import Tensor
 from staticgrad.passes.lowering import lower
 from staticgrad.passes.lowering.manifest import build_manifest
+from staticgrad.passes.mode import bind_mode
 from staticgrad.passes.pipeline import run_pipeline
 from staticgrad.passes.schedule import schedule
 from staticgrad_runtime import executable as runtime
@@ -53,6 +54,7 @@ def compile(
     training  the mode of dropout and batch norm; None: training if there are updates
     threads   how many a call may use; None: STATICGRAD_NUM_THREADS, else all cores that this
               process may use. Results have the same bits whatever it is
+    check     "nan": a step that computes a NaN raises, names the line, and changes nothing
     cache     whether object code is kept on disk, so that the next process need not generate it
     disable   names of passes to leave out, for comparison
     mode      "native", or "reference" for the slow NumPy interpreter
@@ -62,15 +64,24 @@ def compile(
     """
     graph = Graph(inputs, outputs, updates)
     threads = thread_count(threads)
-    if check is not None:
-        raise UnsupportedError(f"check={check!r}: checks are not supported yet; pass None")
+    if check not in (None, "nan"):
+        raise ArgumentError(f'check must be None or "nan", got {check!r}')
     if mode == "reference":
         from .reference import ReferenceExecutable
 
         return ReferenceExecutable(graph, training)
     if mode != "native":
         raise ArgumentError(f'mode must be "native" or "reference", got {mode!r}')
-    return compile_graph(graph, training=training, threads=threads, cache=cache, disable=disable)
+    if check is None:
+        return compile_graph(
+            graph, training=training, threads=threads, cache=cache, disable=disable
+        )
+    from .check import explain_nan, watched
+
+    bound = bind_mode(graph, training)
+    program = compile_graph(watched(bound), threads=threads, cache=cache, disable=disable)
+    program.on_failure = lambda code, element, value, arrays: explain_nan(bound, arrays)
+    return program
 
 
 @dataclass

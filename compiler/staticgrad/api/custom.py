@@ -120,7 +120,6 @@ def custom_op(
             lower=Custom(lambda k: _emit(functions, signature, k)),
             samples=lambda: [Sample(operands) for operands in taken],
             source=source,
-            traits=frozenset(() if signature == "general" else ("elementwise",)),
             tolerance=Tolerance() if tolerance is None else tolerance,
         )
     )
@@ -166,7 +165,7 @@ def _checked_functions(
     found = {}
     for key, function in given.items():
         d = as_dtype(key)
-        if not isinstance(function, ctypes._CFuncPtr):
+        if not isinstance(function, ctypes._CFuncPtr):  # type: ignore[attr-defined]
             raise ArgumentTypeError(
                 f"custom_op {name}: c_functions[{d!s}] must be a ctypes function, as of "
                 f"ctypes.CDLL(None) or ctypes.CFUNCTYPE, got {type(function).__name__}"
@@ -294,4 +293,4 @@ def _symbols(body: tuple[Stmt, ...]) -> Iterable[str]:
             yield from _symbols(s.body)
 
 
-__all__ = ["NotDifferentiable", "custom_op"]
+__all__ = ["NotDifferentiable", "Tolerance", "custom_op"]

@@ -60,6 +60,10 @@ class Array:
             total = total * size + i
         return total
 
+    def reshaped(self, shape: Shape) -> Array:
+        """The same memory with another shape of as many elements."""
+        return Array(self.name, self.dtype, shape, self.mode)
+
 
 class KernelBuilder:
     """Collects statements in nested loops; `finish` gives the `Kernel`."""

@@ -6,7 +6,7 @@ Slow and plain: it is the oracle that compiled programs are compared with, and w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from staticgrad.ir.node import Node, Value
 from . import registry
 
 Array = np.ndarray[Any, Any]
+Watch = Callable[[Node, Sequence[Array], Sequence[Array]], None]
 
 
 def bind_dims(graph: Graph, arrays: Sequence[Array]) -> dict[str, int]:
@@ -83,10 +84,11 @@ def evaluate_node(node: Node, operands: Sequence[Array], dims: Mapping[str, int]
 
 def run_graph(
     graph: Graph, arrays: Sequence[Array], state: Mapping[Value, Array] | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, int] | None = None, watch: Watch | None = None,
 ) -> tuple[list[Array], dict[Value, Array]]:
     """Outputs, and the new values of the updated state (which is not written here). A closed
-    sub-graph gets the sizes of the graph that holds it."""
+    sub-graph gets the sizes of the graph that holds it. `watch` sees each node's operands and
+    results as they are computed."""
     if dims is None:
         dims = bind_dims(graph, arrays)
     values: dict[Value, Array] = dict(zip(graph.inputs, arrays))
@@ -97,7 +99,10 @@ def run_graph(
             v = node.results[0]
             values[v] = state[v] if state and v in state else node.payload.numpy()
             continue
-        results = evaluate_node(node, [values[v] for v in node.operands], dims)
+        operands = [values[v] for v in node.operands]
+        results = evaluate_node(node, operands, dims)
+        if watch is not None:
+            watch(node, operands, results)
         values.update(zip(node.results, results))
     new_state = {s: values[new] for s, new in graph.updates}
     return [values[v] for v in graph.outputs], new_state

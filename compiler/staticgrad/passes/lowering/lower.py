@@ -237,6 +237,8 @@ class Lowerer:
         code = len(self.program.messages)
         sizes = ", ".join(str(v.type) for v in node.operands)
         text = f"{node.op}: index {{value}} is out of range (operands {sizes})"
+        if node.op == "check_nan":
+            text = f"check_nan: a NaN in {node.types[0]}"
         self.program.messages[code] = (text, locs_text(self.graph.locs[node]))
         return code
 
