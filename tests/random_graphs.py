@@ -40,8 +40,8 @@ class RandomGraph:
         return self.pool[int(self.rng.integers(len(self.pool)))]
 
     def grow(self) -> None:
-        kinds = ("unary", "binary", "binary", "reduce", "reduce_keep", "permute", "reshape", "slice",
-                 "matmul", "concat", "softmax", "where", "flip", "broadcast")  # fmt: skip
+        kinds = ("unary", "binary", "binary", "reduce", "reduce_keep", "permute", "reshape",
+                 "slice", "matmul", "concat", "softmax", "where", "flip", "broadcast")  # fmt: skip
         kind = kinds[int(self.rng.integers(len(kinds)))]
         made = getattr(self, f"_{kind}")(self.pick())
         if made is not None:

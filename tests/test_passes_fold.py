@@ -10,7 +10,7 @@ import staticgrad as sg
 from staticgrad.api.compile import compile_graph
 from staticgrad.ir.graph import Graph
 from staticgrad.ops import registry
-from staticgrad.passes.fold import EXACT, LEAST_WORK, MOST_BYTES, fold
+from staticgrad.passes.fold import EXACT, MOST_BYTES, fold
 from staticgrad.passes.pipeline import run_pipeline
 
 from .pass_checks import assert_same_bits, ops_of, run, verified
@@ -91,7 +91,6 @@ def test_light_work_is_left_to_the_program() -> None:
     x = sg.input("x", (8, 8))
     g = Graph([x], [x + positions(8, 8)])
     assert fold(g, lambda _: pytest.fail("compiled for nothing")) is g
-    assert LEAST_WORK > 64 * 50
 
 
 def test_symbolic_sizes_state_and_inputs_are_no_constants() -> None:
@@ -113,15 +112,10 @@ def test_the_pipeline_folds() -> None:
 def test_exact_ops_have_the_bits_of_their_kernels(name: str) -> None:
     """Folded by NumPy or computed by the program: the samples of the record, special values
     included, give the same bits; that is what lets fold do these ops here."""
-    if name in ("floor", "ceil", "trunc"):
-        pass
     graphs: list[Any] = []
     for s in registry.get(name).samples():
         operands = [sg.constant(np.asarray(a)) for a in s.operands]
         graphs += registry.make(name, operands, s.attrs).results
     before = Graph([], graphs)
-    inputs = [sg.input(f"x{i}", np.shape(a), np.asarray(a).dtype) for s in
-              registry.get(name).samples() for i, a in enumerate(s.operands)]  # fmt: skip
-    assert inputs
     compiled = compile_graph(before, cache=False, disable=["fold", "canonicalize", "simplify"])()
     assert_same_bits(compiled, run(before, []), name)

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from staticgrad_runtime import executable as runtime
+from staticgrad_runtime.artifact import Artifact
+from staticgrad_runtime.cache import DiskCache
+from staticgrad_runtime.workers import thread_count
 
 from staticgrad.codegen.assemble import assemble, assembly_text
 from staticgrad.codegen.entry import entry_object
@@ -26,10 +30,6 @@ from staticgrad.passes.lowering.manifest import build_manifest
 from staticgrad.passes.mode import bind_mode
 from staticgrad.passes.pipeline import run_pipeline
 from staticgrad.passes.schedule import schedule
-from staticgrad_runtime import executable as runtime
-from staticgrad_runtime.artifact import Artifact
-from staticgrad_runtime.cache import DiskCache
-from staticgrad_runtime.workers import thread_count
 
 from .custom import CFunction, c_functions_of
 from .graph import Graph
@@ -208,7 +208,7 @@ class Executable(runtime.Executable):
         return assembly_text(self.text, host_target())
 
     def report(self, **dims: int) -> Report:
-        """Kernels, flops, bytes, memory and compile time; `report(N=128)` fills in symbolic dims."""
+        """Kernels, flops, bytes, memory, compile time; `report(N=128)` fills in symbolic dims."""
         from staticgrad_runtime.dims import evaluate_int
 
         m = self.manifest

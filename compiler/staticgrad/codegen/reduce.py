@@ -1,10 +1,11 @@
 """Reductions: the fixed order in which elements are folded.
 
-Row form (`Reduce.vector`): element j of the last reduced axis goes to lane j mod L, L = 128 bytes of
-lanes; lanes are folded by halves. With one reduced axis, blocks of BLOCK elements are folded each
-and added in order; with several, each step of the first axis is such a block. Column form: elements
-are taken one after another, in blocks of COLUMN_BLOCK (or of one step of the first axis) that are
-added in order. Nothing here depends on the vector width, on threads or on what was fused.
+Row form (`Reduce.vector`): element j of the last reduced axis goes to lane j mod L, where L lanes
+are 128 bytes; lanes are folded by halves. With one reduced axis, blocks of BLOCK elements are
+folded each and added in order; with several, each step of the first axis is such a block. Column
+form: elements are taken one after another, in blocks of COLUMN_BLOCK (or of one step of the first
+axis) that are added in order. Nothing here depends on the vector width, on threads or on what was
+fused.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from staticgrad.kernels.order import (
 
 from .builder import constant, register_type, vector
 from .scalar import emit_scalar
+from .values import Lane, Scope
 
 if TYPE_CHECKING:
     from .loops import KernelEmitter
@@ -58,8 +60,6 @@ class ReduceEmitter:
         else:
             results = self._several_axes()
         result_lanes = 1 if s.vector else self.lanes
-        from .loops import Lane
-
         for a, name, dtype in zip(s.accumulators, results, self.dtypes):
             em.scopes[-1].names[a.name] = Lane(name, dtype, result_lanes, em.level)
 
@@ -182,8 +182,6 @@ class ReduceEmitter:
         return self._combine(self.lanes, accumulated, values)
 
     def _unrolled(self, left: list[str], accumulated: list[str]) -> list[str]:
-        from .loops import Scope
-
         em = self.em
         if not left:
             return self._step(accumulated)
@@ -222,8 +220,6 @@ class ReduceEmitter:
     def _masked_step(
         self, var: str, start: str, end: str, accumulated: list[str], skip: bool
     ) -> list[str]:
-        from .loops import Scope
-
         em, f, width = self.em, self.em.f, self.lanes
         scope = Scope([])
         f.open_list(scope.prelude)

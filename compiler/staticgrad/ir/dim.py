@@ -33,7 +33,7 @@ class DimCall:
         return f"(({self.left}){self.op}({self.right}))"
 
 
-Atom = Union[str, DimCall]
+Atom = str | DimCall
 Monomial = tuple[Atom, ...]
 
 

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from .ir import Call, Check, Expr, Index, Kernel, Let, Literal, Load, Loop, Next, Reduce, Ref, Stmt, Store, Template  # fmt: skip
+from .ir import (  # fmt: skip
+    Call,
+    Check,
+    Expr,
+    Index,
+    Kernel,
+    Let,
+    Literal,
+    Load,
+    Loop,
+    Next,
+    Reduce,
+    Ref,
+    Stmt,
+    Store,
+    Template,
+)
 
 
 def kernel_key(kernel: Kernel) -> str:

@@ -165,7 +165,8 @@ class _Printer:
                 stack += [(c, False) for c in reversed(children(e))]
                 continue
             text = self._form(e, [known(c) for c in children(e)])
-            if (self.uses[id(e)] > 1 and not isinstance(e, (Literal, Ref))) or (len(text) > LONGEST and e is not root):
+            shared = self.uses[id(e)] > 1 and not isinstance(e, (Literal, Ref))
+            if shared or (len(text) > LONGEST and e is not root):
                 name = f"%{len(self.named)}"
                 self.line(f"{name} = {text}")
                 self.named[id(e)] = name

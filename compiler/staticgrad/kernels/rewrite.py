@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 
-from staticgrad.ir.dim import Dim, DimCall, DimLike, symbols
+from staticgrad.ir.dim import Dim, DimCall, DimLike, substitute, symbols
 
 from .ir import (
     Call,
@@ -80,6 +80,11 @@ class IndexMapper:
                 return Reduce(s.vars, extents, self.body(s.body), accumulators, s.vector)
             case Template():
                 return replace(s, sizes=tuple(self._index(d) for d in s.sizes))
+
+
+def replaced(statements: Sequence[Stmt], table: Mapping[str, DimLike]) -> tuple[Stmt, ...]:
+    """Statements with variables replaced in every index (extents stay)."""
+    return IndexMapper(lambda d: substitute(d, table), lambda d: d).body(statements)
 
 
 def all_indices(statements: Sequence[Stmt]) -> list[DimLike]:
@@ -194,8 +199,8 @@ def factor_of(d: DimLike, variable: str) -> DimLike | None:
             if any(variable in symbols(Dim((((a,), 1),))) for a in rest):
                 return None
             factor = factor + (Dim(((tuple(rest), f),)) if rest else f)
-        elif any(not isinstance(a, str) and variable in symbols(Dim((((a,), 1),))) for a in monomial):
-            return None
+        elif variable in symbols(Dim(((monomial, 1),))):
+            return None  # inside of a //, %, max or min
     return factor
 
 

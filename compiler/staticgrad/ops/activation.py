@@ -72,7 +72,7 @@ elementwise(
 )  # fmt: skip
 elementwise(
     "softplus", "log(1 + e**x)", _reference_softplus,
-    lambda c, ct: (ct * sigmoid(c.operands[0]),), _smooth(), source=_TORCH,
+    lambda c, ct: (ct * c.operands[0].sigmoid(),), _smooth(), source=_TORCH,
 )  # fmt: skip
 
 

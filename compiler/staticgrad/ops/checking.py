@@ -1,4 +1,4 @@
-"""`check_nan`: a value handed on if no element is NaN; otherwise the step fails before its commit."""
+"""`check_nan`: a value handed on if no element is NaN; else the step fails before its commit."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ register(
 
 
 def check_nan(x: Tensor) -> Tensor:
-    """`x` as it is; where an element is NaN, the step that computes it fails and changes nothing."""
+    """`x` as it is; where an element is NaN, the step that computes it fails, changing nothing."""
     return apply("check_nan", x)

@@ -40,8 +40,8 @@ def window_count(
     """The number of windows along one dim: `(size + low + high - reach) // stride + 1`, where a
     window reaches over `dilation*(kernel - 1) + 1` elements.
 
-    Raises `ShapeError` where the window is known to be wider than the padded dim; where that depends
-    on a symbolic size, the call is asked.
+    Raises `ShapeError` where the window is known to be wider than the padded dim; where that
+    depends on a symbolic size, the call is asked.
     """
     reach = dilation * (kernel - 1) + 1
     room = size + sum(padding) - reach

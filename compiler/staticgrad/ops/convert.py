@@ -19,8 +19,8 @@ def constant(value: Any, dtype: Any = None) -> Tensor:
     """A tensor of fixed values.
 
     A NumPy array or scalar keeps its dtype; a Python float or a list of floats becomes float32, an
-    int int64, a bool bool. Raises `UnsupportedError` for complex and half types, `ArgumentTypeError`
-    for what is no array of numbers.
+    int int64, a bool bool. Raises `UnsupportedError` for complex and half types,
+    `ArgumentTypeError` for what is no array of numbers.
     """
     if isinstance(value, Tensor):
         raise ArgumentTypeError(f"constant: expected numbers or an array, got {value!r}")

@@ -31,7 +31,7 @@ elementwise(
 elementwise(
     "expm1", "e**x - 1, exact near 0", np.expm1,
     # Not y + 1, which for x < -37 would be 0 in float64 where e**x is not.
-    lambda c, ct: (ct * exp(c.operands[0]),), _normal,
+    lambda c, ct: (ct * c.operands[0].exp(),), _normal,
 )  # fmt: skip
 elementwise("log", "ln x", np.log, lambda c, ct: (ct / c.operands[0],), _positive())
 elementwise(

@@ -243,7 +243,7 @@ def _case(
         "ceil_mode": ceil,
     }  # fmt: skip
     x = random_array(shape, dtype, 1)
-    if distinct and dtype in FLOATS:  # far apart, so that no small step makes another one the maximum
+    if distinct and dtype in FLOATS:  # far apart: no small step makes another one the maximum
         x = (np.argsort(np.argsort(x, axis=None)).reshape(shape) * 0.25 - 8).astype(dtype)
     out = tuple(int(n) for n in _out(shape[2:], attrs))
     return x, random_array((*shape[:2], *out), dtype, 2), attrs

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
@@ -87,7 +87,9 @@ def checked_scalar(value: Any, kinds: tuple[str, ...], what: str) -> Any:
 
 
 def _has_index(value: Any) -> bool:
-    return hasattr(value, "__index__") and (not isinstance(value, np.ndarray) or value.ndim == 0)
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and value.dtype.kind in "iu"
+    return hasattr(type(value), "__index__")
 
 
 def _plain_parameters(

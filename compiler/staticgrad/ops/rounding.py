@@ -109,7 +109,7 @@ def _neighbours() -> list[Sample]:
 
 
 elementwise(
-    "abs", "|x|", np.abs, lambda c, ct: (ct * sign(c.operands[0]),),
+    "abs", "|x|", np.abs, lambda c, ct: (ct * c.operands[0].sign(),),
     lambda: singles(NUMERIC), infer=infer_numeric,
 )  # fmt: skip
 elementwise(

@@ -121,7 +121,7 @@ register(
         summary="the same elements in row-major order, in another shape",
         infer=_infer_reshape,
         reference=lambda x, shape: np.reshape(x, shape),
-        vjp=lambda c, ct: (reshape(ct, c.operands[0].shape),),
+        vjp=lambda c, ct: (ct.reshape(c.operands[0].shape),),
         lower=View(_index_reshape),
         samples=lambda: [
             Sample((random_array((2, 6), "float64"),), {"shape": (3, 4)}),

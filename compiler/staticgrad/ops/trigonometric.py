@@ -26,8 +26,8 @@ def _one_minus_square(x: Any) -> Any:
     return (1.0 - x) * (1.0 + x)
 
 
-elementwise("sin", "sin x", np.sin, lambda c, ct: (ct * cos(c.operands[0]),), _normal)
-elementwise("cos", "cos x", np.cos, lambda c, ct: (-ct * sin(c.operands[0]),), _normal)
+elementwise("sin", "sin x", np.sin, lambda c, ct: (ct * c.operands[0].cos(),), _normal)
+elementwise("cos", "cos x", np.cos, lambda c, ct: (-ct * c.operands[0].sin(),), _normal)
 elementwise(
     "tan", "tan x", np.tan, lambda c, ct: (ct * (c.results[0] * c.results[0] + 1.0),),
     _between(-1.3, 1.3),
@@ -45,9 +45,9 @@ elementwise(
     lambda c, ct: (ct / (c.operands[0] * c.operands[0] + 1.0),), _normal,
 )  # fmt: skip
 elementwise("sinh", "(e**x - e**-x) / 2", np.sinh,
-            lambda c, ct: (ct * cosh(c.operands[0]),), _normal)  # fmt: skip
+            lambda c, ct: (ct * c.operands[0].cosh(),), _normal)  # fmt: skip
 elementwise("cosh", "(e**x + e**-x) / 2", np.cosh,
-            lambda c, ct: (ct * sinh(c.operands[0]),), _normal)  # fmt: skip
+            lambda c, ct: (ct * c.operands[0].sinh(),), _normal)  # fmt: skip
 elementwise(
     "tanh", "sinh x / cosh x", np.tanh,
     lambda c, ct: (ct * _one_minus_square(c.results[0]),), _normal,

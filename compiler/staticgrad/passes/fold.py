@@ -127,7 +127,7 @@ def _own_work(node: Node) -> int:
     if node.op == "constant":
         return 0
     size = int(np.prod([int(d) for t in node.types for d in t.shape], dtype=np.int64))
-    read = max((int(np.prod(v.shape, dtype=np.int64)) for v in node.operands), default=0)
+    read = max((int(v.type.size) for v in node.operands), default=0)
     lower = registry.get(node.op).lower
     if isinstance(lower, Product):
         return size * int(node.operands[0].shape[-1])

@@ -263,7 +263,7 @@ class _Fusion:
                         if u not in views:
                             views[u] = None
                             stack.append(u)
-                    elif isinstance(lower, Product) or (target is not None and reader is not target):
+                    elif isinstance(lower, Product) or target not in (None, reader):
                         return None
                     else:
                         target = reader

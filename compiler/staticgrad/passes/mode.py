@@ -3,7 +3,7 @@
 before -> after (training)
 
     %5 = training_switch(%2, %3, %running_mean, %new_mean)      %2
-    updates: ...                                                updates: ..., running_mean <- new_mean
+    updates: ...                                                updates: ..., mean <- new_mean
 """
 
 from __future__ import annotations

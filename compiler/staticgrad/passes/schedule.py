@@ -17,7 +17,20 @@ import heapq
 from dataclasses import replace
 
 from staticgrad.ir.dim import DimLike
-from staticgrad.kernels.ir import Call, Check, Expr, Kernel, Let, Load, Loop, Next, Reduce, Stmt, Store, Template  # fmt: skip
+from staticgrad.kernels.ir import (  # fmt: skip
+    Call,
+    Check,
+    Expr,
+    Kernel,
+    Let,
+    Load,
+    Loop,
+    Next,
+    Reduce,
+    Stmt,
+    Store,
+    Template,
+)
 from staticgrad.kernels.program import Program, Step
 
 

@@ -26,7 +26,15 @@ from staticgrad.ir.node import Node, Value
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
 from staticgrad.rewrite.driver import Rule, rewrite, rule_table
-from staticgrad.rewrite.pattern import Numbering, constant_of, fitted, make, number, numbered, spread
+from staticgrad.rewrite.pattern import (
+    Numbering,
+    constant_of,
+    fitted,
+    make,
+    number,
+    numbered,
+    spread,
+)
 
 from . import joints
 

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from staticgrad.ir.dim import Shape
 from staticgrad.ir.node import Node, Value
 

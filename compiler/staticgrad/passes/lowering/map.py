@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from staticgrad.ir.dim import Dim, DimLike, Shape, product, substitute
+from staticgrad.ir.dim import Dim, DimLike, Shape, product
 from staticgrad.ir.loc import Locs
 from staticgrad.kernels.ir import Expr, Loop, Stmt
-from staticgrad.kernels.rewrite import IndexMapper, all_indices, merges
+from staticgrad.kernels.rewrite import all_indices, merges, replaced
 
 from .draft import Draft
 
@@ -61,7 +61,7 @@ def collapse(
     while i >= 0:
         outer, inner = variables[i], variables[i + 1]
         if merges(all_indices(body), outer, inner, extents[i + 1]):
-            body = IndexMapper(lambda d, o=outer: substitute(d, {o: 0}), lambda d: d).body(body)
+            body = replaced(body, {outer: 0})
             extents[i : i + 2] = [extents[i] * extents[i + 1]]
             variables[i : i + 2] = [inner]
         i -= 1

@@ -10,7 +10,14 @@ from staticgrad.ir.dim import Dim, DimLike, floor_div, modulo, product, substitu
 from staticgrad.ir.dtype import dtype
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.ir import Buffer, Kernel, Loop, Stmt, Template
-from staticgrad.kernels.rewrite import IndexMapper, SizeParameters, all_indices, factor_of, merges
+from staticgrad.kernels.rewrite import (
+    IndexMapper,
+    SizeParameters,
+    all_indices,
+    factor_of,
+    merges,
+    replaced,
+)
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Product
 
@@ -39,7 +46,7 @@ class ProductLowering:
         self.lowerer, self.body, self.root = lowerer, body, root
         self.draft = Draft(lowerer.program)
         self.result = root.results[0]
-        outputs = dict((inner, outer) for inner, outer in body.outputs)
+        outputs = dict(body.outputs)
         self.riders = [(i, o) for i, o in body.outputs if i is not self.result]
         if self.result in outputs:
             self.c = lowerer.result_buffer(outputs[self.result])
@@ -142,15 +149,14 @@ def _flatten(
     table: dict[str, DimLike] = {}
     if chained:
         # The strides of all the others follow from the last one's.
-        table = {n: 0 for n in names[:-1]} | {names[-1]: flat}
+        table = dict.fromkeys(names[:-1], 0) | {names[-1]: flat}
     else:
         rest: DimLike = flat
         for i in range(len(dims) - 1, -1, -1):
             size = _divisor(shape[dims[i]])
             table[names[i]] = modulo(rest, size) if i else rest
             rest = floor_div(rest, size)
-    mapper = IndexMapper(lambda d: substitute(d, table), lambda d: d)
-    return mapper.body(body)
+    return replaced(body, table)
 
 
 def _linear(at: At | Sequence[DimLike], shape: tuple[DimLike, ...]) -> DimLike:

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from staticgrad.kernels.order import reduce_lanes
-from staticgrad.ir.dim import Dim, DimLike, product, substitute
+from staticgrad.ir.dim import Dim, DimLike, product
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.ir import Accumulator, Expr, Let, Loop, Reduce, Ref, Stmt
-from staticgrad.kernels.rewrite import IndexMapper, all_indices, merges
+from staticgrad.kernels.order import reduce_lanes
+from staticgrad.kernels.rewrite import all_indices, merges, replaced
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
 
@@ -130,7 +130,7 @@ class ReduceLowering:
         for roots in groups:
             for n in self._needs(roots):
                 count[n] = count.get(n, 0) + 1
-        outputs = {inner: outer for inner, outer in full}
+        outputs = dict(full)
         for n, times in count.items():
             v = n.results[0]
             if times < 2 or v.shape != self.space.shape or not is_heavy(n):
@@ -196,8 +196,8 @@ class ReduceLowering:
     def _kept_index(self, v: Value, at: At) -> DimLike:
         if self.lowerer.program.buffers[self.kept_rows[v]].size == v.type.size:
             return _linear(at, v.shape)
-        reduced = [a for a in self.space.axes]
-        return _linear([at[a] for a in reduced], tuple(v.shape[a] for a in reduced))
+        axes = self.space.axes
+        return _linear([at[a] for a in axes], tuple(v.shape[a] for a in axes))
 
     def _kept_load(self, v: Value, at: At) -> Expr:
         from staticgrad.kernels.ir import Load
@@ -251,9 +251,7 @@ class ReduceLowering:
         while i >= 0:
             (outer, e0), (inner, e1) = kept[i], kept[i + 1]
             if merges(all_indices(body), outer, inner, e1):
-                body = IndexMapper(
-                    lambda d, o=outer: substitute(d, {o: 0}), lambda d: d
-                ).body(body)
+                body = replaced(body, {outer: 0})
                 kept[i : i + 2] = [(inner, e0 * e1)]
             i -= 1
         extent: DimLike = kept[0][1] if kept else 1
