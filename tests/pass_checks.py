@@ -104,8 +104,4 @@ def special_arrays(dtype: str, count: int, columns: int = 3) -> list[Array]:
     if dtype in ("float32", "float64"):
         values = np.concatenate([values, rng.standard_normal(40).astype(dtype)])
     size = -(-len(values) * 4 // columns) * columns
-    return [
-        rng.permutation(np.resize(values, size)).reshape(-1, columns) for _ in range(count)
-    ]
-
-
+    return [rng.permutation(np.resize(values, size)).reshape(-1, columns) for _ in range(count)]

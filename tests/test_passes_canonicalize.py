@@ -63,7 +63,7 @@ FLOATS: list[tuple[Any, str]] = [
     (lambda x, y: x / 1.0, "x"),
     (lambda x, y: 1.0 / x, "reciprocal(x)"),
     # signs
-    (lambda x, y: -(-x), "x"),
+    (lambda x, y: sg.negative(-x), "x"),
     (lambda x, y: x * -1.0, "negative(x)"),
     (lambda x, y: -x * y, "negative(multiply(x, y))"),
     (lambda x, y: -x * -y, "multiply(x, y)"),
@@ -181,8 +181,8 @@ def test_integer_rule(build: Any, expected: str) -> None:
 def test_integer_formulas_wrap_alike(dtype: str) -> None:
     i, j = sg.input("i", ("N", 3), dtype), sg.input("j", ("N", 3), dtype)
     formulas = [
-        i * i * i, -(-i), i - j - 7, i * 3 + i * 4, -i * j, sg.abs(-i), -(i * 3), i + j * 5 - -j,
-        sg.square(-i), (i * 100) ** 2,
+        i * i * i, sg.negative(-i), i - j - 7, i * 3 + i * 4, -i * j, sg.abs(-i), -(i * 3),
+        i + j * 5 - -j, sg.square(-i), (i * 100) ** 2,
     ]  # fmt: skip
     before = Graph([i, j], formulas)
     arrays = special_arrays(dtype, 2)
@@ -302,8 +302,10 @@ def test_constant_of_equal_elements_keeps_its_bits() -> None:
         before = Graph([], [sg.constant(values)])
         after = verified(canonicalize(before))
         assert_same_bits(run(after, []), [values])
-        alike = values.size > 0 and values.ndim > 0 and values.tobytes() == (
-            values.reshape(-1)[:1].tobytes() * values.size
+        alike = (
+            values.size > 0
+            and values.ndim > 0
+            and values.tobytes() == (values.reshape(-1)[:1].tobytes() * values.size)
         )
         assert (after.outputs[0].node.op != "constant") == alike
 

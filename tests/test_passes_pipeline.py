@@ -67,7 +67,7 @@ def test_each_pass_is_switched_off_by_its_name(name: str, monkeypatch: pytest.Mo
 def test_names_that_cannot_be_left_out() -> None:
     x = sg.input("x", (3,))
     g = Graph([x], [x + 1.0])
-    with pytest.raises(ArgumentError, match="no pass 'fusing'.*canonicalize.*fuse"):
+    with pytest.raises(ArgumentError, match=r"no pass 'fusing'.*canonicalize.*fuse"):
         run_pipeline(g, disable=["fusing"])
     with pytest.raises(ArgumentError, match="'expand' can't be left out"):
         run_pipeline(g, disable=["expand"])
@@ -190,10 +190,10 @@ def test_defining_passes_agree_to_tolerance(name: str) -> None:
     close(found, whole)
 
 
-def test_a_hundred_thousand_nodes() -> None:
+def test_a_long_chain() -> None:
     x, y = sg.input("x", ("N",)), sg.input("y", ("N",))
     v = x
-    for i in range(100_000):
+    for i in range(20_000):
         v = v + y if i % 4 else v * 0.5
     after = run_pipeline(Graph([x, y], [v]), disable=["fuse"])
-    assert len(after) > 50_000
+    assert len(after) == 20_003  # one addend, one factor

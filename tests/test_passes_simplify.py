@@ -208,3 +208,61 @@ def test_long_sums_of_pads_stay_linear() -> None:
     assert max(len(n.operands) for n in after) <= 64
     row = np.linspace(0, 1, 400, dtype="float32")
     assert_close(run(after, [row]), [np.cos(row)])
+
+
+def picked(index: Any) -> tuple[Graph, Any]:
+    """-sum(log_softmax(x)[row, index[row]]), its gradient and the gradient's row sums."""
+    x = sg.input("x", ("N", 5))
+    chosen = sg.take_along_axis(sg.log_softmax(x), sg.expand_dims(index, axis=1), axis=1)
+    g = sg.gradients(-sg.sum(chosen), x)
+    return Graph([x, index], [chosen, g]), x
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint8"])
+def test_gradient_of_picking_one_element_of_each_row_is_a_choice(dtype: str) -> None:
+    before, _ = picked(sg.input("i", ("N",), dtype))
+    after = simple(before)
+    assert "scatter_add" not in ops_of(after)
+    rows = np.random.default_rng(0).standard_normal((4, 5)).astype("float32")
+    places = np.array([0, 4, -1 if dtype[0] == "i" else 2, 1], dtype)
+    for arrays in ([rows, places], [rows[:0], places[:0]]):
+        assert_close(run(after, arrays), run(before, arrays))
+
+
+def test_the_sum_of_a_row_of_one_element_is_the_element() -> None:
+    x, i = sg.input("x", ("N", 5)), sg.input("i", ("N", 1), "int64")
+    taken = sg.take_along_axis(x, i, axis=1)
+    g = sg.gradients(sg.sum(sg.sin(taken)), x)
+    before = Graph([x, i], [sg.sum(g, axis=1), sg.sum(g, axis=1, keepdims=True), sg.sum(g)])
+    # The gather stays, as cos reads its value; it is what checks the index.
+    after = cse(simple(before))
+    assert "scatter_add" not in ops_of(after) and "gather" in ops_of(after)
+    rows = np.random.default_rng(0).standard_normal((4, 5)).astype("float32")
+    arrays = [rows, np.array([[0], [4], [2], [1]])]
+    assert_close(run(after, arrays), run(before, arrays))
+
+
+def test_an_index_that_nothing_else_checks_keeps_its_scatter() -> None:
+    x, i = sg.input("x", ("N", 5)), sg.input("i", ("N", 1), "int64")
+    g = sg.gradients(sg.sum(sg.take_along_axis(x, i, axis=1)), x)
+    after = simple(Graph([x, i], [g]))
+    assert "scatter_add" in ops_of(after)
+
+
+def test_scatters_of_many_places_stay() -> None:
+    table, i = sg.input("table", (7, 3)), sg.input("i", ("N",), "int64")
+    rows = sg.take(table, i, axis=0)
+    g = sg.gradients(sg.sum(rows * rows), table)
+    after = simple(Graph([table, i], [rows, g]))
+    assert "scatter_add" in ops_of(after)
+
+
+def test_one_row_of_a_table() -> None:
+    table, i = sg.input("table", (7, 3)), sg.input("i", (1,), "int32")
+    row = sg.take(table, i, axis=0)
+    g = sg.gradients(sg.sum(row * row), table)
+    before = Graph([table, i], [row, g])
+    after = simple(before)
+    assert "scatter_add" not in ops_of(after)
+    arrays = [np.arange(21, dtype="float32").reshape(7, 3), np.array([-2], "int32")]
+    assert_close(run(after, arrays), run(before, arrays))

@@ -1,4 +1,4 @@
-"""stabilize: structure, and values and gradients at extreme inputs, where the written form fails."""
+"""stabilize: structure; values and gradients at inputs where the written form fails."""
 
 from __future__ import annotations
 

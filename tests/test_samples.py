@@ -20,6 +20,12 @@ from .oracle import check_gradient, check_record
 from .sample_files import MODELS, SAMPLES, sample
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits are the same for any number; several tests at once on few cores are faster so."""
+    monkeypatch.setenv("STATICGRAD_NUM_THREADS", "1")
+
+
 def trained(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> dict:
     """The JSON document of `staticgrad train`."""
     path = str(SAMPLES / f"{name}.py")

@@ -49,9 +49,9 @@ def _emit_run(module: Module) -> None:
     f.branch_if(f.emit(f"icmp sgt i64 {threads}, 1"), "several", "one")
     f.label("several")
     dispatch = _load_word(f, Word.DISPATCH, "ptr")
-    f.stmt(f"ret i32 {f.emit(f'call i32 {dispatch}(ptr %context, ptr @{SHARE})')}")
+    f.stmt(f"ret i32 {f.emit(f'tail call i32 {dispatch}(ptr %context, ptr @{SHARE})')}")
     f.label("one")
-    f.stmt(f"ret i32 {f.emit(f'call i32 @{SHARE}(ptr %context, i64 0, i64 1)')}")
+    f.stmt(f"ret i32 {f.emit(f'tail call i32 @{SHARE}(ptr %context, i64 0, i64 1)')}")
     f.finish()
 
 

@@ -108,7 +108,7 @@ def register(op: Op) -> Op:
 
 def unregister(name: str) -> None:
     """Takes a user's op out again, so that another can have its name."""
-    del _registry[name]
+    _registry.pop(name, None)
 
 
 def get(name: str) -> Op:

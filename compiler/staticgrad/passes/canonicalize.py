@@ -57,8 +57,9 @@ from staticgrad.rewrite.pattern import (
     moves_out,
     number,
     numbered,
-    spread,
 )
+
+from . import views
 
 Found = Sequence[Value] | None
 
@@ -87,10 +88,10 @@ def _rules(numbering: Numbering) -> Callable[[str], list[Rule]]:
         "bitwise_invert": [_invert_bool],
         "where": [_where_not],
         "constant": [_uniform],
-        "reshape": [_view_of_number, _reshape_chain, _reshape_reduction],
-        "permute_dims": [_view_of_number, _permute_chain],
-        "broadcast_to": [_broadcast_chain],
-        "slice": [_view_of_number, _slice_chain],
+        "reshape": [views.view_of_number, views.reshape_chain, views.reshape_reduction],
+        "permute_dims": [views.view_of_number, views.permute_chain],
+        "broadcast_to": [views.broadcast_chain],
+        "slice": [views.view_of_number, views.slice_chain],
         "bitwise_and": [_logical],
         "bitwise_or": [_logical],
         "bitwise_xor": [_logical],
@@ -100,13 +101,13 @@ def _rules(numbering: Numbering) -> Callable[[str], list[Rule]]:
         record = registry.get(op)
         found = list(own.get(op, ()))
         if "elementwise" in record.traits:
-            found.insert(0, _broadcast_operands)
+            found.insert(0, views.broadcast_operands)
             if op in _EXACT:
                 found.insert(0, _numbers_alone)
             if "commutative" in record.traits:
                 found.append(terms.order)
         if isinstance(record.lower, Reduction):
-            found.append(_axes_of_one)
+            found.append(views.axes_of_one)
         return found
 
     return rules_of
@@ -347,6 +348,8 @@ class _Terms:
             return None
         if number(a) is None and self.numbering.of(a) <= self.numbering.of(b):
             return None
+        if a.type == b.type:
+            return [registry.clone(node, (b, a), node.locs).results[0]]
         swapped = make(node.op, b, a)
         # Where two names stand for one size, the result's type could take the other name.
         return [swapped] if swapped.type == node.types[0] else None
@@ -450,8 +453,10 @@ def _astype_chain(node: Node) -> Found:
     wanted = node.types[0].dtype
     if not holds(x.dtype, source.dtype):
         return None
-    if x.dtype.is_float and wanted.is_integer and not (
-        source.dtype.is_float or holds(wanted, source.dtype)
+    if (
+        x.dtype.is_float
+        and wanted.is_integer
+        and not (source.dtype.is_float or holds(wanted, source.dtype))
     ):
         return None  # from a float it saturates, from an integer it would wrap
     return [source] if source.dtype == wanted else [make("astype", source, dtype=wanted)]
@@ -511,123 +516,6 @@ def _where_not(node: Node) -> Found:
         return None
     made = make("where", condition.node.operands[0], b, a)
     return [made] if made.type == node.types[0] else None
-
-
-# --- views ----------------------------------------------------------------------------------------
-
-
-def _broadcast_operands(node: Node) -> Found:
-    """add(broadcast_to(a), b) -> add(a, b); exp(broadcast_to(a)) -> broadcast_to(exp(a))"""
-    before = [_unspread(v) for v in node.operands]
-    if all(a is b for a, b in zip(before, node.operands)):
-        return None
-    made = registry.make(node.op, before, node.attrs).results[0]
-    return fitted(made, node) if made.ndim <= node.types[0].ndim else None
-
-
-def _unspread(v: Value) -> Value:
-    """`v` before it was broadcast, or given dims of 1 in front."""
-    node = v.node
-    if node.op == "broadcast_to":
-        return node.operands[0]
-    if node.op == "reshape" and v.shape and v.shape[0] == 1:
-        x = node.operands[0]
-        extra = v.ndim - x.ndim
-        if extra > 0 and v.shape == (1,) * extra + x.shape:
-            return x
-    if node.op == "constant" and v.ndim and node.payload.size == 1:
-        return constant_of(node.payload.reshape(())[()], v.dtype)
-    return v
-
-
-def _view_of_number(node: Node) -> Found:
-    """reshape(broadcast_to(2.0)) -> broadcast_to(2.0); likewise permute_dims and slice"""
-    if node.operands[0].node.op == "constant":
-        return None  # the form that a number of dims of 1 has
-    c = number(node.operands[0])
-    return None if c is None else fitted(constant_of(c, node.types[0].dtype), node)
-
-
-def _reshape_chain(node: Node) -> Found:
-    """reshape(reshape(x)) -> reshape(x); a reshape to the same shape -> x"""
-    x = node.operands[0]
-    if x.node.op == "reshape":
-        x = x.node.operands[0]
-    elif x.shape != node.types[0].shape:
-        return None
-    return [_reshaped(x, node.types[0].shape)]
-
-
-def _reshaped(x: Value, shape: Any) -> Value:
-    return x if x.shape == shape else make("reshape", x, shape=shape)
-
-
-def _permute_chain(node: Node) -> Found:
-    """permute_dims(permute_dims(x)) -> permute_dims(x); dims of 1 that move -> reshape"""
-    x, axes = node.operands[0], node.attrs["axes"]
-    if x.node.op == "permute_dims":
-        inner = x.node.attrs["axes"]
-        return [make("permute_dims", x.node.operands[0], axes=tuple(inner[a] for a in axes))]
-    moved = [a for a in axes if x.shape[a] != 1]
-    if moved == sorted(moved):
-        return [_reshaped(x, node.types[0].shape)]
-    return None
-
-
-def _broadcast_chain(node: Node) -> Found:
-    """broadcast_to(broadcast_to(x)) -> broadcast_to(x); to the same shape -> x; dims of 1 that a
-    reshape puts in front are broadcast_to's own"""
-    x, shape = node.operands[0], node.types[0].shape
-    source = _unspread(x)
-    if source is x and spread(x, shape).node.op == "broadcast_to":
-        return None
-    return fitted(source, node)
-
-
-def _slice_chain(node: Node) -> Found:
-    """slice(slice(x)) -> slice(x); a slice of everything -> x"""
-    x, attrs = node.operands[0], node.attrs
-    start, step = attrs["start"], attrs["step"]
-    if x.shape == node.types[0].shape and all(
-        s == 1 and isinstance(i, int) and i == 0 for i, s in zip(start, step)
-    ):
-        return [x]
-    if x.node.op != "slice":
-        return None
-    inner = x.node.attrs
-    start = tuple(i + j * s for i, s, j in zip(inner["start"], inner["step"], start))
-    step = tuple(s * t for s, t in zip(inner["step"], step))
-    if any(isinstance(d, int) and d == 0 for d in node.types[0].shape):
-        return None  # of nothing: the composed start could lie outside
-    return [make("slice", x.node.operands[0], start=start, step=step, shape=attrs["shape"])]
-
-
-def _axes_of_one(node: Node) -> Found:
-    """sum(x, axes of size 1) -> reshape(x); they are left out beside others"""
-    x, axes, keepdims = node.operands[0], node.attrs["axes"], node.attrs["keepdims"]
-    left = tuple(a for a in axes if x.shape[a] != 1)
-    if len(left) == len(axes):
-        return [x] if not axes else None
-    made = x if not left else make(node.op, x, axes=left, keepdims=True)
-    if not keepdims or left == ():
-        made = _reshaped(made, node.types[0].shape)
-    return [made]
-
-
-def _reshape_reduction(node: Node) -> Found:
-    """reshape(sum(x)) that restores the reduced dims -> sum(x){keepdims}, and the other way"""
-    inner = node.operands[0].node
-    attrs, shape = inner.attrs, node.types[0].shape
-    if not isinstance(registry.get(inner.op).lower, Reduction):
-        return None
-    full, axes = inner.operands[0].shape, attrs["axes"]
-    if attrs["keepdims"]:
-        wanted = tuple(d for a, d in enumerate(full) if a not in axes)
-    else:
-        wanted = tuple(1 if a in axes else d for a, d in enumerate(full))
-    if shape != wanted:
-        return None
-    return [make(inner.op, inner.operands[0], axes=axes, keepdims=not attrs["keepdims"])]
 
 
 __all__ = ["canonicalize", "holds", "power"]

@@ -73,9 +73,7 @@ class _Layout:
             self._place(node)
         outputs = [self._value(v) for v in g.outputs]
         updates = [(self._value(s), self._value(v)) for s, v in g.updates]
-        if len(self.order) == len(g.nodes) and all(
-            a is b for a, b in zip(self.order, g.nodes)
-        ):
+        if len(self.order) == len(g.nodes) and all(a is b for a, b in zip(self.order, g.nodes)):
             return g
         return Graph(g.inputs, outputs, updates, order=self.order, locs=self.locs,
                      constraints=g.constraints, single=g.single)  # fmt: skip

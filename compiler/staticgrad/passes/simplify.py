@@ -37,6 +37,7 @@ from staticgrad.rewrite.pattern import (
 )
 
 from . import joints
+from .places import Places
 
 Found = Sequence[Value] | None
 
@@ -48,6 +49,7 @@ def simplify(graph: Graph) -> Graph:
 
 def _rules(numbering: Numbering) -> Callable[[str], list[Rule]]:
     equality = _WithEquality(numbering)
+    places = Places(numbering)
     own: dict[str, list[Rule]] = {
         "add": [_plus_zero, joints.sum_of_pads],
         "subtract": [equality.difference],
@@ -70,7 +72,9 @@ def _rules(numbering: Numbering) -> Callable[[str], list[Rule]]:
         "where": [_known_choice, equality.no_choice, equality.same_choice, _choice_of_numbers],
         "relu": [_relu_twice],
         "reciprocal": [_reciprocal_twice],
-        "sum": [_sum_of_broadcast, _sum_of_negative],
+        "sum": [_sum_of_broadcast, _sum_of_negative, places.sum_of_row],
+        "gather": [places.note_gather],
+        "scatter_add": [places.one_in_a_row],
         "concat": [joints.flat, joints.adjacent_slices],
         "slice": [joints.slice_of_concat, joints.slice_of_pad],
         "pad": [joints.pad_of_nothing, joints.pad_of_number],

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from staticgrad.ir.graph import Graph
+from staticgrad.ir.graph import Graph, subgraphs
 from staticgrad.ir.node import Node, Value
 from staticgrad.rewrite.driver import Rule, rewrite, rule_table
 from staticgrad.rewrite.pattern import Numbering, fitted, make, number, numbered
@@ -42,7 +42,7 @@ _SOURCES = frozenset(("erf", "exp", "log", "log1p", "log_softmax", "logsumexp", 
 
 
 def stabilize(graph: Graph) -> Graph:
-    if not any(n.op in _SOURCES or n.attrs for n in graph.nodes):
+    if not any(n.op in _SOURCES or subgraphs(n) for n in graph.nodes):
         return graph
     numbering = Numbering()
     return rewrite(graph, numbered(numbering, rule_table(_rules(numbering))))

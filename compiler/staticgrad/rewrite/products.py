@@ -344,4 +344,3 @@ __all__ = [
     "sum_of_exp",
     "total",
 ]
-
