@@ -53,6 +53,12 @@ def test_the_readme_runs(tmp_path: Path) -> None:
     assert "matmul: " in done.stdout and "readme.py:" in done.stdout  # the error, with its line
 
 
+def test_the_readme_speaks_of_kernels_that_its_report_has() -> None:
+    (report,) = (block for block in blocks(README, "text") if "kernels, " in block)
+    named = re.findall(r"`(matmul_\w+)`", text_of(README))
+    assert named and all(f" {name} " in report for name in named)
+
+
 def test_the_readme_opens_with_its_two_commands() -> None:
     first, second, *_ = (block.strip() for block in blocks(README, "sh"))
     assert (first, second) == (TRAIN, TEST)

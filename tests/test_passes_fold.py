@@ -71,8 +71,8 @@ def positions(rows: int, columns: int) -> Any:
 
 
 def test_heavy_work_on_constants_is_run_by_generated_kernels() -> None:
-    x = sg.input("x", (128, 64))
-    before = Graph([x], [x + positions(128, 64)])
+    x = sg.input("x", (128, 128))
+    before = Graph([x], [x + positions(128, 128)])
     calls: list[Graph] = []
 
     def counted(graph: Graph) -> Any:
@@ -81,7 +81,7 @@ def test_heavy_work_on_constants_is_run_by_generated_kernels() -> None:
 
     after = verified(fold(before, counted))
     assert ops_of(after) == ["add"] and len(calls) == 1
-    row = np.random.default_rng(0).standard_normal((128, 64)).astype("float32")
+    row = np.random.default_rng(0).standard_normal((128, 128)).astype("float32")
     folded = compile_graph(after, cache=False)(row)
     plain = compile_graph(before, cache=False, disable=["fold"])(row)
     assert_same_bits(folded, plain)
@@ -101,8 +101,8 @@ def test_symbolic_sizes_state_and_inputs_are_no_constants() -> None:
 
 
 def test_the_pipeline_folds() -> None:
-    x = sg.input("x", (128, 64))
-    g = Graph([x], [x + positions(128, 64)])
+    x = sg.input("x", (128, 128))
+    g = Graph([x], [x + positions(128, 128)])
     assert "sin" not in ops_of(run_pipeline(g, evaluate=evaluate, disable=["fuse"]))
     assert "sin" in ops_of(run_pipeline(g, disable=["fuse"]))
     assert "sin" in ops_of(run_pipeline(g, evaluate=evaluate, disable=["fold", "fuse"]))

@@ -24,7 +24,7 @@ from staticgrad.passes.pipeline import PASSES, Pass, PassError, checked_names, r
 from staticgrad.passes.simplify import simplify
 from staticgrad.passes.stabilize import stabilize
 
-from .pass_checks import assert_same_bits, ops_of, run, structure, verified
+from .pass_checks import assert_same_bits, ops_of, run, verified
 from .random_graphs import RandomGraph
 
 SWITCHABLE = list(dict.fromkeys(p.name for p in PASSES if p.kind != "required"))
@@ -147,7 +147,7 @@ def close(got: Any, expected: Any) -> None:
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5 * scale)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(seed=st.integers(0, 10**6))
 def test_passes_keep_values_on_random_graphs(seed: int) -> None:
     r = RandomGraph(seed)
@@ -157,8 +157,8 @@ def test_passes_keep_values_on_random_graphs(seed: int) -> None:
     for defining in (canonicalize, stabilize, canonicalize, simplify):
         graph = verified(defining(graph))
         close(run(graph, r.arrays), expected)
-    again = canonicalize(graph)
-    assert structure(simplify(again)) == structure(simplify(canonicalize(simplify(again))))
+        if defining is not stabilize:
+            assert defining(graph) is graph, f"{defining.__name__} is not idempotent"
     before = run(graph, r.arrays)
     for preserving in (fold, cse, dce, layout):
         graph = verified(preserving(graph))
@@ -193,7 +193,7 @@ def test_defining_passes_agree_to_tolerance(name: str) -> None:
 def test_a_long_chain() -> None:
     x, y = sg.input("x", ("N",)), sg.input("y", ("N",))
     v = x
-    for i in range(20_000):
+    for i in range(10_000):
         v = v + y if i % 4 else v * 0.5
     after = run_pipeline(Graph([x, y], [v]), disable=["fuse"])
-    assert len(after) == 20_003  # one addend, one factor
+    assert len(after) == 10_003  # one addend, one factor

@@ -248,7 +248,56 @@ def test_a_graph_without_such_formulas_is_left_alone() -> None:
 def test_long_products_are_looked_at_in_parts() -> None:
     x = sg.input("x", ("N",))
     v = sg.exp(x)
-    for _ in range(5_000):
+    for _ in range(2_000):
         v = v * x / (x + 2.0)
     g = Graph([x], [v / (1.0 + sg.exp(x))])
     assert ops_of(stabilize(canonicalize(g))).count("sigmoid") == 1
+
+
+class Sensitive:
+    """Random formulas of what the rules match, on values where the written form is right too."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.x = sg.input("x", ("N", 4), "float64")
+        self.w = sg.input("w", ("N", 4), "float64")
+        self.pool: list[Any] = [self.x, self.w]
+        for _ in range(7):
+            self.pool.append(self.grow(self.pick()))
+
+    def pick(self) -> Any:
+        return self.pool[int(self.rng.integers(len(self.pool)))]
+
+    def grow(self, v: Any) -> Any:
+        small = sg.tanh(v)
+        forms = [
+            lambda: sg.exp(small), lambda: sg.sigmoid(v), lambda: sg.softmax(v),
+            lambda: sg.log(sg.softmax(v, axis=0)), lambda: sg.log(1.0 + sg.exp(small)),
+            lambda: 1.0 - sg.sigmoid(small), lambda: sg.exp(small) / (1.0 + sg.exp(small)),
+            lambda: softmax_by_hand(small), lambda: sg.log(softmax_by_hand(small)),
+            lambda: sg.sum(sg.exp(small), axis=1, keepdims=True) * self.w,
+            lambda: self.pick() / sg.sum(sg.exp(small), axis=1, keepdims=True),
+            lambda: self.pick() / (sg.exp(-small) + 1.0), lambda: self.pick() * sg.exp(small),
+            lambda: self.pick() - self.pick() * sg.sigmoid(small),
+            lambda: self.pick() / sg.sigmoid(small) * sg.sigmoid(small),
+            lambda: sg.log(sg.sigmoid(v)), lambda: sg.exp(small) - 1.0,
+            lambda: v + self.pick(), lambda: v * self.pick(), lambda: -v * 0.5,
+            lambda: sg.log(sg.exp(small) + sg.exp(sg.sin(self.pick()))),
+            lambda: sg.sum(v / softmax_by_hand(small), axis=1, keepdims=True) + self.w,
+        ]  # fmt: skip
+        return forms[int(self.rng.integers(len(forms)))]()
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_formulas_and_their_derivatives(seed: int) -> None:
+    f = Sensitive(seed)
+    outputs = f.pool[-3:]
+    loss = sg.sum(sg.tanh(outputs[0]) * f.w + outputs[1] * outputs[2])
+    first = sg.gradients(loss, f.x, unreachable="zeros")
+    second = sg.gradients(sg.sum(sg.sin(first) * f.w), f.x, unreachable="zeros")
+    before = Graph([f.x, f.w], [*outputs, first, second])
+    after = stable(*before.outputs, inputs=[f.x, f.w])
+    arrays = [f.rng.uniform(-1, 1, (3, 4)) for _ in range(2)]
+    for got, expected in zip(run(after, arrays), run(before, arrays), strict=True):
+        scale = float(np.max(np.abs(expected), initial=1.0))
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-11 * scale)

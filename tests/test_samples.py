@@ -184,18 +184,16 @@ def test_bessel_functions_have_sound_records(name: str) -> None:
 
 def test_bessel_functions_run_in_the_c_library() -> None:
     module = sample("custom_c_op")
-    for dtype in ("float32", "float64"):
-        x = sg.input("x", ("N",), dtype=dtype)
-        y = module.j0(x)
-        program = sg.compile([x], [y, sg.gradients(y.sum(), x)])
-        points = np.linspace(-20, 20, 101).astype(dtype)
-        j0, slope = program(points)
-        tolerance = 1e-6 if dtype == "float32" else 1e-14
-        np.testing.assert_allclose(j0, module.bessel(0)(points), atol=tolerance)
-        np.testing.assert_allclose(slope, -module.bessel(1)(points), atol=tolerance)
-        assert f"@sgc_bessel_j0_{dtype}(" in program.llvm_ir
-        address = ctypes.cast(module.LIBRARY.j0, ctypes.c_void_p).value
-        assert str(address) not in program.llvm_ir
+    x = sg.input("x", ("N",), dtype="float64")
+    y = module.j0(x)
+    program = sg.compile([x], [y, sg.gradients(y.sum(), x)])
+    points = np.linspace(-20, 20, 101)
+    j0, slope = program(points)
+    np.testing.assert_allclose(j0, module.bessel(0)(points), atol=1e-14)
+    np.testing.assert_allclose(slope, -module.bessel(1)(points), atol=1e-14)
+    assert "@sgc_bessel_j0_float64(" in program.llvm_ir
+    address = ctypes.cast(module.LIBRARY.j0, ctypes.c_void_p).value
+    assert str(address) not in program.llvm_ir
 
 
 def test_the_drum_is_fitted_and_the_zero_found(capsys: pytest.CaptureFixture[str]) -> None:

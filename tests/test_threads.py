@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import staticgrad as sg
@@ -19,7 +20,8 @@ from staticgrad.api import compile as api
 from staticgrad.codegen import sharing
 from staticgrad_runtime import binding, callcontext, workers
 from staticgrad_runtime.cache import DiskCache
-from staticgrad_runtime.pool_native import PoolWord, build_pool
+from staticgrad_runtime.pool_native import EXPORTS, PoolWord, build_pool, has_futex, pool_text
+from staticgrad_runtime.symbols import object_symbols
 from staticgrad_runtime.workers import MAX_THREADS, Pool, thread_count, usable_cpus
 
 from tests import threaded_programs as programs
@@ -238,6 +240,21 @@ def test_threads_that_poll_instead_of_sleeping(monkeypatch: pytest.MonkeyPatch) 
     pool.stop()
     assert not any(thread.is_alive() for thread in pool.threads)
     assert bits(run(array)) == expected  # nobody owns a stopped pool: alone
+
+
+@pytest.mark.parametrize("machine", ["aarch64", "x86_64"])
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+def test_other_targets_get_code(machine: str, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(sys, "platform", system)
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    module = llvm.parse_assembly(pool_text(futex=has_futex()))
+    module.verify()
+    target = llvm.Target.from_triple(f"{machine}-unknown-linux-gnu")
+    symbols = object_symbols(target.create_target_machine(reloc="pic").emit_object(module))
+    assert symbols.defined >= set(EXPORTS)
+    assert symbols.undefined == {{"linux": "syscall", "win32": "Sleep"}.get(system, "usleep")}
 
 
 def test_short_programs_do_not_wait_for_sleepers(

@@ -193,4 +193,5 @@ from .ops.trigonometric import (
 
 e, pi, inf, nan, newaxis = 2.718281828459045, 3.141592653589793, float("inf"), float("nan"), None
 
-__all__ = sorted(name for name in globals() if not name.startswith("_") and name != "annotations")
+_INTERNAL = {"annotations", "api", "autodiff", "codegen", "ir", "kernels", "ops", "passes", "rewrite"}
+__all__ = sorted(n for n in globals() if not n.startswith("_") and n not in _INTERNAL)

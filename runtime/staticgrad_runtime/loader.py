@@ -116,10 +116,10 @@ class Library:
 
 
 def compile_text(
-    text: str, exports: Iterable[str], hooks: Mapping[str, int] | None = None
+    text: str, exports: Iterable[str], hooks: Mapping[str, int] | None = None, *, level: int = 2
 ) -> Library:
     """A library of the runtime's own LLVM text, compiled for this host. `hooks` are addresses of
-    what it may call beside the C library's three."""
+    what it may call beside the C library's three, `level` how much is optimised."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
@@ -127,7 +127,7 @@ def compile_text(
     machine = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(),
         features=llvm.get_host_cpu_features().flatten(),
-        opt=2,
+        opt=level,
         reloc="pic",
     )
     return Library([machine.emit_object(llvm.parse_assembly(text))], exports, hooks or {})

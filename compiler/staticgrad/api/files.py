@@ -13,12 +13,14 @@ from staticgrad.ir import graph as ir
 from staticgrad.ir.errors import ArgumentTypeError, ParseError
 from staticgrad.ops import registry
 from staticgrad.ops.leaves import Parameter
+from staticgrad.ops.public import public, shown
 
 from .graph import Graph
 
 Array = np.ndarray[Any, Any]
 
 
+@public
 def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     """Writes named arrays (or parameters) in the safetensors format, atomically: to a temporary
     file that is then renamed."""
@@ -26,15 +28,26 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
         raise ArgumentTypeError(
             f"save: expected a dict of arrays, e.g. model.state_dict(), got {type(arrays).__name__}"
         )
+    _check_path(path, "save")
     plain = {}
     for name, value in arrays.items():
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"save: the names of arrays must be strs, got {name!r}")
         plain[name] = value.numpy() if isinstance(value, Parameter) else np.asarray(value)
     checkpoint.save(path, plain, {})
 
 
+@public
 def load(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """The arrays that `save` wrote, by name."""
+    """The arrays that `save` wrote, by name. Raises `FileNotFoundError`, and `StateError` for a
+    file that is damaged."""
+    _check_path(path, "load")
     return dict(checkpoint.load(path)[0])
+
+
+def _check_path(path: Any, what: str) -> None:
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise ArgumentTypeError(f"{what}: path must be a path, got {shown(path)}")
 
 
 def parse(text: str) -> Graph:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from staticgrad.ir import graph as ir
 from staticgrad.ir.errors import ArgumentTypeError, DTypeError, GraphError, ShapeError
 from staticgrad.ir.loc import locs_text
 from staticgrad.ir.node import Value
+from staticgrad.ops.public import list_of, public_class
 from staticgrad.ops.tensor import Tensor
 
 
+@public_class
 class Graph(ir.Graph):
     """What is computed from inputs and state: `Graph([x, y], [loss], updates=...)`.
 
@@ -27,9 +29,7 @@ class Graph(ir.Graph):
     ) -> None:
         single = isinstance(outputs, Value)
         listed = [outputs] if isinstance(outputs, Value) else _tensors(outputs, "outputs")
-        super().__init__(
-            checked_inputs(inputs), listed, checked_updates(updates), single=single
-        )
+        super().__init__(checked_inputs(inputs), listed, checked_updates(updates), single=single)
 
     def to_text(self) -> str:
         """The graph in the language of the dumps; `Graph.from_text` reads it back."""
@@ -82,11 +82,7 @@ class Graph(ir.Graph):
 
 
 def _tensors(values: Any, what: str) -> list[Tensor]:
-    if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
-        raise ArgumentTypeError(
-            f"{what}: expected a list of tensors, got {type(values).__name__}"
-        )
-    found = list(values)
+    found = list_of(values, what, "tensors")
     for v in found:
         if not isinstance(v, Tensor):
             raise ArgumentTypeError(f"{what}: expected tensors, got {type(v).__name__}")
@@ -114,14 +110,13 @@ def checked_updates(updates: Any) -> list[tuple[Tensor, Tensor]]:
     """Pairs of state and new value, of equal types, each state once."""
     if updates is None:
         return []
-    pairs = list(updates.items() if isinstance(updates, Mapping) else updates)
+    given = list(updates.items()) if isinstance(updates, Mapping) else updates
+    pairs = list_of(given, "updates", "pairs (state, new value)")
     seen: set[int] = set()
     found = []
     for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ArgumentTypeError(
-                f"updates: expected pairs (state, new value), got {pair!r}"
-            )
+            raise ArgumentTypeError(f"updates: expected pairs (state, new value), got {pair!r}")
         state, value = pair
         if not isinstance(state, Tensor) or state.node.op != "state":
             raise GraphError(

@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 
 from staticgrad.ir.dim import equal_dims
-from staticgrad.ir.errors import ArgumentError, DifferentiationError
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DifferentiationError
 from staticgrad.ir.graph import reachable
 from staticgrad.ir.loc import locs_text, use_locs
 from staticgrad.ir.node import Node, Value
 from staticgrad.ops import registry
 from staticgrad.ops.arithmetic import add
 from staticgrad.ops.convert import constant_array
+from staticgrad.ops.public import list_of, public
 from staticgrad.ops.reduction import sum as reduce_sum
 from staticgrad.ops.shape import broadcast_to, reshape
 from staticgrad.ops.tensor import Tensor
 
 
+@public
 def gradients(
     loss: Tensor, wrt: Sequence[Tensor] | Tensor, *, unreachable: str = "error",
     cotangent: Tensor | None = None,
@@ -38,7 +40,7 @@ def gradients(
     Returns a list like `wrt`, or one tensor where `wrt` is one tensor.
     """
     single = isinstance(wrt, Value)
-    targets: list[Tensor] = [wrt] if isinstance(wrt, Tensor) else list(wrt)
+    targets = [wrt] if isinstance(wrt, Tensor) else list_of(wrt, "gradients: wrt", "tensors")
     _check(loss, targets, unreachable, cotangent)
     if cotangent is None:
         cotangent = constant_array(np.ones((), loss.dtype.numpy))
@@ -74,6 +76,8 @@ def _check(loss: Any, targets: list[Tensor], unreachable: str, cotangent: Any) -
             f"gradients: the loss must be a scalar, got {loss.type}; reduce it with .mean() or "
             ".sum(), or pass cotangent="
         )
+    if cotangent is not None and not isinstance(cotangent, Tensor):
+        raise ArgumentTypeError(f"gradients: the cotangent must be a tensor, got {cotangent!r}")
     if cotangent is not None and cotangent.type != loss.type:
         raise DifferentiationError(
             f"gradients: the cotangent has type {cotangent.type}, the loss {loss.type}"

@@ -56,11 +56,11 @@ def _takes_part(s: Stmt) -> bool:
 
 def share_unit(kernel: Kernel) -> int:
     """Shares begin at multiples of this: of whole cache lines where the loop counts elements (of
-    one byte at least), of 8 rows (an edge tile's height) for a matrix product."""
+    one byte at least), of 16 rows or columns (a vector) for a matrix product."""
     (s,) = kernel.body
     if isinstance(s, Loop):
         return 64 if s.kind == "parallel_vector" else 1
-    return 8 if isinstance(s, Template) and s.name == "matmul" else 1
+    return 16 if isinstance(s, Template) and s.name == "matmul" else 1
 
 
 # --- cost -----------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
     matmul   buffers a, b, c, workspace
              sizes   m, n, k, a_start, a_rs, a_cs, b_start, b_rs, b_cs, c_start, c_rs, batch,
-                     r0, r1 (the share of the rows)
+                     begin, end (the share of the rows, or of the columns if there are more)
              attrs   dtype
     conv, conv_grad_input, conv_grad_weight
              buffers x, w, y, workspace
@@ -60,7 +60,12 @@ def emit_template(em: KernelEmitter, s: Template) -> None:
 def _emit_matmul(em: KernelEmitter, s: Template) -> None:
     f = em.f
     name = require_gemm(em.module, s.attrs["dtype"])
-    m, n, k, a0, a_rs, a_cs, b0, b_rs, b_cs, c0, c_rs, batch, r0, r1 = map(em.integer, s.sizes)
+    m, n, k, a0, a_rs, a_cs, b0, b_rs, b_cs, c0, c_rs, batch, begin, end = map(em.integer, s.sizes)
+    wide = f.emit(f"icmp sgt i64 {n}, {m}")
+    r0, r1, first, last = (
+        f.emit(f"select i1 {wide}, i64 {x}, i64 {y}")
+        for x, y in (("0", begin), (m, end), (begin, "0"), (end, n))
+    )
     scalar = _scalar(s.attrs["dtype"])
     a, b, c = (
         f.emit(f"getelementptr {scalar}, ptr %b_{buffer}, i64 {start}")
@@ -70,7 +75,7 @@ def _emit_matmul(em: KernelEmitter, s: Template) -> None:
     f.stmt(
         f"call void @{name}(i64 {m}, i64 {n}, i64 {k}, ptr {a}, i64 {a_rs}, i64 {a_cs}, "
         f"ptr {b}, i64 {b_rs}, i64 {b_cs}, ptr {c}, i64 {c_rs}, ptr %b_{s.buffers[3]}, "
-        f"ptr {epilogue}, ptr {table}, i64 {batch}, i64 {r0}, i64 {r1}, i64 0, i64 {n})"
+        f"ptr {epilogue}, ptr {table}, i64 {batch}, i64 {r0}, i64 {r1}, i64 {first}, i64 {last})"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Union
@@ -304,7 +305,7 @@ def parse_dim(text: str) -> DimLike:
     """Reads `N`, `2*N+1`, `N*M`, `(N+1)//2`, `max(N, 4)`. Raises `ArgumentError`."""
     try:
         tree = ast.parse(text.strip(), mode="eval")
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ArgumentError(
             f"a dim is an int, a name, or arithmetic on names such as '2*N+1'; got {text!r}"
         ) from None
@@ -338,6 +339,20 @@ def _from_ast(node: ast.expr, text: str) -> DimLike:
     )
 
 
+def is_index(value: Any) -> bool:
+    """Whether a value is an int, one of NumPy's or a 0-d integer array; bools and dims are none.
+
+    Asked by conversion: every array and the class `int` itself have an `__index__`, which raises.
+    """
+    if isinstance(value, (bool, Dim)):
+        return False
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
+
+
 def as_dim(spec: Any) -> DimLike:
     """One entry of a declared shape: a non-negative int, a str such as "N", or a Dim."""
     if isinstance(spec, Dim):
@@ -346,19 +361,19 @@ def as_dim(spec: Any) -> DimLike:
         spec = parse_dim(spec)
         if isinstance(spec, Dim):
             return spec
-    if isinstance(spec, bool) or not hasattr(spec, "__index__"):
+    if not is_index(spec):
         raise ArgumentError(
             f"a dim is an int or a str such as 'N', got {spec!r} of type {type(spec).__name__}"
         )
     size = int(spec.__index__())
-    if size < 0:
-        raise ShapeError(f"a dim can't be negative, got {size}")
+    if not 0 <= size < 2**63:
+        raise ShapeError(f"a dim can't be negative or more than 2**63 - 1, got {size}")
     return size
 
 
 def as_shape(spec: Any) -> Shape:
     """A declared shape: a sequence of dims, or one dim alone."""
-    if isinstance(spec, (str, Dim)) or hasattr(spec, "__index__"):
+    if isinstance(spec, (str, Dim)) or is_index(spec):
         return (as_dim(spec),)
     try:
         entries = list(spec)

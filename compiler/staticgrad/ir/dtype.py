@@ -100,9 +100,11 @@ def dtype(spec: Any) -> DType:
         import numpy as np
 
         try:
-            name = np.dtype(spec).name
-        except TypeError:
-            raise ArgumentTypeError(f"expected a dtype, got {spec!r}") from None
+            name = np.dtype(spec).name if spec is not None else ""  # NumPy's default is float64
+        except (TypeError, ValueError):
+            name = ""
+        if not name:
+            raise ArgumentTypeError(f"expected a dtype, got {spec!r}")
     found = BY_NAME.get(name) or _ALIASES.get(name)
     if found is not None:
         return found

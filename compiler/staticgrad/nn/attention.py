@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from staticgrad.ir.errors import ArgumentError, UnsupportedError
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from staticgrad.ops.convert import as_tensor
 from staticgrad.ops.shape import expand_dims, squeeze, swapaxes
 from staticgrad.ops.tensor import Tensor
@@ -183,6 +183,11 @@ class TransformerEncoder(Module):
 
     def __init__(self, encoder_layer: Module, num_layers: int, norm: Module | None = None) -> None:
         super().__init__()
+        if not isinstance(encoder_layer, Module):
+            raise ArgumentTypeError(
+                "TransformerEncoder: encoder_layer must be a Module, got "
+                f"{type(encoder_layer).__name__}"
+            )
         self.num_layers = size(num_layers, "num_layers")
         self.layers = ModuleList(copy.deepcopy(encoder_layer) for _ in range(self.num_layers))
         self.add_module("norm", norm)

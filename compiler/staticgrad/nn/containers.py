@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from staticgrad.ir.dim import is_index
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError
 from staticgrad.ops.leaves import Parameter
+from staticgrad.ops.public import list_of
 
 from .module import Module
 
@@ -15,7 +17,7 @@ class _Numbered(Module):
     """Modules under the names "0", "1", ..."""
 
     def _at(self, index: Any) -> int:
-        if not hasattr(index, "__index__"):
+        if not is_index(index):
             raise ArgumentTypeError(f"{type(self).__name__}: expected an int, got {index!r}")
         at = index.__index__()
         if not -len(self) <= at < len(self):
@@ -94,7 +96,7 @@ class ModuleList(_Numbered):
 
     def __init__(self, modules: Iterable[Module] | None = None) -> None:
         super().__init__()
-        self.extend(modules or ())
+        self.extend(() if modules is None else list_of(modules, "ModuleList: modules", "modules"))
 
 
 class ModuleDict(Module):
@@ -102,9 +104,13 @@ class ModuleDict(Module):
 
     def __init__(self, modules: Mapping[str, Module] | None = None) -> None:
         super().__init__()
-        self.update(modules or {})
+        self.update({} if modules is None else modules)
 
     def update(self, modules: Mapping[str, Module]) -> None:
+        if not isinstance(modules, Mapping):
+            raise ArgumentTypeError(
+                f"ModuleDict: modules must be a dict of modules, got {type(modules).__name__}"
+            )
         for name, module in modules.items():
             self.add_module(name, module)
 
@@ -141,7 +147,8 @@ class ParameterList(Module):
 
     def __init__(self, values: Iterable[Parameter] | None = None) -> None:
         super().__init__()
-        for p in values or ():
+        given = () if values is None else values
+        for p in list_of(given, "ParameterList: values", "parameters"):
             self.append(p)
 
     def append(self, value: Parameter) -> ParameterList:

@@ -75,6 +75,8 @@ def trunc_normal_(
     Raises `ArgumentError` where almost nothing falls inside.
     """
     p = _target(tensor, "trunc_normal_")
+    if not std > 0:
+        raise ArgumentError(f"trunc_normal_: std must be positive, got {std}")
     inside = 0.5 * (math.erf((b - mean) / (std * 2**0.5)) - math.erf((a - mean) / (std * 2**0.5)))
     if inside < 1e-3:
         raise ArgumentError(f"trunc_normal_: [{a}, {b}] holds less than 0.1% of the distribution")

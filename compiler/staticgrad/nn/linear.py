@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from staticgrad.ir.dim import is_index
 from staticgrad.ir.dtype import dtype as as_dtype
-from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
 from staticgrad.ops.leaves import Parameter as StateParameter
 from staticgrad.ops.leaves import parameter
 from staticgrad.ops.tensor import Tensor
@@ -21,7 +22,7 @@ from .module import Module, check_device
 
 def size(value: Any, what: str, least: int = 0) -> int:
     """A size argument of a layer."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if not is_index(value):
         raise ArgumentTypeError(f"{what} must be an int, got {value!r}")
     if int(value) < least:
         raise ArgumentError(f"{what} must be at least {least}, got {value}")
@@ -34,6 +35,8 @@ def empty(shape: tuple[int, ...], device: Any, dtype: Any) -> StateParameter:
     wanted = as_dtype("float32" if dtype is None else dtype)
     if not wanted.is_float:
         raise DTypeError(f"a layer's dtype must be floating, got {wanted}")
+    if math.prod(shape) >= 2**40:
+        raise ShapeError(f"a parameter of shape {shape} has {math.prod(shape)} elements")
     return parameter(np.zeros(shape, wanted.numpy))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from staticgrad.ops.convert import as_tensor
+from staticgrad.ops.public import list_of
 from staticgrad.ops.shape import flatten, unflatten
 from staticgrad.ops.tensor import Tensor
 
@@ -149,7 +150,9 @@ class Unflatten(Module):
     def __init__(self, dim: int, unflattened_size: Any) -> None:
         super().__init__()
         self.dim = dim
-        self.unflattened_size = tuple(unflattened_size)
+        self.unflattened_size = tuple(
+            list_of(unflattened_size, "Unflatten: unflattened_size", "ints")
+        )
 
     def forward(self, input: Any) -> Tensor:
         return unflatten(as_tensor(input, "Unflatten"), self.dim, self.unflattened_size)

@@ -11,15 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dim import Dim, DimLike, as_dim, as_shape, dim_max, floor_div
+from staticgrad.ir.dim import Dim, DimLike, as_dim, as_shape, dim_max, floor_div, is_index
 from staticgrad.ir.dtype import DType, bool_, float32, float64, int64
 from staticgrad.ir.dtype import dtype as as_dtype
-from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
+from staticgrad.ir.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DTypeError,
+    ShapeError,
+    UnsupportedError,
+)
 from staticgrad.ir.types import TensorType
 from staticgrad.kernels.ir import Expr, Index, Literal, call, cast
 
 from .convert import as_tensor, astype, constant_array, to_array
 from .lowering import Generate, Indices
+from .public import shown
 from .registry import Attrs, NotDifferentiable, Op, Sample, Types, apply, register
 from .samples import FLOATS, NUMERIC
 from .shape import broadcast_to, expand_dims, reshape
@@ -202,8 +209,10 @@ def linspace(
 
 def check_device(device: Any, what: str) -> None:
     """There is one device, the CPU."""
-    if device is not None and device != "cpu":
-        raise ArgumentError(f'{what}: the only device is "cpu", got {device!r}')
+    if device is not None and str(device) not in ("cpu", "cpu:0"):
+        raise UnsupportedError(
+            f'{what}: device {shown(device)} is not supported; CPUs only, use "cpu"'
+        )
 
 
 def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
@@ -323,7 +332,7 @@ def band(rows: DimLike, cols: DimLike, lower: DimLike | None, upper: DimLike | N
 
 def diagonal_number(k: Any, what: str) -> int:
     """Which diagonal: 0 the main one, above it positive."""
-    if isinstance(k, (bool, Dim)) or not hasattr(k, "__index__"):
+    if not is_index(k):
         raise ArgumentTypeError(f"{what}: the diagonal's number is an int, got {k!r}")
     return int(k.__index__())
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dim import Dim, DimLike, Shape, equal_dims
+from staticgrad.ir.dim import Dim, DimLike, Shape, equal_dims, is_index
 from staticgrad.ir.dtype import promote
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
 from staticgrad.ir.loc import current_locs, locs_text
@@ -100,7 +100,7 @@ def _add_part(found: _Key, x: Tensor, part: Any) -> None:
         found.take(0, 1, size)
         found.arrays.append(_index_tensor(part))
         _check_constant(found.arrays[-1], size, axis)
-    elif isinstance(part, Dim) or hasattr(part, "__index__"):
+    elif isinstance(part, Dim) or is_index(part):
         found.entries.append("int")
         found.take(index_bounds(part, size, axis), 1, 1)
     else:

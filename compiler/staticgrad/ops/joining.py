@@ -16,6 +16,7 @@ from staticgrad.ir.dim import (
     dim_min,
     equal_dims,
     floor_div,
+    is_index,
     modulo,
     product,
 )
@@ -219,7 +220,7 @@ def chunk(x: Any, chunks: int, /, axis: int = 0) -> tuple[Tensor, ...]:
     fewer where the axis is too short), as PyTorch's chunk. A symbolic size must be a multiple."""
     x = as_tensor(x, "chunk")
     at = normalize_axis(axis, x.ndim, "chunk")
-    if isinstance(chunks, (bool, Dim)) or not hasattr(chunks, "__index__") or int(chunks) < 1:
+    if chunks < 1:
         raise ArgumentError(f"chunk: expected a positive number of pieces, got {chunks!r}")
     count, total = int(chunks), x.shape[at]
     if isinstance(total, int):
@@ -260,7 +261,7 @@ def roll(x: Any, /, shift: Any, *, axis: Any = None) -> Tensor:
     if len(shifts) != len(axes):
         raise ArgumentError(f"roll: {len(shifts)} shifts for {len(axes)} axes")
     for s, a in zip(shifts, axes):
-        if not isinstance(s, Dim) and (isinstance(s, bool) or not hasattr(s, "__index__")):
+        if not isinstance(s, Dim) and not is_index(s):
             raise ArgumentTypeError(f"roll: a shift is an int, got {s!r}")
         x = _roll_one(x, s if isinstance(s, Dim) else int(s), normalize_axis(a, x.ndim, "roll"))
     return x

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dim import DimLike, dim_max, dim_min, product
+from staticgrad.ir.dim import DimLike, dim_max, dim_min, is_index, product
 from staticgrad.ir.errors import ArgumentError, DTypeError, ShapeError
 from staticgrad.ir.types import TensorType
 
@@ -203,7 +203,7 @@ def _contracted_axes(axes: Any, a: Tensor, b: Tensor) -> tuple[tuple[int, ...], 
         if len(in_a) != len(in_b):
             raise ShapeError(f"tensordot: {len(in_a)} axes of x1 but {len(in_b)} of x2")
         return in_a, in_b
-    if isinstance(axes, bool) or not hasattr(axes, "__index__") or int(axes) < 0:
+    if not is_index(axes) or int(axes) < 0:
         raise ArgumentError(f"tensordot: axes is a non-negative int or a pair, got {axes!r}")
     n = int(axes)
     if n > min(a.ndim, b.ndim):

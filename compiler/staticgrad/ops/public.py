@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from staticgrad.ir.dim import Dim
+from staticgrad.ir.dim import Dim, is_index
 from staticgrad.ir.errors import ArgumentTypeError, StaticgradError
 from staticgrad.ir.loc import current_locs, locs_text
 from staticgrad.ir.node import Value
@@ -69,12 +69,11 @@ def checked_scalar(value: Any, kinds: tuple[str, ...], what: str) -> Any:
             "declare the input with an int dim to fix it"
         )
     is_bool = isinstance(value, (bool, np.bool_))
-    is_tensor = isinstance(value, Value)
     if "str" in kinds and isinstance(value, str):
         return str(value)
     if "bool" in kinds and (is_bool or (type(value) is int and value in (0, 1))):
         return bool(value)
-    if "int" in kinds and not is_bool and not is_tensor and _has_index(value):
+    if "int" in kinds and is_index(value):
         return operator.index(value)
     if "float" in kinds and not is_bool and isinstance(value, (Real, np.number)):
         if isinstance(value, (int, np.integer)):
@@ -86,10 +85,16 @@ def checked_scalar(value: Any, kinds: tuple[str, ...], what: str) -> Any:
     raise ArgumentTypeError(f"{what} must be {expected}, got {shown(value)}")
 
 
-def _has_index(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.ndim == 0 and value.dtype.kind in "iu"
-    return hasattr(type(value), "__index__")
+def list_of(values: Any, what: str, kind: str) -> list[Any]:
+    """A list of what was given in some iterable; strs, mappings and arrays are none."""
+    wrong = isinstance(values, (str, bytes, Mapping, np.ndarray, Value))
+    try:
+        found = [] if wrong else list(values)
+    except TypeError:
+        wrong = True
+    if wrong:
+        raise ArgumentTypeError(f"{what} must be a list of {kind}, got {shown(values)}")
+    return found
 
 
 def _plain_parameters(
@@ -166,4 +171,4 @@ def publish(module: ModuleType, names: Iterable[str]) -> None:
                     public_class(cls)
 
 
-__all__ = ["checked_scalar", "locate", "public", "public_class", "publish", "shown"]
+__all__ = ["checked_scalar", "list_of", "locate", "public", "public_class", "publish", "shown"]

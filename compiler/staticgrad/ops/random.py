@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dim import DimLike, as_shape
+from staticgrad.ir.dim import DimLike, as_shape, is_index
 from staticgrad.ir.dtype import DType, float32, float64, int32, integer_range, uint32, uint64
 from staticgrad.ir.dtype import dtype as as_dtype
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
@@ -200,7 +200,7 @@ def seed(seed: int) -> None:
     So a program that is declared after `seed(0)` gives the numbers that it gave when it was
     declared after an earlier `seed(0)`; programs declared before go on from the new seed.
     """
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+    if not is_index(seed):
         raise at_user_line(ArgumentTypeError(f"seed: expected an int, got {seed!r}"))
     number = seed.__index__()
     if not 0 <= number < 2**64:
@@ -212,7 +212,7 @@ def seed(seed: int) -> None:
 
 def key(seed: int) -> Tensor:
     """An explicit generator state, uint64[2], for the functions' argument `key`."""
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+    if not is_index(seed):
         raise at_user_line(ArgumentTypeError(f"key: expected an int, got {seed!r}"))
     number = seed.__index__()
     if not 0 <= number < 2**64:
@@ -395,7 +395,7 @@ def randint(low: int, high: int, shape: Any = (), key: Any = None, dtype: Any = 
     if not wanted.is_integer:
         raise at_user_line(DTypeError(f"randint: expected an integer dtype, got {wanted!s}"))
     for name, value in (("low", low), ("high", high)):
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
+        if not is_index(value):
             raise at_user_line(ArgumentTypeError(f"randint: {name} is an int, got {value!r}"))
     first, stop = low.__index__(), high.__index__()
     least, greatest = integer_range(wanted)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dim import DimLike, Shape, as_dim, product
+from staticgrad.ir.dim import DimLike, Shape, as_dim, is_index, product
 from staticgrad.ir.dtype import DType, bool_, float32, int64, integer_range, uint64
 from staticgrad.ir.dtype import dtype as as_dtype
 from staticgrad.ir.errors import (
@@ -55,7 +55,7 @@ def normalize_axes(axis: Any, ndim: int, what: str) -> tuple[int, ...]:
     axes = axis if isinstance(axis, (tuple, list)) else (axis,)
     found = []
     for a in axes:
-        if isinstance(a, bool) or not hasattr(a, "__index__"):
+        if not is_index(a):
             raise at_user_line(ArgumentTypeError(f"{what}: an axis is an int, got {a!r}"))
         at = a.__index__()
         if not -ndim <= at < ndim:

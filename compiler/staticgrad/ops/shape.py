@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from staticgrad.ir.dim import (
-    Dim,
     DimLike,
     Shape,
     as_dim,
     as_shape,
     equal_dims,
     floor_div,
+    is_index,
     product,
     shape_text,
 )
@@ -140,9 +140,7 @@ def shape_arguments(given: tuple[Any, ...]) -> list[Any]:
     Ints become plain ints, so that -1 can be told from the rest."""
     if len(given) == 1 and isinstance(given[0], (tuple, list)):
         given = tuple(given[0])
-    return [
-        int(d) if hasattr(d, "__index__") and not isinstance(d, (bool, Dim)) else d for d in given
-    ]
+    return [int(d) if is_index(d) else d for d in given]
 
 
 def reshape_dims(total: DimLike, wanted: list[Any], what: str) -> Shape:
@@ -204,7 +202,7 @@ register(
 
 def normalize_axis(axis: Any, ndim: int, what: str) -> int:
     """One `axis` argument as a non-negative int."""
-    if isinstance(axis, (bool, Dim)) or not hasattr(axis, "__index__"):
+    if not is_index(axis):
         raise ArgumentTypeError(f"{what}: an axis is an int, got {axis!r}")
     at = int(axis.__index__())
     if not -ndim <= at < ndim:

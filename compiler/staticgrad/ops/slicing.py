@@ -21,6 +21,7 @@ from staticgrad.ir.dim import (
     dim_max,
     dim_min,
     floor_div,
+    is_index,
     modulo,
     shape_text,
 )
@@ -376,7 +377,7 @@ def _pad_value(value: Any, dtype: DType) -> float | int | bool:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, (str, Dim)) or hasattr(value, "__index__")
+    return isinstance(value, (str, Dim)) or is_index(value)
 
 
 def _pad_widths(pad_width: Any, ndim: int) -> list[tuple[DimLike, DimLike]]:
@@ -390,6 +391,8 @@ def _pad_widths(pad_width: Any, ndim: int) -> list[tuple[DimLike, DimLike]]:
             pairs = [tuple(pad_width)] * ndim
         else:
             pairs = [(w, w) if _is_size(w) else w for w in pad_width]
+            if not all(isinstance(p, (tuple, list)) for p in pairs):
+                raise ArgumentTypeError(f"pad: expected sizes or pairs of them, got {pad_width!r}")
             if len(pairs) == 1:
                 pairs = pairs * ndim
     else:
@@ -433,7 +436,7 @@ def _bound(value: Any, size: DimLike, beyond: int) -> DimLike:
     are counted after the element (negative steps)."""
     if isinstance(value, str):
         value = as_dim(value)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if not isinstance(value, Dim) and not is_index(value):
         raise ArgumentTypeError(
             f"the bounds of a slice are ints or dims, got {value!r}; for bounds known only when "
             "the program runs, index with an integer tensor"
@@ -449,9 +452,7 @@ def _bound(value: Any, size: DimLike, beyond: int) -> DimLike:
 def slice_bounds(given: slice, size: DimLike) -> tuple[DimLike, int, DimLike]:
     """(start, step, count) of a slice of an axis, clamped as Python does. A dim as a bound is a
     position counted from the front."""
-    if given.step is not None and (
-        isinstance(given.step, (bool, Dim)) or not hasattr(given.step, "__index__")
-    ):
+    if given.step is not None and not is_index(given.step):
         raise ArgumentTypeError(f"the step of a slice is an int, got {given.step!r}")
     step = 1 if given.step is None else int(given.step.__index__())
     if step == 0:

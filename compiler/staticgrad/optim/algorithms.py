@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.errors import ArgumentError
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError
 from staticgrad.ops.convert import constant
 from staticgrad.ops.exponential import sqrt
+from staticgrad.ops.public import checked_scalar
 from staticgrad.ops.selection import maximum, where
 from staticgrad.ops.tensor import Tensor
 
@@ -108,7 +109,7 @@ class Adam(Optimizer):
         maximize: bool = False,
     ) -> None:  # fmt: skip
         defaults = {
-            "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "amsgrad": amsgrad, "maximize": maximize,
         }  # fmt: skip
         super().__init__(params, defaults)
@@ -116,8 +117,11 @@ class Adam(Optimizer):
     def check(self, group: Group) -> None:
         name = type(self).__name__
         _not_negative(group, name, "eps", "weight_decay")
-        for i, beta in enumerate(group["betas"]):
-            _below_one(name, f"betas[{i}]", beta)
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ArgumentTypeError(f"{name}: betas must be two numbers, got {betas!r}")
+        for i, beta in enumerate(betas):
+            _below_one(name, f"betas[{i}]", checked_scalar(beta, ("float",), f"{name}: betas[{i}]"))
 
     def slots(self, group: Group, p: Any) -> dict[str, float]:
         names = ("exp_avg", "exp_avg_sq") + ("max_exp_avg_sq",) * bool(group["amsgrad"])

@@ -9,6 +9,7 @@ from staticgrad.ir.dtype import DType, promote
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError
 from staticgrad.ops.convert import astype
 from staticgrad.ops.exponential import sqrt
+from staticgrad.ops.public import list_of
 from staticgrad.ops.reduction import max as reduce_max
 from staticgrad.ops.reduction import sum as reduce_sum
 from staticgrad.ops.rounding import abs as absolute
@@ -17,7 +18,7 @@ from staticgrad.ops.tensor import Tensor
 
 
 def _check(grads: Sequence[Tensor], what: str) -> list[Tensor]:
-    found = list(grads)
+    found = list_of(grads, f"{what}: grads", "tensors")
     for g in found:
         if not isinstance(g, Tensor) or not g.dtype.is_float:
             raise ArgumentTypeError(f"{what}: expected floating tensors, got {g!r}")

@@ -26,6 +26,7 @@ from staticgrad.ir.errors import (
 from staticgrad.ir.loc import locs_text
 from staticgrad.ops.convert import astype, to_array
 from staticgrad.ops.leaves import Parameter, parameter
+from staticgrad.ops.public import list_of
 from staticgrad.ops.tensor import Tensor
 
 from .clip import clip_by_global_norm, clip_by_value
@@ -43,7 +44,10 @@ class Updates(Sequence[Pair]):
     def __init__(self, pairs: Iterable[tuple[Any, Any]] = ()) -> None:
         self._pairs: list[Pair] = []
         seen: set[Parameter] = set()
-        for target, value in pairs:
+        for pair in list_of(pairs, "updates", "pairs (state, new value)"):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ArgumentTypeError(f"updates: expected pairs (state, new value), got {pair!r}")
+            target, value = pair
             _check_pair(target, value)
             if target in seen:
                 raise GraphError(f"updates: {_label(target)} is updated twice")

@@ -116,8 +116,11 @@ class _Rewriter:
         """Applies the rule once. None where the node is final now, else what is to replace it."""
         values = self.values
         candidate = node
-        attrs = self._attrs(node)
-        if attrs is not None or any(v in values for v in node.operands):
+        attrs = self._attrs(node) if node.attrs else None
+        moved = attrs is not None
+        for v in node.operands:
+            moved = moved or v in values
+        if moved:
             candidate = rebuilt(node, [values.get(v, v) for v in node.operands], attrs)
         found = self.rule(candidate)
         if found is not None and any(a is not b for a, b in zip(found, candidate.results)):

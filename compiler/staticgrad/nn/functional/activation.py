@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from staticgrad.ir.dim import is_index
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, ShapeError
 from staticgrad.ops import activation as ops
 from staticgrad.ops.convert import as_tensor
@@ -163,7 +164,7 @@ def glu(input: Any, dim: int = -1) -> Tensor:
 
 
 def _one_axis(dim: Any, what: str) -> int:
-    if isinstance(dim, bool) or not hasattr(dim, "__index__"):
+    if not is_index(dim):
         raise ArgumentTypeError(f"{what}: dim must be an int, got {dim!r}")
     return int(dim)
 

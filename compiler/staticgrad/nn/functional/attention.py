@@ -6,12 +6,13 @@ import math
 from typing import Any
 
 from staticgrad.ir.dim import DimLike
-from staticgrad.ir.errors import ArgumentError, DTypeError, ShapeError
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
 from staticgrad.ops.convert import as_tensor, promoted
 from staticgrad.ops.creation import band
 from staticgrad.ops.exponential import sqrt
 from staticgrad.ops.linalg import matmul
 from staticgrad.ops.logical import logical_and, logical_not
+from staticgrad.ops.public import shown
 from staticgrad.ops.reduction import dim_size, mean
 from staticgrad.ops.selection import where
 from staticgrad.ops.shape import expand_dims, permute_dims, reshape, swapaxes
@@ -128,8 +129,16 @@ def project(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three projections. `weights` is one parameter [3*E, E], or three of [E, ..]; a product
     that has the same operand for all three is one product."""
-    parts = [None] * 3 if bias is None else [narrow(bias, 0, i * width, width) for i in range(3)]
-    if isinstance(weights, (tuple, list)):
+    separate = isinstance(weights, (tuple, list))
+    if separate and len(weights) != 3:
+        raise ArgumentError(f"expected one weight or three, got {len(weights)}")
+    if not separate:
+        weights = as_tensor(weights, "multi_head_attention: in_weights")
+    parts: list[Tensor | None] = [None] * 3
+    if bias is not None:
+        whole = as_tensor(bias, "multi_head_attention: in_bias")
+        parts = [narrow(whole, 0, i * width, width) for i in range(3)]
+    if separate:
         found = [
             linear(x, w, b) for x, w, b in zip((query, key, value), weights, parts, strict=True)
         ]
@@ -156,9 +165,13 @@ def multi_head_attention(
     """
     what = "multi_head_attention"
     for name, x in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(x, Tensor):
+            raise ArgumentTypeError(f"{what}: {name} must be a tensor, got {shown(x)}")
         if x.ndim != 3:
             raise ShapeError(f"{what}: expected a {name} of 3 dims, got {x.type}")
     n, length, width = query.shape
+    if num_heads < 1 or width % num_heads != 0:
+        raise ArgumentError(f"{what}: the width {width} can't be divided among {num_heads} heads")
     q, k, v = project(query, key, value, in_weights, in_bias, int(width))
     allowed, added = _merge_masks(attn_mask, key_padding_mask, n, num_heads, what)
     weights = _weights(_heads(q, num_heads), _heads(k, num_heads), allowed, added, is_causal, None)

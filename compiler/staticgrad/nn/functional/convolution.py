@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from staticgrad.ir.dim import DimLike
+from staticgrad.ir.dim import DimLike, is_index
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, ShapeError
 from staticgrad.ops.conv import conv, conv_transpose
 from staticgrad.ops.convert import as_tensor
@@ -12,15 +12,17 @@ from staticgrad.ops.shape import reshape
 from staticgrad.ops.tensor import Tensor
 
 
-def ints(value: Any, count: int, what: str) -> tuple[int, ...]:
-    """An int, or a sequence of `count` ints, as a tuple of `count` ints."""
+def ints(value: Any, count: int, what: str, least: int = 0) -> tuple[int, ...]:
+    """An int, or a sequence of `count` ints, as a tuple of `count` ints of at least `least`."""
     entries = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(entries) == 1:
         entries = entries * count
-    if any(isinstance(e, bool) or not hasattr(e, "__index__") for e in entries):
+    if not all(is_index(e) for e in entries):
         raise ArgumentTypeError(f"{what} must be an int or a tuple of ints, got {value!r}")
     if len(entries) != count:
         raise ShapeError(f"{what} must be one int or {count}, got {value!r}")
+    if any(int(e) < least for e in entries):
+        raise ArgumentError(f"{what} must be at least {least}, got {value!r}")
     return tuple(int(e) for e in entries)
 
 
@@ -45,7 +47,7 @@ def _weight(weight: Any, dims: int, what: str) -> Tensor:
 def _finish(y: Tensor, bias: Any, added: bool, what: str) -> Tensor:
     if bias is not None:
         b = as_tensor(bias, what)
-        if b.ndim != 1:
+        if b.ndim != 1 or (b.shape[0] == 1) != (y.shape[1] == 1):
             raise ShapeError(f"{what}: expected a bias [{y.shape[1]}], got {b.type}")
         y = y + reshape(b, (b.shape[0], *(1,) * (y.ndim - 2)))
     return reshape(y, y.shape[1:]) if added else y
@@ -75,8 +77,8 @@ def _conv(
     what = f"conv{dims}d"
     x, added = _batched(input, dims, what)
     w = _weight(weight, dims, what)
-    strides = ints(stride, dims, f"{what}: stride")
-    dilations = ints(dilation, dims, f"{what}: dilation")
+    strides = ints(stride, dims, f"{what}: stride", 1)
+    dilations = ints(dilation, dims, f"{what}: dilation", 1)
     pairs = _padding(padding, w.shape[2:], strides, dilations, what)
     y = conv(x, w, stride=strides, padding=pairs, dilation=dilations, groups=groups)
     return _finish(y, bias, added, what)
@@ -130,8 +132,8 @@ def _conv_transpose(
     what = f"conv_transpose{dims}d"
     x, added = _batched(input, dims, what)
     w = _weight(weight, dims, what)
-    strides = ints(stride, dims, f"{what}: stride")
-    dilations = ints(dilation, dims, f"{what}: dilation")
+    strides = ints(stride, dims, f"{what}: stride", 1)
+    dilations = ints(dilation, dims, f"{what}: dilation", 1)
     before = ints(padding, dims, f"{what}: padding")
     extras = ints(output_padding, dims, f"{what}: output_padding")
     pairs, spatial, zeros = [], [], []

@@ -40,7 +40,16 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
         y = matmul(flat, matrix_transpose(w))
         if x.ndim > 2:
             y = reshape(y, (*x.shape[:-1], w.shape[0]))
-    return y if bias is None else y + as_tensor(bias, "linear")
+    return y if bias is None else _biased(y, bias, "linear")
+
+
+def _biased(y: Tensor, bias: Any, what: str) -> Tensor:
+    """`y + bias`; a bias that would broadcast the result to another shape is refused."""
+    b = as_tensor(bias, what)
+    biased = y + b
+    if biased.shape != y.shape:
+        raise ShapeError(f"{what}: a bias of type {b.type} does not fit the result {y.type}")
+    return biased
 
 
 def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Tensor:
@@ -52,7 +61,7 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Tensor:
     left = linear(x1, reshape(matrix_transpose(w), (out * cols, rows)))
     pairs = reshape(left, (*x1.shape[:-1], out, cols)) * expand_dims(x2, axis=-2)
     y = reduce_sum(pairs, axis=-1)
-    return y if bias is None else y + as_tensor(bias, "bilinear")
+    return y if bias is None else _biased(y, bias, "bilinear")
 
 
 def class_index(index: Any, size: DimLike, what: str) -> Tensor:

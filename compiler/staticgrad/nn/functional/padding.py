@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from staticgrad.ir.dim import Dim
+from staticgrad.ir.dim import Dim, is_index
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, ShapeError
 from staticgrad.ops.convert import as_tensor
 from staticgrad.ops.joining import concat
@@ -18,9 +18,7 @@ _MODES = ("constant", "reflect", "replicate", "circular")
 
 def _pairs(pad: Any, ndim: int) -> dict[int, tuple[int, int]]:
     """PyTorch's order, the last dim first, as {axis: (before, after)}."""
-    if not isinstance(pad, (tuple, list)) or any(
-        isinstance(p, bool) or not hasattr(p, "__index__") for p in pad
-    ):
+    if not isinstance(pad, (tuple, list)) or not all(is_index(p) for p in pad):
         raise ArgumentTypeError(f"pad: expected a tuple of ints, got {pad!r}")
     if len(pad) % 2 or len(pad) > 2 * ndim:
         raise ShapeError(

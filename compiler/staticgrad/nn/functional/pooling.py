@@ -39,11 +39,11 @@ def _two(value: tuple[int, ...], fill: int) -> tuple[int, int]:
 
 
 def _geometry(kernel_size: Any, stride: Any, padding: Any, dims: int, what: str) -> dict[str, Any]:
-    kernel = ints(kernel_size, dims, f"{what}: kernel_size")
+    kernel = ints(kernel_size, dims, f"{what}: kernel_size", 1)
     if stride is None or (isinstance(stride, (tuple, list)) and not stride):
         steps = kernel
     else:
-        steps = ints(stride, dims, f"{what}: stride")
+        steps = ints(stride, dims, f"{what}: stride", 1)
     low, high = _two(ints(padding, dims, f"{what}: padding"), 0)
     return {
         "kernel": _two(kernel, 1),
@@ -61,7 +61,7 @@ def _max_pool(
         raise UnsupportedError(f"{what}: return_indices=True is not supported")
     x, lead = _planes(input, dims, what)
     geometry = _geometry(kernel_size, stride, padding, dims, what)
-    dilations = _two(ints(dilation, dims, f"{what}: dilation"), 1)
+    dilations = _two(ints(dilation, dims, f"{what}: dilation", 1), 1)
     y = ops.max_pool(x, **geometry, dilation=dilations, ceil_mode=bool(ceil_mode))
     return _unplane(y, lead, dims)
 
@@ -228,7 +228,7 @@ def unfold(
 ) -> Tensor:
     """The windows of [N, C, H, W] as columns: [N, C*KH*KW, OH*OW]."""
     x = as_tensor(input, "unfold")
-    kernel = ints(kernel_size, 2, "unfold: kernel_size")
+    kernel = ints(kernel_size, 2, "unfold: kernel_size", 1)
     pads = ints(padding, 2, "unfold: padding")
     if any(pads):
         from staticgrad.ops.slicing import pad
@@ -237,8 +237,8 @@ def unfold(
     w = ops.windows(
         x,
         kernel=_two(kernel, 1),
-        stride=_two(ints(stride, 2, "unfold: stride"), 1),
-        dilation=_two(ints(dilation, 2, "unfold: dilation"), 1),
+        stride=_two(ints(stride, 2, "unfold: stride", 1), 1),
+        dilation=_two(ints(dilation, 2, "unfold: dilation", 1), 1),
     )
     n, c, oh, ow = w.shape[:4]
     taps = c * math.prod(kernel)

@@ -65,8 +65,9 @@ def build_manifest(
         ],
         constants=constants,
         buffers=[
-            BufferSpec(b.kind, to_json(b.size_bytes), max(first, 0), max(last, 0),
-                       per_thread=b.per_thread)
+            # A temporary that no step uses any more (a new value computed in place) has no size.
+            BufferSpec(b.kind, to_json(0 if b.kind == "temp" and first < 0 else b.size_bytes),
+                       max(first, 0), max(last, 0), per_thread=b.per_thread)
             for b, (first, last) in zip(program.buffers, lifetimes(program, sharing))
         ],
         constraints=[
