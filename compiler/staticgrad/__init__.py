@@ -193,5 +193,6 @@ from .ops.trigonometric import (
 
 e, pi, inf, nan, newaxis = 2.718281828459045, 3.141592653589793, float("inf"), float("nan"), None
 
-_INTERNAL = {"annotations", "api", "autodiff", "codegen", "ir", "kernels", "ops", "passes", "rewrite"}
+_INTERNAL = ("annotations", "api", "autodiff", "codegen", "ir", "kernels", "ops", "passes",
+             "rewrite")  # fmt: skip
 __all__ = sorted(n for n in globals() if not n.startswith("_") and n not in _INTERNAL)

@@ -121,7 +121,10 @@ def compile_stages(
     target = host_target()
     off = tuple(disable)
     start = time.perf_counter()
-    final = run_pipeline(graph, training=training, disable=off, observe=observe, also=LATE_PASSES)
+    final = run_pipeline(
+        graph, training=training, disable=off, observe=observe, also=LATE_PASSES,
+        evaluate=lambda constants: compile_graph(constants, disable=(*off, "fold"))(),
+    )  # fmt: skip
     passed = time.perf_counter()
     program = schedule(lower(final, target), in_place="in_place" not in off)
     lowered = time.perf_counter()
