@@ -17,9 +17,7 @@ from staticgrad.ops.registry import NotDifferentiable, Sample, make
 
 from .oracle import Array, _weighted, _weights, arrays_of, assert_close, declared, evaluate
 
-COMPILED = sorted(
-    name for name, op in registry.all_ops().items() if not isinstance(op.lower, Leaf)
-)
+COMPILED = sorted(name for name, op in registry.all_ops().items() if not isinstance(op.lower, Leaf))
 # Samples are compiled together: a module costs some milliseconds, whatever is in it.
 TOGETHER = 24
 
@@ -68,9 +66,7 @@ def test_compiled_values_agree_with_the_reference(name: str) -> None:
         _compare(name, samples, symbolic=False)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in COMPILED if "elementwise" in registry.get(n).traits]
-)
+@pytest.mark.parametrize("name", [n for n in COMPILED if "elementwise" in registry.get(n).traits])
 def test_symbolic_sizes_give_the_same_values(name: str) -> None:
     # One sample a program: a symbol stands for one size throughout a graph.
     for sample in list(registry.get(name).samples())[-6:]:
@@ -86,9 +82,7 @@ def _gradient_program(name: str) -> tuple[list[Any], list[Any], list[Array]] | N
         operands = arrays_of(sample)
         if len(outputs) >= TOGETHER:
             break
-        values = [
-            sg.input(f"s{number}_{i}", a.shape, str(a.dtype)) for i, a in enumerate(operands)
-        ]
+        values = [sg.input(f"s{number}_{i}", a.shape, str(a.dtype)) for i, a in enumerate(operands)]
         moving = [v for v in values if v.dtype.is_float]
         results = [r for r in make(name, values, sample.attrs).results if r.dtype.is_float]
         if not moving or not results or not sample.differentiable:

@@ -73,9 +73,7 @@ class IndexMapper:
                 carries = tuple(Carry(c.name, self.expr(c.init)) for c in s.carries)
                 return Loop(s.var, self._size(s.extent), self.body(s.body), s.kind, carries)
             case Reduce():
-                accumulators = tuple(
-                    replace(a, value=self.expr(a.value)) for a in s.accumulators
-                )
+                accumulators = tuple(replace(a, value=self.expr(a.value)) for a in s.accumulators)
                 extents = tuple(self._size(d) for d in s.extents)
                 return Reduce(s.vars, extents, self.body(s.body), accumulators, s.vector)
             case Template():

@@ -83,8 +83,11 @@ def evaluate_node(node: Node, operands: Sequence[Array], dims: Mapping[str, int]
 
 
 def run_graph(
-    graph: Graph, arrays: Sequence[Array], state: Mapping[Value, Array] | None = None,
-    dims: Mapping[str, int] | None = None, watch: Watch | None = None,
+    graph: Graph,
+    arrays: Sequence[Array],
+    state: Mapping[Value, Array] | None = None,
+    dims: Mapping[str, int] | None = None,
+    watch: Watch | None = None,
 ) -> tuple[list[Array], dict[Value, Array]]:
     """Outputs, and the new values of the updated state (which is not written here). A closed
     sub-graph gets the sizes of the graph that holds it. `watch` sees each node's operands and

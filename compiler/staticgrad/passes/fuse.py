@@ -271,9 +271,7 @@ class _Fusion:
 
     # --- what fits --------------------------------------------------------------------------------
 
-    def _fits(
-        self, g: Group, node: Node, kind: str, shape: Shape, axes: tuple[int, ...]
-    ) -> bool:
+    def _fits(self, g: Group, node: Node, kind: str, shape: Shape, axes: tuple[int, ...]) -> bool:
         others = [h for h in self._operand_groups(node) if h is not g and h.level == g.level]
         every = [g, *others]
         if any(h.kind == "product" for h in every):
@@ -296,9 +294,7 @@ class _Fusion:
         """An epilogue works on the product's own element: same shape, no index changed."""
         if node.types[0].shape != g.shape:
             return False
-        return all(
-            v.shape == g.shape for v in node.operands if self.group(v.node) is g
-        )
+        return all(v.shape == g.shape for v in node.operands if self.group(v.node) is g)
 
     def _reduce_fits(
         self, groups: list[Group], node: Node, shape: Shape, axes: tuple[int, ...]
@@ -341,9 +337,7 @@ class _Fusion:
             return False
         return self._join_form(g, node, forms) is not None
 
-    def _join_form(
-        self, g: Group, node: Node, forms: dict[Node, str] | None = None
-    ) -> str | None:
+    def _join_form(self, g: Group, node: Node, forms: dict[Node, str] | None = None) -> str | None:
         """The form that `node` takes in a reduction's group, recorded; None if it does not fit."""
         known = g.forms if forms is None else forms
         names = [Dim.symbol(f"d{i}") for i in range(len(g.shape))]

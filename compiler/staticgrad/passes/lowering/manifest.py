@@ -33,9 +33,7 @@ def build_manifest(
     blobs: list[bytes] = []
     constants = []
     for buffer, array in program.constants.items():
-        constants.append(
-            ConstantSpec(buffer, str(array.dtype), list(array.shape), len(blobs))
-        )
+        constants.append(ConstantSpec(buffer, str(array.dtype), list(array.shape), len(blobs)))
         blobs.append(np.ascontiguousarray(array).tobytes())
     sharing = share(program)
     shared = [s for s, is_shared in zip(program.steps, sharing.shared) if is_shared]

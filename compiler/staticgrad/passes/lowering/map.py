@@ -68,9 +68,7 @@ def collapse(
     return body, variables, extents
 
 
-def nest(
-    body: Sequence[Stmt], variables: list[str], extents: list[DimLike]
-) -> tuple[Stmt, ...]:
+def nest(body: Sequence[Stmt], variables: list[str], extents: list[DimLike]) -> tuple[Stmt, ...]:
     """The loops around a body: the outermost is shared among threads, the innermost in lanes."""
     if len(variables) == 1:
         return (Loop(variables[0], extents[0], tuple(body), "parallel_vector"),)

@@ -110,9 +110,9 @@ class ProductLowering:
         mapped = IndexMapper(sizes.index, sizes.index).body(loops)
         renamed = {n: f"e{n[1:]}" for n in sizes.names}
         table = {old: Dim.symbol(new) for old, new in renamed.items()}
-        mapped = IndexMapper(
-            lambda d: substitute(d, table), lambda d: substitute(d, table)
-        ).body(mapped)
+        mapped = IndexMapper(lambda d: substitute(d, table), lambda d: substitute(d, table)).body(
+            mapped
+        )
         buffers = tuple(
             Buffer(name, self.lowerer.program.buffers[i].dtype, mode, 0)
             for i, name, mode in self.draft.entries()
@@ -143,9 +143,7 @@ def _flatten(
         return body
     names = [f"d{d}" for d in dims]
     indices = all_indices(body)
-    chained = all(
-        merges(indices, a, b, shape[d]) for a, b, d in zip(names, names[1:], dims[1:])
-    )
+    chained = all(merges(indices, a, b, shape[d]) for a, b, d in zip(names, names[1:], dims[1:]))
     table: dict[str, DimLike] = {}
     if chained:
         # The strides of all the others follow from the last one's.
@@ -197,7 +195,8 @@ class MatmulLowering(ProductLowering):
                 strides.append(factor_of(index, c))
         draft = self.draft
         workspace = self.lowerer.scratch(
-            dtype("uint8"), gemm.workspace_bytes(self.lowerer.target, str(self.result.dtype)),
+            dtype("uint8"),
+            gemm.workspace_bytes(self.lowerer.target, str(self.result.dtype)),
             per_thread=True,
         )
         buffers = (
@@ -310,7 +309,8 @@ class ConvLowering(ProductLowering):
             place[v] = draft.buffer(self.lowerer.dense(v), "in")
         c_name = draft.buffer(self.c, "inout")
         workspace = self.lowerer.scratch(
-            dtype("uint8"), conv.workspace_bytes(self.lowerer.target, str(result.dtype)),
+            dtype("uint8"),
+            conv.workspace_bytes(self.lowerer.target, str(result.dtype)),
             per_thread=True,
         )
         buffers = {

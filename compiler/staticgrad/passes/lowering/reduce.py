@@ -266,9 +266,7 @@ class ReduceLowering:
         kernel, buffers, sizes = self.draft.finish(self.body.name, body)
         nodes = self.body.labels
         flops = product(space.shape) * len(nodes)
-        self.lowerer.add_step(
-            kernel, buffers, sizes, extent, nodes, self.body.locs, flops=flops
-        )
+        self.lowerer.add_step(kernel, buffers, sizes, extent, nodes, self.body.locs, flops=flops)
 
 
 def _linear(at: At | list[DimLike], shape: tuple[DimLike, ...]) -> DimLike:
