@@ -11,6 +11,14 @@ from staticgrad.kernels.program import Program
 from staticgrad.kernels.rewrite import IndexMapper, SizeParameters, loop_vars
 
 
+def linear(at: Sequence[DimLike], shape: Shape) -> DimLike:
+    """Row-major: `(i, j)` of shape [N, M] -> `i*M+j`."""
+    total: DimLike = 0
+    for i, d in zip(at, shape):
+        total = total * d + i
+    return total
+
+
 class Draft:
     """Names the program's buffers that a kernel uses, in order of first use: `b0, b1, ...`."""
 

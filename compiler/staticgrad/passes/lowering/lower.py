@@ -11,13 +11,12 @@ permuted views) are copied by a kernel of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from staticgrad.codegen.target import Target
-from staticgrad.ir.dim import DimLike, Shape, symbols
+from staticgrad.ir.dim import DimLike, symbols
 from staticgrad.ir.dtype import DType
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.loc import Locs, locs_text
@@ -29,7 +28,7 @@ from staticgrad.ops.lowering import Custom, Generate, Leaf, Pointwise, Product, 
 
 from .body import Body
 from .custom import lower_custom
-from .draft import Draft
+from .draft import Draft, linear
 from .map import lower_map
 from .product import lower_product
 from .reduce import lower_reduce
@@ -40,14 +39,6 @@ _SAME_ORDER = frozenset(("reshape", "expand_dims", "squeeze"))
 
 def lower(graph: Graph, target: Target) -> Program:
     return Lowerer(graph, target).run()
-
-
-def linear(at: Sequence[DimLike], shape: Shape) -> DimLike:
-    """Row-major: `(i, j)` of shape [N, M] -> `i*M+j`."""
-    total: DimLike = 0
-    for i, d in zip(at, shape):
-        total = total * d + i
-    return total
 
 
 class Lowerer:

@@ -22,7 +22,7 @@ from staticgrad.ops import registry
 from staticgrad.ops.lowering import Product
 
 from .body import Body
-from .draft import Draft
+from .draft import Draft, linear
 from .pull import At, Puller
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class ProductLowering:
         def root_element(index: At) -> object:
             from staticgrad.kernels.ir import Load
 
-            return Load(draft.buffer(self.c, "inout"), _linear(index, shape), self.result.dtype)
+            return Load(draft.buffer(self.c, "inout"), linear(index, shape), self.result.dtype)
 
         puller = Puller(
             self.body.inside, lambda v, i: self.lowerer.outside(draft, self.body, v, i),
@@ -94,7 +94,7 @@ class ProductLowering:
         stores: tuple[Stmt, ...] = tuple(
             draft.store(
                 self.lowerer.stored[o] if o is self.c_shared else self.lowerer.result_buffer(o),
-                _linear(tuple(at), shape),
+                linear(tuple(at), shape),
                 puller.pull(i, tuple(at)),
             )
             for i, o in self.riders
@@ -157,13 +157,6 @@ def _flatten(
     return replaced(body, table)
 
 
-def _linear(at: At | Sequence[DimLike], shape: tuple[DimLike, ...]) -> DimLike:
-    total: DimLike = 0
-    for i, d in zip(at, shape):
-        total = total * d + i
-    return total
-
-
 def _divisor(size: DimLike) -> DimLike:
     """Where a dim is 0 nothing is computed, and any divisor will do."""
     return 1 if size == 0 else size
@@ -183,7 +176,7 @@ class MatmulLowering(ProductLowering):
         batch = at[:-2]
         a_buffer, a_at = self._operand(a, batch, i, kk, [*names[:-2], names[-2], "k"])
         b_buffer, b_at = self._operand(b, batch, kk, j, [*names[:-2], "k", names[-1]])
-        c_at = _linear(at, shape)
+        c_at = linear(at, shape)
         rows, batch_dims = self._merge_rows(shape, a_at, b_at, c_at)
         flops = product(shape) * k * 2
         strides = []
@@ -236,7 +229,7 @@ class MatmulLowering(ProductLowering):
         at = broadcast_index((*batch, r, c), v.shape)
         buffer, index = self.lowerer.address(v, at)
         if any(factor_of(index, name) is None for name in names):
-            buffer, index = self.lowerer.dense(v), _linear(at, v.shape)
+            buffer, index = self.lowerer.dense(v), linear(at, v.shape)
         return buffer, index
 
     def _merge_rows(

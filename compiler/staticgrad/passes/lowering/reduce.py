@@ -24,7 +24,7 @@ from staticgrad.ops.lowering import Reduction
 
 from ..fuse import is_heavy
 from .body import Body
-from .draft import Draft
+from .draft import Draft, linear
 from .map import loop_space
 from .pull import At, Puller
 
@@ -158,7 +158,7 @@ class ReduceLowering:
                 continue  # a stage has stored it
             buffer = self.lowerer.result_buffer(outer)
             value = self._full_value(puller, inner)
-            stores.append(self.draft.store(buffer, _linear(space.at, outer.shape), value))
+            stores.append(self.draft.store(buffer, linear(space.at, outer.shape), value))
         if stores:
             statements += self._reduced_loops(tuple(stores))
         # Last, since a row's result may take the memory of an operand that the loops above read.
@@ -167,7 +167,7 @@ class ReduceLowering:
             statements.append(
                 self.draft.store(
                     self.lowerer.result_buffer(outer),
-                    _linear(at, outer.shape),
+                    linear(at, outer.shape),
                     puller.pull(inner, at),
                 )
             )
@@ -195,9 +195,9 @@ class ReduceLowering:
 
     def _kept_index(self, v: Value, at: At) -> DimLike:
         if self.lowerer.program.buffers[self.kept_rows[v]].size == v.type.size:
-            return _linear(at, v.shape)
+            return linear(at, v.shape)
         axes = self.space.axes
-        return _linear([at[a] for a in axes], tuple(v.shape[a] for a in axes))
+        return linear([at[a] for a in axes], tuple(v.shape[a] for a in axes))
 
     def _kept_load(self, v: Value, at: At) -> Expr:
         from staticgrad.kernels.ir import Load
@@ -267,10 +267,3 @@ class ReduceLowering:
         nodes = self.body.labels
         flops = product(space.shape) * len(nodes)
         self.lowerer.add_step(kernel, buffers, sizes, extent, nodes, self.body.locs, flops=flops)
-
-
-def _linear(at: At | list[DimLike], shape: tuple[DimLike, ...]) -> DimLike:
-    total: DimLike = 0
-    for i, d in zip(at, shape):
-        total = total * d + i
-    return total
