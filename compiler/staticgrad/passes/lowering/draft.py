@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from staticgrad.ir.dim import DimLike
+from staticgrad.ir.dim import DimLike, Shape
 from staticgrad.ir.dtype import DType
 from staticgrad.kernels.ir import Buffer, Expr, Kernel, Literal, Load, Stmt, Store
 from staticgrad.kernels.program import Program
