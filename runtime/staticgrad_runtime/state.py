@@ -43,7 +43,7 @@ class StateCell:
 
     __slots__ = ("__weakref__", "_array", "_pending", "_readers", "_words", "_writer", "id", "name")
 
-    def __init__(self, value: Any, name: str = "", dtype: DTypeLike | None = None) -> None:
+    def __init__(self, value: Any, name: str | None = "", dtype: DTypeLike | None = None) -> None:
         source = np.asarray(value, dtype=dtype)
         if source.dtype.name not in DTYPES or not source.dtype.isnative:
             raise StateError(f"state {name!r}: dtype {source.dtype} is not supported")

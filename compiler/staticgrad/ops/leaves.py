@@ -69,7 +69,7 @@ def parameter(value: Any, name: str | None = None, *, trainable: bool = True) ->
     count), which optimisers leave alone.
     """
     array = to_array(value)
-    cell = StateCell(np.ascontiguousarray(array).reshape(array.shape), name=name or "")
+    cell = StateCell(np.ascontiguousarray(array).reshape(array.shape), name=name)
     return state_of(cell, trainable)
 
 

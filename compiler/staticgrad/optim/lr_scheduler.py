@@ -13,18 +13,44 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, StateError
+from staticgrad.ops.public import checked_scalar, list_of, shown
 
 from .optimizer import Optimizer
+
+_MOST_STEPS = 2**53  # counted exactly by the floats of the formulas
+
+
+def _count_groups(optimizer: Any, what: str) -> int:
+    """How many parameter groups an optimiser has."""
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentTypeError(f"{what}: expected an optimiser, got {shown(optimizer)}")
+    return len(optimizer.param_groups)
+
+
+def _rates(given: Any, count: int, what: str) -> list[float]:
+    """One number for all groups, or a list of one for each."""
+    rates = list(given) if isinstance(given, (list, tuple)) else [given] * count
+    if len(rates) != count:
+        raise ArgumentError(f"{what}: expected one number or {count}, got {given!r}")
+    return [float(checked_scalar(rate, ("float",), what)) for rate in rates]
+
+
+def _milestones(given: Any, what: str) -> list[int]:
+    found = list_of(given, f"{what}: milestones", "ints")
+    return [checked_scalar(m, ("int",), f"{what}: a milestone") for m in found]
 
 
 class LRScheduler:
     """The base: `rate(base, t)` is the rate of a group after t calls of `step`."""
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise ArgumentTypeError(
-                f"{type(self).__name__}: expected an optimiser, got {type(optimizer).__name__}"
+        _count_groups(optimizer, type(self).__name__)
+        if not -1 <= last_epoch < _MOST_STEPS:
+            raise ArgumentError(
+                f"{type(self).__name__}: last_epoch must be at least -1, got {last_epoch}"
             )
         self.optimizer = optimizer
         self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
@@ -37,7 +63,12 @@ class LRScheduler:
 
     def _write(self) -> None:
         for i, group in enumerate(self.optimizer.param_groups):
-            group["lr"] = self.rate(i, self.last_epoch)
+            try:
+                group["lr"] = self.rate(i, self.last_epoch)
+            except OverflowError:
+                raise ArgumentError(
+                    f"{type(self).__name__}: the rate after {self.last_epoch} steps overflows"
+                ) from None
 
     def step(self) -> None:
         """Goes on by one and writes the new rates."""
@@ -54,25 +85,25 @@ class LRScheduler:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes to a saved position and writes its rates. Raises `StateError` for other data."""
-        own = self.state_dict()
-        if set(state_dict) != set(own) or len(state_dict["base_lrs"]) != len(self.base_lrs):
+        own, what = self.state_dict(), type(self).__name__
+        if not isinstance(state_dict, Mapping) or set(state_dict) != set(own):
             raise StateError(
-                f"{type(self).__name__}: expected a state with the keys {sorted(own)} and "
-                f"{len(self.base_lrs)} base_lrs, got {dict(state_dict)}"
+                f"{what}: expected a state with the keys {sorted(own)}, got {state_dict!r}"
             )
-        self._load(state_dict)
+        try:
+            last_epoch = checked_scalar(state_dict["last_epoch"], ("int",), f"{what}: last_epoch")
+            base_lrs = _rates(list(state_dict["base_lrs"]), len(self.base_lrs), f"{what}: base_lrs")
+        except (ArgumentError, ArgumentTypeError, TypeError) as error:
+            raise StateError(f"{what}: a state that does not fit: {error}") from None
+        self.last_epoch, self.base_lrs = last_epoch, base_lrs
         self._write()
-
-    def _load(self, state_dict: Mapping[str, Any]) -> None:
-        self.last_epoch = int(state_dict["last_epoch"])
-        self.base_lrs = [float(lr) for lr in state_dict["base_lrs"]]
 
 
 class LambdaLR(LRScheduler):
     """`base * f(t)`; one function, or one for each group."""
 
     def __init__(self, optimizer: Optimizer, lr_lambda: Any, last_epoch: int = -1) -> None:
-        count = len(optimizer.param_groups)
+        count = _count_groups(optimizer, "LambdaLR")
         given = list(lr_lambda) if isinstance(lr_lambda, (list, tuple)) else [lr_lambda] * count
         if len(given) != count or not all(callable(f) for f in given):
             raise ArgumentError(f"LambdaLR: expected one function or {count}, got {lr_lambda!r}")
@@ -106,7 +137,7 @@ class MultiStepLR(LRScheduler):
         self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1,
         last_epoch: int = -1,
     ) -> None:  # fmt: skip
-        self.milestones = sorted(milestones)
+        self.milestones = sorted(_milestones(milestones, "MultiStepLR"))
         self.gamma = gamma
         super().__init__(optimizer, last_epoch)
 
@@ -222,7 +253,9 @@ class CosineAnnealingWarmRestarts(LRScheduler):
 
     def rate(self, group: int, t: int) -> float:
         length = self.T_0
-        while t >= length:
+        if self.T_mult == 1:
+            t %= length
+        while t >= length:  # at most log2(t) times
             t -= length
             length *= self.T_mult
         span = self.base_lrs[group] - self.eta_min
@@ -255,10 +288,13 @@ class OneCycleLR(LRScheduler):
                 'OneCycleLR: pct_start must be in [0, 1] and anneal_strategy "cos" or "linear", '
                 f"got {pct_start!r} and {anneal_strategy!r}"
             )
-        count = len(optimizer.param_groups)
-        self.max_lrs = list(max_lr) if isinstance(max_lr, (list, tuple)) else [max_lr] * count
-        if len(self.max_lrs) != count:
-            raise ArgumentError(f"OneCycleLR: expected one max_lr or {count}, got {max_lr!r}")
+        if not div_factor > 0 or not final_div_factor > 0:
+            raise ArgumentError(
+                "OneCycleLR: div_factor and final_div_factor must be positive, got "
+                f"{div_factor} and {final_div_factor}"
+            )
+        count = _count_groups(optimizer, "OneCycleLR")
+        self.max_lrs = _rates(max_lr, count, "OneCycleLR: max_lr")
         self.total_steps = total_steps
         self.anneal_strategy = anneal_strategy
         rise = float(pct_start * total_steps) - 1
@@ -299,7 +335,9 @@ class SequentialLR(LRScheduler):
         self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int],
         last_epoch: int = -1,
     ) -> None:  # fmt: skip
-        parts = list(schedulers)
+        _count_groups(optimizer, "SequentialLR")
+        parts = list_of(schedulers, "SequentialLR: schedulers", "schedules")
+        milestones = _milestones(milestones, "SequentialLR")
         if len(parts) != len(milestones) + 1:
             raise ArgumentError(
                 f"SequentialLR: {len(parts)} schedules need {len(parts) - 1} milestones, got "
@@ -311,7 +349,7 @@ class SequentialLR(LRScheduler):
                     "SequentialLR: every schedule must be one of this optimiser, with a formula"
                 )
         self.schedulers = parts
-        self.milestones = list(milestones)
+        self.milestones = milestones
         # Each schedule wrote its first rate when it was made; they all start from the first one's.
         for part in parts[1:]:
             part.base_lrs = list(parts[0].base_lrs)
@@ -337,17 +375,15 @@ class ReduceLROnPlateau:
         threshold: float = 1e-4, threshold_mode: str = "rel", cooldown: int = 0, min_lr: Any = 0,
         eps: float = 1e-8,
     ) -> None:  # fmt: skip
-        if not factor < 1.0:
-            raise ArgumentError(f"ReduceLROnPlateau: factor must be below 1, got {factor}")
+        count = _count_groups(optimizer, "ReduceLROnPlateau")
+        if not 0.0 <= factor < 1.0:
+            raise ArgumentError(f"ReduceLROnPlateau: factor must be below 1 and at least 0, got {factor}")
         if mode not in ("min", "max") or threshold_mode not in ("rel", "abs"):
             raise ArgumentError(
                 'ReduceLROnPlateau: mode must be "min" or "max" and threshold_mode "rel" or "abs", '
                 f"got {mode!r} and {threshold_mode!r}"
             )
-        count = len(optimizer.param_groups)
-        self.min_lrs = list(min_lr) if isinstance(min_lr, (list, tuple)) else [min_lr] * count
-        if len(self.min_lrs) != count:
-            raise ArgumentError(f"ReduceLROnPlateau: expected one min_lr or {count}, got {min_lr}")
+        self.min_lrs = _rates(min_lr, count, "ReduceLROnPlateau: min_lr")
         self.optimizer = optimizer
         self.mode = mode
         self.factor = factor
@@ -371,7 +407,8 @@ class ReduceLROnPlateau:
 
     def step(self, metrics: Any) -> None:
         """Takes an epoch's metric (a number) and reduces the rates where it is time."""
-        value = float(metrics)
+        given = metrics.item() if isinstance(metrics, np.ndarray) and metrics.ndim == 0 else metrics
+        value = float(checked_scalar(given, ("float",), "ReduceLROnPlateau.step: metrics"))
         self.last_epoch += 1
         if self._is_better(value):
             self.best = value
@@ -404,10 +441,10 @@ class ReduceLROnPlateau:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes up a saved state. Raises `StateError` where keys are missing or surplus."""
-        if set(state_dict) != set(self.state_dict()):
+        if not isinstance(state_dict, Mapping) or set(state_dict) != set(self.state_dict()):
             raise StateError(
                 f"ReduceLROnPlateau: expected the keys {sorted(self.state_dict())}, got "
-                f"{sorted(state_dict)}"
+                f"{state_dict!r}"
             )
         for name, value in state_dict.items():
             setattr(self, name, value)

@@ -7,6 +7,7 @@ them recompiles nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -26,7 +27,7 @@ from staticgrad.ir.errors import (
 from staticgrad.ir.loc import locs_text
 from staticgrad.ops.convert import astype, to_array
 from staticgrad.ops.leaves import Parameter, parameter
-from staticgrad.ops.public import list_of
+from staticgrad.ops.public import checked_scalar, list_of
 from staticgrad.ops.tensor import Tensor
 
 from .clip import clip_by_global_norm, clip_by_value
@@ -121,10 +122,12 @@ def _rate(value: Any) -> np.ndarray[Any, Any]:
         raise ArgumentTypeError(
             "the learning rate is set to a number, not to a tensor of the graph"
         )
-    array = np.asarray(value, dtype=np.float64)
-    if array.ndim or not array >= 0:
-        raise ArgumentError(f"the learning rate must be a number of at least 0, got {value!r}")
-    return array
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    number = checked_scalar(value, ("float",), "the learning rate")
+    if not 0 <= number < math.inf:
+        raise ArgumentError(f"the learning rate must be finite and at least 0, got {number}")
+    return np.asarray(number, dtype=np.float64)
 
 
 class ParamGroup(dict[str, Any]):
@@ -209,7 +212,7 @@ class Optimizer:
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Adds {"params": parameters, option: value, ..}; other options are the defaults."""
-        if "params" not in param_group:
+        if not isinstance(param_group, Mapping) or "params" not in param_group:
             raise ArgumentError('a parameter group is a dict with the key "params"')
         unknown = [k for k in param_group if k != "params" and k not in self.defaults]
         if unknown:
@@ -218,7 +221,11 @@ class Optimizer:
                 f"{list(self.defaults)}"
             )
         given = param_group["params"]
-        params: list[Any] = [given] if isinstance(given, Tensor) else list(given)
+        params: list[Any] = (
+            [given]
+            if isinstance(given, Tensor)
+            else list_of(given, f'{type(self).__name__}: "params"', "parameters")
+        )
         for p in params:
             self._check_parameter(p)
         if len(set(params)) != len(params):
@@ -291,7 +298,11 @@ class Optimizer:
     def _chosen(self, parameters: Any) -> list[Parameter]:
         if parameters is None:
             return self.parameters
-        given: list[Any] = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        given: list[Any] = (
+            [parameters]
+            if isinstance(parameters, Tensor)
+            else list_of(parameters, f"{type(self).__name__}: parameters", "parameters")
+        )
         for p in given:
             if not isinstance(p, Parameter) or p not in self._slots:
                 raise ArgumentError(
@@ -326,7 +337,7 @@ class Optimizer:
         return Updates(found)
 
     def _gradient_pairs(self, grads: Iterable[Any]) -> list[tuple[Tensor, Parameter]]:
-        given = list(grads)
+        given = list_of(grads, f"{type(self).__name__}: grads", "tensors")
         name = type(self).__name__
         if given and all(isinstance(g, tuple) for g in given):
             pairs = [(g, p) for g, p in given]
@@ -367,6 +378,10 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Sets the state from `state_dict()`. Nothing is written unless everything fits; raises
         `StateError` that names what is missing, surplus, or of another type."""
+        if not isinstance(state_dict, Mapping):
+            raise ArgumentTypeError(
+                f"load_state_dict: expected a dict of arrays, got {type(state_dict).__name__}"
+            )
         own = self._state()
         problems = [f"missing key: {name}" for name in own if name not in state_dict]
         problems += [f"surplus key: {name}" for name in state_dict if name not in own]

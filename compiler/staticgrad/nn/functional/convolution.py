@@ -58,6 +58,8 @@ def _padding(
     what: str,
 ) -> tuple[tuple[int, int], ...]:  # fmt: skip
     """PyTorch's `padding` (an int, ints, "valid" or "same") as pairs (before, after)."""
+    if not isinstance(padding, str):
+        return tuple((p, p) for p in ints(padding, len(stride), f"{what}: padding"))
     if padding == "valid":
         return ((0, 0),) * len(stride)
     if padding == "same":
@@ -65,9 +67,7 @@ def _padding(
             raise ArgumentError(f'{what}: padding="same" needs a stride of 1, got {stride}')
         total = [d * (int(k) - 1) for k, d in zip(kernel, dilation)]
         return tuple((t // 2, t - t // 2) for t in total)
-    if isinstance(padding, str):
-        raise ArgumentError(f'{what}: padding must be ints, "same" or "valid", got {padding!r}')
-    return tuple((p, p) for p in ints(padding, len(stride), f"{what}: padding"))
+    raise ArgumentError(f'{what}: padding must be ints, "same" or "valid", got {padding!r}')
 
 
 def _conv(

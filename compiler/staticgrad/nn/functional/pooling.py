@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from staticgrad.ir.dim import Dim, DimLike
-from staticgrad.ir.errors import ShapeError, UnsupportedError
+from staticgrad.ir.errors import ArgumentError, ShapeError, UnsupportedError
 from staticgrad.ops import pooling as ops
 from staticgrad.ops.convert import as_tensor, constant_array
 from staticgrad.ops.reduction import max as reduce_max
@@ -125,9 +125,13 @@ def _targets(output_size: Any, sizes: tuple[DimLike, ...], dims: int) -> tuple[D
     given = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * dims
     if len(given) != dims:
         raise ShapeError(f"output_size must be one int or {dims}, got {output_size!r}")
-    return tuple(
+    wanted = tuple(
         size if g is None else ints(g, 1, "output_size")[0] for g, size in zip(given, sizes)
     )
+    for w, size in zip(wanted, sizes):
+        if isinstance(w, int) and isinstance(size, int) and w > max(size, 1) * 2**16:
+            raise ArgumentError(f"output_size {w} is far beyond the input's size {size}")
+    return wanted
 
 
 def _averaging(size: int, wanted: int) -> np.ndarray[Any, Any]:
