@@ -58,7 +58,8 @@ def to_array(spec: InputSpec, value: Any) -> Array:
         what = "None" if value is None else f"{type(value).__name__} of dtype {array.dtype}"
         raise _refusal(spec, what)
     if not has_python_leaves(value):
-        mend = f'convert it: `x.astype("{spec.dtype}")`'
+        name = spec.name if spec.name.isidentifier() else "x"
+        mend = f'convert it: `{name}.astype("{spec.dtype}")`'
         raise _refusal(spec, f"dtype {array.dtype}; {mend}")
     if array.size == 0:
         return array.astype(dtype)

@@ -172,7 +172,7 @@ class KernelEmitter(ValueEmitter):
         return "0", self.integer(loop.extent)
 
     def open_loop(
-        self, var: str, begin: str, end: str, step: int, carried: list[tuple[str, str]]
+        self, var: str, begin: str, end: str, step: int | str, carried: list[tuple[str, str]]
     ) -> OpenLoop:
         """Starts `for (i = begin; i < end; i += step)` with loop-carried values (type, init)."""
         f = self.f
@@ -312,7 +312,7 @@ class OpenLoop:
     i: str
     following: str
     begin: str
-    step: int
+    step: int | str
     carried: list[tuple[str, str]]
     phis: list[str]
     entry: str

@@ -1,18 +1,18 @@
 """Reductions: the fixed order in which elements are folded.
 
 Row form (`Reduce.vector`): element j of the last reduced axis goes to lane j mod L, where L lanes
-are 128 bytes; lanes are folded by halves. With one reduced axis, blocks of BLOCK elements are
-folded each and added in order; with several, each step of the first axis is such a block. Column
-form: elements are taken one after another, in blocks of COLUMN_BLOCK (or of one step of the first
-axis) that are added in order. Nothing here depends on the vector width, on threads or on what was
-fused.
+are 128 bytes; lanes are folded by halves. Column form: elements are taken one after another. Both
+work in blocks of BLOCK (column form: COLUMN_BLOCK) elements, with several reduced axes in as many
+steps of the first axis as give a lane about as much; blocks are added in order, for float sums
+with compensation. Nothing here depends on the vector width, on threads or on what was fused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from staticgrad.ir.dim import DimLike, product
+from staticgrad.ir.dim import DimLike, dim_max, floor_div, product
 from staticgrad.kernels.ir import Reduce
 from staticgrad.kernels.order import (
     BLOCK,
@@ -60,6 +60,10 @@ class ReduceEmitter:
         else:
             results = self._several_axes()
         result_lanes = 1 if s.vector else self.lanes
+        for i, compensated in enumerate(self._compensated()):
+            if compensated:  # the sum of nothing, -0.0 so far, is shown as +0.0
+                ty = self._types(result_lanes)[i]
+                results[i] = em.f.emit(f"fadd {ty} {results[i]}, {constant(0.0, ty)}")
         for a, name, dtype in zip(s.accumulators, results, self.dtypes):
             em.scopes[-1].names[a.name] = Lane(name, dtype, result_lanes, em.level)
 
@@ -89,28 +93,76 @@ class ReduceEmitter:
         (var,), (extent,) = self.s.vars, self.s.extents
         if isinstance(extent, int) and extent <= self.block:
             return self._fold(self._axis(var, "0", em.integer(extent), extent))
-        outer_lanes = 1 if self.s.vector else self.lanes
-        inits = self._identities(outer_lanes)
-        end = em.integer(extent)
-        opened = em.open_loop(
-            "block of " + var, "0", end, self.block, list(zip(self._types(outer_lanes), inits))
-        )
-        limit = em.f.emit(f"add i64 {opened.i}, {self.block}")
-        stop = em.f.call_intrinsic("llvm.smin", "i64", limit, end)
-        found = self._fold(self._axis(var, opened.i, stop, None))
-        em.close_loop(opened, self._combine(outer_lanes, opened.phis, found))
-        return opened.phis
+
+        def block(start: str, stop: str) -> list[str]:
+            return self._fold(self._axis(var, start, stop, None))
+
+        return self._blocks("block of " + var, em.integer(extent), str(self.block), block)
 
     def _several_axes(self) -> list[str]:
+        """Blocks of as many steps of the first axis as make a lane take about as many elements as
+        in a block of one axis."""
         em, s = self.em, self.s
-        outer_lanes = 1 if s.vector else self.lanes
-        opened = em.open_loop(
-            s.vars[0], "0", em.integer(s.extents[0]), 1,
-            list(zip(self._types(outer_lanes), self._identities(outer_lanes))),
-        )  # fmt: skip
-        found = self._fold(self._inner(1, self._identities(self.lanes)))
-        em.close_loop(opened, self._combine(outer_lanes, opened.phis, found))
-        return opened.phis
+        width = self.lanes if s.vector else 1
+        turns = floor_div(s.extents[-1] + (width - 1), width)  # of the last axis, for one lane
+        taken = dim_max(1, product(s.extents[1:-1]) * turns)
+        steps = dim_max(1, floor_div(self.block // width, taken))
+
+        def block(start: str, stop: str) -> list[str]:
+            accumulated = self._identities(self.lanes)
+            opened = em.open_loop(
+                s.vars[0], start, stop, 1, list(zip(self._types(self.lanes), accumulated))
+            )
+            found = self._inner(1, opened.phis)
+            em.close_loop(opened, found)
+            return self._fold(opened.phis)
+
+        end = em.integer(s.extents[0])
+        return self._blocks("block of " + s.vars[0], end, em.integer(steps), block)
+
+    def _blocks(
+        self, name: str, end: str, size: str, block: Callable[[str, str], list[str]]
+    ) -> list[str]:
+        """Adds the results of blocks in order. A float's sum carries what each addition rounds away
+        (Knuth's two-sum), or a million blocks would add up a million rounding errors."""
+        em = self.em
+        lanes = 1 if self.s.vector else self.lanes
+        inits = self._identities(lanes)
+        carried = list(zip(self._types(lanes), inits))
+        lost = [i for i, compensated in enumerate(self._compensated()) if compensated]
+        opened = em.open_loop(name, "0", end, size, carried + [carried[i] for i in lost])
+        totals, rests = opened.phis[: len(inits)], opened.phis[len(inits) :]
+        limit = em.f.emit(f"add i64 {opened.i}, {size}")
+        found = block(opened.i, em.f.call_intrinsic("llvm.smin", "i64", limit, end))
+        added = self._combine(lanes, totals, found)
+        kept = [
+            self._kept(self._types(lanes)[i], totals[i], found[i], added[i], rest)
+            for i, rest in zip(lost, rests)
+        ]
+        em.close_loop(opened, added + kept)
+        results = list(totals)
+        for i, rest in zip(lost, rests):
+            results[i] = self._with_rest(self._types(lanes)[i], totals[i], rest, lanes)
+        return results
+
+    def _compensated(self) -> list[bool]:
+        return [op == "sum" and d.is_float for op, d in zip(self.ops, self.dtypes)]
+
+    def _kept(self, ty: str, a: str, b: str, total: str, rest: str) -> str:
+        """`rest` plus what `total = a + b` has rounded away."""
+        f = self.em.f
+        of_b = f.emit(f"fsub {ty} {total}, {a}")
+        of_a = f.emit(f"fsub {ty} {total}, {of_b}")
+        error_a = f.emit(f"fsub {ty} {a}, {of_a}")
+        error_b = f.emit(f"fsub {ty} {b}, {of_b}")
+        return f.emit(f"fadd {ty} {rest}, {f.emit(f'fadd {ty} {error_a}, {error_b}')}")
+
+    def _with_rest(self, ty: str, total: str, rest: str, lanes: int) -> str:
+        """`total + rest`; where an infinity made the rest NaN, `total`."""
+        f = self.em.f
+        known = f.emit(f"fcmp ord {ty} {rest}, {rest}")
+        whole = f.emit(f"fadd {ty} {total}, {rest}")
+        return f.emit(f"select {vector('i1', lanes)} {known}, {ty} {whole}, {ty} {total}")
 
     def _inner(self, axis: int, accumulated: list[str]) -> list[str]:
         em, s = self.em, self.s

@@ -375,11 +375,10 @@ def as_shape(spec: Any) -> Shape:
     """A declared shape: a sequence of dims, or one dim alone."""
     if isinstance(spec, (str, Dim)) or is_index(spec):
         return (as_dim(spec),)
-    try:
-        entries = list(spec)
-    except TypeError:
-        raise ArgumentError(f"a shape is a tuple of dims, got {spec!r}") from None
-    return tuple(as_dim(d) for d in entries)
+    given = spec.tolist() if type(spec).__module__ == "numpy" else spec
+    if not isinstance(given, (tuple, list, range)):
+        raise ArgumentError(f"a shape is a tuple of dims, got {spec!r}")
+    return tuple(as_dim(d) for d in given)
 
 
 def shape_text(shape: Shape) -> str:

@@ -99,12 +99,10 @@ def dtype(spec: Any) -> DType:
     else:
         import numpy as np
 
-        try:
-            name = np.dtype(spec).name if spec is not None else ""  # NumPy's default is float64
-        except (TypeError, ValueError):
-            name = ""
-        if not name:
+        # NumPy takes None for float64, and the dtype of whatever has one.
+        if not isinstance(spec, (type, np.dtype)):
             raise ArgumentTypeError(f"expected a dtype, got {spec!r}")
+        name = np.dtype(spec).name
     found = BY_NAME.get(name) or _ALIASES.get(name)
     if found is not None:
         return found

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from staticgrad.ir.errors import ArgumentError
 from staticgrad.ops.tensor import Tensor
 
 from . import functional as F
@@ -167,6 +168,8 @@ class GELU(Module):
 
     def __init__(self, approximate: str = "none") -> None:
         super().__init__()
+        if approximate not in ("none", "tanh"):
+            raise ArgumentError(f'GELU: approximate must be "none" or "tanh", got {approximate!r}')
         self.approximate = approximate
 
     def forward(self, input: Any) -> Tensor:
@@ -196,6 +199,10 @@ class Hardtanh(Module):
 
     def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> None:
         super().__init__()
+        if not min_val < max_val:
+            raise ArgumentError(
+                f"Hardtanh: min_val must be below max_val, got {min_val} and {max_val}"
+            )
         self.min_val = min_val
         self.max_val = max_val
 

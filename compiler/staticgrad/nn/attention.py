@@ -43,6 +43,10 @@ class MultiheadAttention(Module):
                 f"MultiheadAttention: embed_dim={embed_dim} must be divisible by "
                 f"num_heads={num_heads}"
             )
+        if not 0 <= dropout <= 1:
+            raise ArgumentError(
+                f"MultiheadAttention: dropout must be between 0 and 1, got {dropout}"
+            )
         self.dropout = dropout
         self.batch_first = batch_first
         self.kdim = embed_dim if kdim is None else size(kdim, "kdim", 1)

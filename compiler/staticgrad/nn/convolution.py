@@ -36,9 +36,13 @@ class _Conv(Module):
                 raise ArgumentError(
                     f"{name}: {groups} groups do not divide {what}_channels={channels}"
                 )
-        self.kernel_size = ints(kernel_size, dims, f"{name}: kernel_size")
-        self.stride = ints(stride, dims, f"{name}: stride")
-        self.dilation = ints(dilation, dims, f"{name}: dilation")
+        self.kernel_size = ints(kernel_size, dims, f"{name}: kernel_size", 1)
+        self.stride = ints(stride, dims, f"{name}: stride", 1)
+        self.dilation = ints(dilation, dims, f"{name}: dilation", 1)
+        words = () if self._transposed else ("same", "valid")
+        if isinstance(padding, str) and padding not in words:
+            allowed = "ints" if self._transposed else 'ints, "same" or "valid"'
+            raise ArgumentError(f"{name}: padding must be {allowed}, got {padding!r}")
         self.padding = (
             padding if isinstance(padding, str) else ints(padding, dims, f"{name}: padding")
         )

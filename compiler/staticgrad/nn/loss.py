@@ -53,6 +53,8 @@ class SmoothL1Loss(_Loss):
 
     def __init__(self, reduction: str = "mean", beta: float = 1.0) -> None:
         super().__init__(reduction)
+        if not beta >= 0:
+            raise ArgumentError(f"SmoothL1Loss: beta can't be negative, got {beta}")
         self.beta = beta
 
     def forward(self, input: Any, target: Any) -> Tensor:
@@ -64,6 +66,8 @@ class HuberLoss(_Loss):
 
     def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
         super().__init__(reduction)
+        if not delta > 0:
+            raise ArgumentError(f"HuberLoss: delta must be positive, got {delta}")
         self.delta = delta
 
     def forward(self, input: Any, target: Any) -> Tensor:
@@ -119,6 +123,10 @@ class CrossEntropyLoss(_Loss):
         label_smoothing: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(reduction)
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ArgumentError(
+                f"CrossEntropyLoss: label_smoothing must be between 0 and 1, got {label_smoothing}"
+            )
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self._hold("weight", weight)

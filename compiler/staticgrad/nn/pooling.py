@@ -10,15 +10,29 @@ from staticgrad.ops.shape import flatten, unflatten
 from staticgrad.ops.tensor import Tensor
 
 from . import functional as F
+from .functional.convolution import ints
 from .module import Module
 
 
-class _MaxPool(Module):
+class _Windowed(Module):
+    """What layers with windows share: their sizes are checked when the layer is made."""
+
+    _dims = 2
+
+    def _check(self, least: int = 1, **sizes: Any) -> None:
+        for name, value in sizes.items():
+            if value is not None:
+                ints(value, self._dims, f"{type(self).__name__}: {name}", least)
+
+
+class _MaxPool(_Windowed):
     def __init__(
         self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
         return_indices: bool = False, ceil_mode: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        self._check(kernel_size=kernel_size, stride=stride, dilation=dilation)
+        self._check(0, padding=padding)
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding = padding
@@ -40,6 +54,8 @@ class _MaxPool(Module):
 class MaxPool1d(_MaxPool):
     """The maximum of each window of [N, C, L]."""
 
+    _dims = 1
+
     def forward(self, input: Any) -> Tensor:
         return F.max_pool1d(input, *self._arguments())
 
@@ -51,14 +67,18 @@ class MaxPool2d(_MaxPool):
         return F.max_pool2d(input, *self._arguments())
 
 
-class AvgPool1d(Module):
+class AvgPool1d(_Windowed):
     """The mean of each window of [N, C, L]."""
+
+    _dims = 1
 
     def __init__(
         self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
         count_include_pad: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
+        self._check(kernel_size=kernel_size, stride=stride)
+        self._check(0, padding=padding)
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding = padding
@@ -78,6 +98,8 @@ class AvgPool1d(Module):
 class AvgPool2d(AvgPool1d):
     """The mean of each window of [N, C, H, W]."""
 
+    _dims = 2
+
     def __init__(
         self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
         count_include_pad: bool = True, divisor_override: int | None = None,
@@ -92,9 +114,11 @@ class AvgPool2d(AvgPool1d):
         )  # fmt: skip
 
 
-class _Adaptive(Module):
+class _Adaptive(_Windowed):
     def __init__(self, output_size: Any) -> None:
         super().__init__()
+        entries = output_size if isinstance(output_size, (tuple, list)) else (output_size,)
+        self._check(0, output_size=tuple(1 if e is None else e for e in entries))
         self.output_size = output_size
 
     def extra_repr(self) -> str:
@@ -103,6 +127,8 @@ class _Adaptive(Module):
 
 class AdaptiveAvgPool1d(_Adaptive):
     """The mean of `output_size` nearly even parts of the last dim."""
+
+    _dims = 1
 
     def forward(self, input: Any) -> Tensor:
         return F.adaptive_avg_pool1d(input, self.output_size)
@@ -117,6 +143,8 @@ class AdaptiveAvgPool2d(_Adaptive):
 
 class AdaptiveMaxPool1d(_Adaptive):
     """The maximum of `output_size` even parts of the last dim."""
+
+    _dims = 1
 
     def forward(self, input: Any) -> Tensor:
         return F.adaptive_max_pool1d(input, self.output_size)
@@ -161,13 +189,15 @@ class Unflatten(Module):
         return f"dim={self.dim}, unflattened_size={self.unflattened_size}"
 
 
-class Unfold(Module):
+class Unfold(_Windowed):
     """The windows of [N, C, H, W] as columns."""
 
     def __init__(
         self, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
     ) -> None:
         super().__init__()
+        self._check(kernel_size=kernel_size, dilation=dilation, stride=stride)
+        self._check(0, padding=padding)
         self.kernel_size = kernel_size
         self.dilation = dilation
         self.padding = padding

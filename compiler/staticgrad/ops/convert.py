@@ -50,9 +50,29 @@ def to_array(value: Any, wanted: DType | None = None) -> np.ndarray[Any, Any]:
         raise ArgumentTypeError(
             f"expected numbers, got {type(value).__name__} with elements of type {array.dtype}"
         )
+    if array.dtype.kind == "c":
+        dtype(array.dtype)  # refuses it: no real dtype holds the imaginary part
     if wanted is None:
         wanted = dtype(array.dtype) if keeps else _default(array)
-    return array.astype(wanted.numpy, copy=False)
+    if wanted.is_integer and array.dtype != wanted.numpy:
+        _check_fits(array, wanted)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, as by astype
+        return array.astype(wanted.numpy, copy=False)
+
+
+def _check_fits(array: np.ndarray[Any, Any], wanted: DType) -> None:
+    """Numbers that an integer dtype does not hold are refused, not wrapped."""
+    low, high = integer_range(wanted)
+    if array.dtype.kind == "f":
+        fits = (array > low - 1) & (array < high + 1)  # False for NaN
+    else:
+        # Python's ints: no integer dtype holds both ends of int64 and uint64.
+        fits = np.array([low <= v <= high for v in array.ravel().tolist()], bool)
+        fits = fits.reshape(array.shape)
+    if not fits.all():
+        raise DTypeError(
+            f"the number {array[~fits].flat[0]} does not fit {wanted} ({low} to {high})"
+        )
 
 
 def _default(array: np.ndarray[Any, Any]) -> DType:
@@ -69,7 +89,11 @@ def scalar_constant(value: bool | int | float, like: DType) -> Tensor:
         low, high = integer_range(chosen)
         if not low <= value <= high:
             raise DTypeError(f"the number {value} does not fit {chosen} ({low} to {high})")
-    return constant_array(np.asarray(value, dtype=chosen.numpy))
+    try:
+        with np.errstate(over="ignore"):
+            return constant_array(np.asarray(value, dtype=chosen.numpy))
+    except OverflowError:  # an int beyond the floats: 2**2000
+        raise DTypeError(f"the number is too large for {chosen}") from None
 
 
 def as_tensor(value: Any, what: str = "operand") -> Tensor:

@@ -33,6 +33,7 @@ from .shape import broadcast_to, expand_dims, reshape
 from .tensor import Tensor, method
 
 _STANDARD = "Python array API standard 2023.12, creation functions"
+_FAR = 2**62  # beyond every diagonal, and no overflow when a row's number is added
 _NO_OPERANDS = NotDifferentiable("it has no operands")
 
 # --- iota -----------------------------------------------------------------------------------------
@@ -124,6 +125,9 @@ def arange(
         raise ArgumentTypeError(f"arange: the step must be a number, got the dim {step}")
     if step == 0:
         raise ArgumentError("arange: the step can't be 0")
+    for v in (start, stop, step):
+        if isinstance(v, int) and not -_FAR < v < _FAR:
+            raise ArgumentError(f"arange: the number {v} is too large")
     whole = not any(isinstance(v, float) for v in (start, stop, step))
     wanted = as_dtype(dtype) if dtype is not None else int64 if whole else float32
     return iota(_arange_size(start, stop, step, whole), wanted, start, step)
@@ -334,7 +338,7 @@ def diagonal_number(k: Any, what: str) -> int:
     """Which diagonal: 0 the main one, above it positive."""
     if not is_index(k):
         raise ArgumentTypeError(f"{what}: the diagonal's number is an int, got {k!r}")
-    return int(k.__index__())
+    return max(-_FAR, min(int(k.__index__()), _FAR))
 
 
 def eye(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from staticgrad.ir.dim import DimLike, Shape, equal_dims, shape_text
+from staticgrad.ir.dim import Dim, DimLike, Shape, equal_dims, shape_text
 from staticgrad.ir.errors import DTypeError, ShapeError, StaticgradError
 from staticgrad.ir.loc import Locs, current_locs, locs_text
 from staticgrad.ir.node import DimEquality, Node, Value
@@ -97,6 +97,7 @@ class Op:
 
 
 _registry: dict[str, Op] = {}
+_TOO_MANY = 2**59  # 8 bytes each, and room for the arithmetic on offsets
 
 
 def register(op: Op) -> Op:
@@ -139,9 +140,43 @@ def require_equal(a: DimLike, b: DimLike, message: str) -> DimLike:
     same = equal_dims(a, b)
     if same is False:
         raise ShapeError(f"{message}: {a} and {b} differ")
+    if same is None and _only_empty(a, b):
+        raise ShapeError(f"{message}: {a} and {b} differ, unless they are 0")
     if same is None:
         _pending.equalities.append(DimEquality(a, b, message))
     return a if isinstance(a, int) or not isinstance(b, int) else b
+
+
+def _only_empty(a: DimLike, b: DimLike) -> bool:
+    """Whether two sizes, neither written as 0, are equal only where both are: N and 2*N."""
+    if (isinstance(a, int) and a == 0) or (isinstance(b, int) and b == 0):
+        return False
+    difference = a - b
+    return (
+        isinstance(difference, Dim)
+        and len(difference.terms) == 1
+        and len(difference.terms[0][0]) > 0
+        and all(isinstance(atom, str) for atom in difference.terms[0][0])
+        and _proportional(a, b)
+    )
+
+
+def _proportional(a: DimLike, b: DimLike) -> bool:
+    """Whether both are multiples of one product of names."""
+    return (
+        isinstance(a, Dim) and isinstance(b, Dim) and len(a.terms) == len(b.terms) == 1
+        and a.terms[0][0] == b.terms[0][0]
+    )  # fmt: skip
+
+
+def _check_sizes(types: Types) -> None:
+    """Refuses results with more elements than an int64 counts."""
+    for t in types:
+        count = 1
+        for d in t.shape:
+            count *= d if isinstance(d, int) and d > 1 else 1
+        if count >= _TOO_MANY:
+            raise ShapeError(f"a result of type {t} would have {count} elements or more")
 
 
 def make(
@@ -159,6 +194,7 @@ def make(
         locs = current_locs()
     try:
         types = op.infer(tuple(v.type for v in operands), attrs)
+        _check_sizes(types)
     except StaticgradError as error:
         if not getattr(error, "located", False):
             where = f"\n  at {locs_text(locs)}" if locs else ""

@@ -308,6 +308,11 @@ def unflatten(x: Any, /, dim: int, sizes: Any) -> Tensor:
     x = as_tensor(x, "unflatten")
     at = normalize_axis(dim, x.ndim, "unflatten")
     inner = reshape_dims(x.shape[at], shape_arguments((sizes,)), "unflatten")
+    if equal_dims(product(inner), x.shape[at]) is False:
+        raise ShapeError(
+            f"unflatten: the sizes {shape_text(inner)} do not multiply to {x.shape[at]}, the size "
+            f"of axis {at} of {x.type}"
+        )
     return reshape(x, (*x.shape[:at], *inner, *x.shape[at + 1 :]))
 
 
@@ -319,6 +324,18 @@ def with_size(x: Tensor, axis: int, size: DimLike, what: str) -> Tensor:
     if same is False:
         raise ShapeError(f"{what}: axis {axis} of {x.type} must have the size {size}")
     return x if same else reshape(x, (*x.shape[:axis], size, *x.shape[axis + 1 :]))
+
+
+def may_equal(a: DimLike, b: DimLike) -> bool:
+    """Whether two sizes can be equal as they stand: 1 is equal to 1 only, it is not repeated."""
+    return equal_dims(a, b) is not False and (a == 1) == (b == 1)
+
+
+def require_broadcast(x: Tensor, to: Tensor, what: str, name: str) -> None:
+    """Raises unless `x` broadcasts to the shape of `to`, and does not enlarge it."""
+    pairs = zip(reversed(x.shape), reversed(to.shape))
+    if x.ndim > to.ndim or not all(a == 1 or may_equal(a, b) for a, b in pairs):
+        raise ShapeError(f"{what}: the {name} {x.type} does not broadcast to {to.type}")
 
 
 def broadcast_arrays(*arrays: Any) -> list[Tensor]:

@@ -46,6 +46,8 @@ from .tensor import Tensor, method
 
 CHUNK = 4096  # elements to a thread's turn where only one long axis is left
 
+_FAR = 2**62
+
 # --- proofs about sizes ---------------------------------------------------------------------------
 
 
@@ -443,7 +445,8 @@ def _bound(value: Any, size: DimLike, beyond: int) -> DimLike:
         )
     if isinstance(value, Dim):
         return dim_min(_not_below_zero(value) + beyond, size)
-    at = int(value.__index__()) + beyond
+    # Clamped: no axis is that long, and nothing overflows beside a symbolic size.
+    at = max(-_FAR, min(int(value.__index__()), _FAR)) + beyond
     if at < beyond:
         return _not_below_zero(size + at)
     return dim_min(at, size)

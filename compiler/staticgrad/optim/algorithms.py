@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,8 @@ def _require(condition: bool, name: str, option: str, value: Any, wanted: str) -
 
 def _not_negative(group: Group, name: str, *options: str) -> None:
     for option in options:
-        _require(group[option] >= 0, name, option, group[option], "at least 0")
+        value = checked_scalar(group[option], ("float",), f"{name}: {option}")
+        _require(0 <= value < math.inf, name, option, value, "finite and at least 0")
 
 
 def _below_one(name: str, option: str, value: float) -> None:
@@ -59,6 +61,8 @@ class SGD(Optimizer):
 
     def check(self, group: Group) -> None:
         _not_negative(group, "SGD", "momentum", "weight_decay")
+        dampening = checked_scalar(group["dampening"], ("float",), "SGD: dampening")
+        _require(math.isfinite(dampening), "SGD", "dampening", dampening, "finite")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ArgumentError("SGD: nesterov needs a momentum and no dampening")
         if group["dampening"] and self._step is None:

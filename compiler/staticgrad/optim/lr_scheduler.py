@@ -377,7 +377,9 @@ class ReduceLROnPlateau:
     ) -> None:  # fmt: skip
         count = _count_groups(optimizer, "ReduceLROnPlateau")
         if not 0.0 <= factor < 1.0:
-            raise ArgumentError(f"ReduceLROnPlateau: factor must be below 1 and at least 0, got {factor}")
+            raise ArgumentError(
+                f"ReduceLROnPlateau: factor must be below 1 and at least 0, got {factor}"
+            )
         if mode not in ("min", "max") or threshold_mode not in ("rel", "abs"):
             raise ArgumentError(
                 'ReduceLROnPlateau: mode must be "min" or "max" and threshold_mode "rel" or "abs", '

@@ -124,6 +124,8 @@ def _rate(value: Any) -> np.ndarray[Any, Any]:
         )
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
+    if isinstance(value, (list, tuple, np.ndarray)):
+        raise ArgumentError(f"the learning rate must be one number of at least 0, got {value!r}")
     number = checked_scalar(value, ("float",), "the learning rate")
     if not 0 <= number < math.inf:
         raise ArgumentError(f"the learning rate must be finite and at least 0, got {number}")

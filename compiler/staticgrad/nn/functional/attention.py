@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from staticgrad.ir.dim import DimLike
+from staticgrad.ir.dim import DimLike, equal_dims
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
 from staticgrad.ops.convert import as_tensor, promoted
 from staticgrad.ops.creation import band
@@ -15,7 +15,7 @@ from staticgrad.ops.logical import logical_and, logical_not
 from staticgrad.ops.public import shown
 from staticgrad.ops.reduction import dim_size, mean
 from staticgrad.ops.selection import where
-from staticgrad.ops.shape import expand_dims, permute_dims, reshape, swapaxes
+from staticgrad.ops.shape import expand_dims, permute_dims, require_broadcast, reshape, swapaxes
 from staticgrad.ops.slicing import narrow
 from staticgrad.ops.softmax import softmax
 from staticgrad.ops.tensor import Tensor
@@ -52,6 +52,9 @@ def _weights(
     else:
         q = q * scale
     scores = matmul(q, swapaxes(k, -1, -2))
+    for mask in (added, allowed):
+        if mask is not None:
+            require_broadcast(mask, scores, "attention", "mask")
     if added is not None:
         scores = scores + added
     if allowed is not None:
@@ -137,6 +140,8 @@ def project(
     parts: list[Tensor | None] = [None] * 3
     if bias is not None:
         whole = as_tensor(bias, "multi_head_attention: in_bias")
+        if whole.ndim != 1 or equal_dims(whole.shape[0], 3 * width) is False:
+            raise ShapeError(f"expected a bias [{3 * width}], got {whole.type}")
         parts = [narrow(whole, 0, i * width, width) for i in range(3)]
     if separate:
         found = [

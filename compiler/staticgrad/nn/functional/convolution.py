@@ -8,7 +8,7 @@ from staticgrad.ir.dim import DimLike, is_index
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, ShapeError
 from staticgrad.ops.conv import conv, conv_transpose
 from staticgrad.ops.convert import as_tensor
-from staticgrad.ops.shape import reshape
+from staticgrad.ops.shape import may_equal, reshape
 from staticgrad.ops.tensor import Tensor
 
 
@@ -23,6 +23,8 @@ def ints(value: Any, count: int, what: str, least: int = 0) -> tuple[int, ...]:
         raise ShapeError(f"{what} must be one int or {count}, got {value!r}")
     if any(int(e) < least for e in entries):
         raise ArgumentError(f"{what} must be at least {least}, got {value!r}")
+    if any(int(e) >= 2**31 for e in entries):
+        raise ArgumentError(f"{what} must be less than 2**31, got {value!r}")
     return tuple(int(e) for e in entries)
 
 
@@ -47,7 +49,7 @@ def _weight(weight: Any, dims: int, what: str) -> Tensor:
 def _finish(y: Tensor, bias: Any, added: bool, what: str) -> Tensor:
     if bias is not None:
         b = as_tensor(bias, what)
-        if b.ndim != 1 or (b.shape[0] == 1) != (y.shape[1] == 1):
+        if b.ndim != 1 or not may_equal(b.shape[0], y.shape[1]):
             raise ShapeError(f"{what}: expected a bias [{y.shape[1]}], got {b.type}")
         y = y + reshape(b, (b.shape[0], *(1,) * (y.ndim - 2)))
     return reshape(y, y.shape[1:]) if added else y

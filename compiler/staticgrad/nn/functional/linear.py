@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dim import Dim, DimLike, product
+from staticgrad.ir.dim import Dim, DimLike, product, shape_text
 from staticgrad.ir.dtype import int64
 from staticgrad.ir.errors import ArgumentError, DTypeError, ShapeError
 from staticgrad.ops.comparison import equal, less
@@ -19,7 +19,7 @@ from staticgrad.ops.random import bernoulli
 from staticgrad.ops.reduction import dim_size
 from staticgrad.ops.reduction import sum as reduce_sum
 from staticgrad.ops.selection import stop_gradient, where
-from staticgrad.ops.shape import expand_dims, matrix_transpose, reshape
+from staticgrad.ops.shape import expand_dims, matrix_transpose, may_equal, reshape
 from staticgrad.ops.tensor import Tensor
 
 from ..module import mode_of
@@ -40,16 +40,16 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
         y = matmul(flat, matrix_transpose(w))
         if x.ndim > 2:
             y = reshape(y, (*x.shape[:-1], w.shape[0]))
-    return y if bias is None else _biased(y, bias, "linear")
+    return y if bias is None else _biased(y, bias, "linear", w.ndim == 2)
 
 
-def _biased(y: Tensor, bias: Any, what: str) -> Tensor:
-    """`y + bias`; a bias that would broadcast the result to another shape is refused."""
+def _biased(y: Tensor, bias: Any, what: str, by_output: bool) -> Tensor:
+    """`y + bias`, one number for each of the last dim; nothing is broadcast by accident."""
     b = as_tensor(bias, what)
-    biased = y + b
-    if biased.shape != y.shape:
-        raise ShapeError(f"{what}: a bias of type {b.type} does not fit the result {y.type}")
-    return biased
+    wanted = y.shape[-1:] if by_output else ()
+    if b.ndim != len(wanted) or not all(may_equal(s, w) for s, w in zip(b.shape, wanted)):
+        raise ShapeError(f"{what}: a bias {shape_text(wanted)} belongs to {y.type}, got {b.type}")
+    return y + b
 
 
 def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Tensor:
@@ -61,7 +61,7 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Tensor:
     left = linear(x1, reshape(matrix_transpose(w), (out * cols, rows)))
     pairs = reshape(left, (*x1.shape[:-1], out, cols)) * expand_dims(x2, axis=-2)
     y = reduce_sum(pairs, axis=-1)
-    return y if bias is None else _biased(y, bias, "bilinear")
+    return y if bias is None else _biased(y, bias, "bilinear", True)
 
 
 def class_index(index: Any, size: DimLike, what: str) -> Tensor:

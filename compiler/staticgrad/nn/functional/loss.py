@@ -23,7 +23,7 @@ from staticgrad.ops.reduction import sum as reduce_sum
 from staticgrad.ops.registry import broadcast_shapes
 from staticgrad.ops.rounding import abs as absolute
 from staticgrad.ops.selection import maximum, stop_gradient, where
-from staticgrad.ops.shape import expand_dims, reshape, squeeze
+from staticgrad.ops.shape import expand_dims, require_broadcast, reshape, squeeze
 from staticgrad.ops.softmax import log_softmax
 from staticgrad.ops.tensor import Tensor
 
@@ -63,6 +63,15 @@ def _pair(input: Any, target: Any, what: str) -> tuple[Tensor, Tensor]:
     return a, b
 
 
+def _weighted(loss: Tensor, weight: Any, what: str) -> Tensor:
+    """The losses times a weight that broadcasts to them."""
+    if weight is None:
+        return loss
+    w = as_tensor(weight, what)
+    require_broadcast(w, loss, what, "weight")
+    return loss * w
+
+
 def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
     """`(input - target)**2`."""
     a, b = _pair(input, target, "mse_loss")
@@ -79,7 +88,7 @@ def l1_loss(input: Any, target: Any, reduction: str = "mean") -> Tensor:
 def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Tensor:
     """`d**2 / (2 beta)` where `d = |input - target| < beta`, else `d - beta/2`. beta 0 is
     `l1_loss`. Source: Girshick, Fast R-CNN, arXiv 1504.08083."""
-    if beta < 0:
+    if not beta >= 0:
         raise ArgumentError(f"smooth_l1_loss: beta can't be negative, got {beta}")
     a, b = _pair(input, target, "smooth_l1_loss")
     d = absolute(a - b)
@@ -89,7 +98,7 @@ def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float
 
 def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """`d**2 / 2` where `d = |input - target| <= delta`, else `delta (d - delta/2)`."""
-    if delta <= 0:
+    if not delta > 0:
         raise ArgumentError(f"huber_loss: delta must be positive, got {delta}")
     a, b = _pair(input, target, "huber_loss")
     d = absolute(a - b)
@@ -116,7 +125,7 @@ def binary_cross_entropy(
     p, t = _pair(input, target, what)
     # log of the complement: where p rounds to 1 it is held too.
     loss = -(t * _log_at_least(p, -100.0) + (1.0 - t) * _log_at_least(1.0 - p, -100.0))
-    return reduce_loss(loss if weight is None else loss * as_tensor(weight), reduction, what)
+    return reduce_loss(_weighted(loss, weight, what), reduction, what)
 
 
 def binary_cross_entropy_with_logits(
@@ -129,9 +138,11 @@ def binary_cross_entropy_with_logits(
     if pos_weight is None:
         loss = ops_softplus(x) - x * t
     else:
-        factor = (as_tensor(pos_weight) - 1.0) * t + 1.0
+        positive_weight = as_tensor(pos_weight, what)
+        require_broadcast(positive_weight, t if t.ndim > x.ndim else x, what, "pos_weight")
+        factor = (positive_weight - 1.0) * t + 1.0
         loss = (1.0 - t) * x - factor * logsigmoid(x)
-    return reduce_loss(loss if weight is None else loss * as_tensor(weight), reduction, what)
+    return reduce_loss(_weighted(loss, weight, what), reduction, what)
 
 
 def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
@@ -371,6 +382,9 @@ def gaussian_nll_loss(
     v = as_tensor(var, "gaussian_nll_loss")
     if v.ndim == x.ndim - 1:
         v = expand_dims(v, axis=-1)
+    if not v.dtype.is_float:
+        raise DTypeError(f"gaussian_nll_loss: expected a floating var, got {v.type}")
+    require_broadcast(v, x if x.ndim >= t.ndim else t, "gaussian_nll_loss", "var")
     held = v + stop_gradient(maximum(v, eps) - v)
     d = x - t
     loss = (log(held) + d * d / held) * 0.5

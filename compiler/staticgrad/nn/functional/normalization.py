@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from staticgrad.ir.dim import Dim, DimLike, as_shape, product, shape_text
-from staticgrad.ir.errors import ArgumentError, DTypeError, ShapeError
+from staticgrad.ir.errors import ArgumentError, DTypeError, ShapeError, UnsupportedError
 from staticgrad.ir.node import Value
 from staticgrad.ops.convert import as_tensor
 from staticgrad.ops.exponential import rsqrt, sqrt
@@ -20,7 +20,7 @@ from staticgrad.ops.reduction import max as reduce_max
 from staticgrad.ops.reduction import sum as reduce_sum
 from staticgrad.ops.rounding import abs as absolute
 from staticgrad.ops.selection import maximum, where
-from staticgrad.ops.shape import reshape
+from staticgrad.ops.shape import may_equal, reshape
 from staticgrad.ops.tensor import Tensor
 
 from ..module import mode_of
@@ -80,6 +80,11 @@ def rms_norm(
         raise ShapeError(
             f"rms_norm: expected an input whose last dims are {shape_text(shape)}, got {x.type}"
         )
+    if weight is not None and as_tensor(weight, "rms_norm").shape != shape:
+        raise ShapeError(
+            f"rms_norm: the weight must have shape {shape_text(shape)}, got "
+            f"{as_tensor(weight).type}"
+        )
     small = float(np.finfo(x.dtype.numpy).eps) if eps is None else eps
     axes = tuple(range(x.ndim - len(shape), x.ndim))
     return _scaled(x * rsqrt(mean(x * x, axis=axes, keepdims=True) + small), weight, None)
@@ -88,7 +93,7 @@ def rms_norm(
 def _per_channel(value: Any, x: Tensor, what: str) -> Tensor:
     """[C] as [C, 1, 1], beside x: [N, C, ..]."""
     v = as_tensor(value, what)
-    if v.ndim != 1:
+    if v.ndim != 1 or x.ndim < 2 or not may_equal(v.shape[0], x.shape[1]):
         raise ShapeError(f"{what}: expected one value for each channel of {x.type}, got {v.type}")
     return reshape(v, (v.shape[0], *(1,) * (x.ndim - 2)))
 
@@ -126,6 +131,17 @@ def instance_norm(
     x = _floating(input, "instance_norm")
     if x.ndim < 3:
         raise ShapeError(f"instance_norm: expected [N, C, ..], got {x.type}")
+    if (running_mean is None) != (running_var is None):
+        raise ArgumentError("instance_norm: running_mean and running_var are given both or neither")
+    if use_input_stats and running_mean is not None:
+        raise UnsupportedError(
+            "instance_norm: running statistics are not updated; leave them out, or pass "
+            "use_input_stats=False to use them"
+        )
+    if not use_input_stats and running_mean is None:
+        raise ArgumentError(
+            "instance_norm: use_input_stats=False needs running_mean and running_var"
+        )
     if use_input_stats:
         y = _standardised(x, tuple(range(2, x.ndim)), eps)
     else:
@@ -171,6 +187,9 @@ def normalise_batch(
             keep = 1.0 - momentum
             new_mean = old_mean * keep + flat_mean * momentum
             new_var = old_var * keep + _unbiased(flat_var, count) * momentum
+            if not isinstance(count, int) or not count:  # an empty batch has no statistics
+                some = dim_size(count, flat_mean.dtype) > 0.0
+                new_mean, new_var = where(some, new_mean, old_mean), where(some, new_var, old_var)
             pairs = ((old_mean, new_mean), (old_var, new_var), *updates)
             used_mean = training_switch(flat_mean, old_mean, pairs, training=mode)
             used_var = training_switch(flat_var, old_var, training=mode)

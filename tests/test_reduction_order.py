@@ -1,0 +1,46 @@
+"""Sums of many elements keep their digits, whatever the shape that they lie in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import staticgrad as sg
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 4, 7, 33, 784])
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 2e-6), ("float64", 1e-14)])
+def test_sums_over_every_axis(last: int, dtype: str, bound: float) -> None:
+    rows = 1_000_000 // last
+    x = sg.input("x", ("N", last), dtype)
+    program = sg.compile([x], [x.sum(), x.sum(axis=0), sg.mean(x), sg.var(x)], cache=False)
+    a = np.full((rows, last), 0.1, dtype)
+    one = float(a[0, 0])
+    total, columns, mean, variance = program(a)
+    np.testing.assert_allclose(total, one * rows * last, rtol=bound)
+    np.testing.assert_allclose(columns, one * rows, rtol=bound)
+    np.testing.assert_allclose(mean, one, rtol=bound)
+    assert float(variance) < (bound * one) ** 2 * 4
+
+
+def test_three_axes_and_one_long_axis() -> None:
+    x = sg.input("x", ("N", "M", 3))
+    flat = sg.input("flat", ("L",))
+    program = sg.compile([x, flat], [x.sum(), x.sum(axis=(0, 1)), flat.sum()], cache=False)
+    a = np.random.default_rng(0).random((700, 300, 3), "float32")
+    whole, kept, line = program(a, a.reshape(-1))
+    np.testing.assert_allclose(whole, a.sum(dtype="float64"), rtol=2e-6)
+    np.testing.assert_allclose(kept, a.sum(axis=(0, 1), dtype="float64"), rtol=2e-6)
+    np.testing.assert_allclose(line, a.sum(dtype="float64"), rtol=2e-6)
+
+
+def test_infinities_nothing_and_the_sign_of_zero() -> None:
+    x = sg.input("x", ("N", 3))
+    program = sg.compile([x], [x.sum(), x.sum(axis=0), x.sum(axis=1)], cache=False)
+    a = np.ones((5000, 3), "float32")
+    a[17, 1] = np.inf
+    whole, columns, rows = program(a)
+    assert whole == np.inf and columns.tolist() == [5000, np.inf, 5000] and rows[17] == np.inf
+    a[4000, 1] = -np.inf
+    assert np.isnan(program(a)[0])
+    whole, columns, rows = program(np.zeros((0, 3), "float32"))
+    assert not np.signbit(whole) and not np.signbit(columns).any() and rows.shape == (0,)
