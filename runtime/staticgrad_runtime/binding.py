@@ -25,9 +25,10 @@ from .plan import Plan, Planner
 
 Shape = tuple[int, ...]
 
-# Several threads are used where the estimates say that they save as much. A call with its workers
-# awake costs 0.1-0.5 us, a barrier 0.04-0.3 us; the rest allows for estimates that are too high.
-LEAST_GAIN_NS = 10_000
+# Threads must promise to gain so much: where another process has the other core, a barrier waits for
+# the scheduler. A step of 150 us (estimated: 286) then took 2,570 us with two threads; on an idle
+# machine they made it 110.
+LEAST_GAIN_NS = 200_000
 BARRIER_NS = 500
 # And as many as have so much to do each.
 LEAST_PART_NS = 8_000

@@ -218,7 +218,9 @@ class Lowerer:
     ) -> None:  # fmt: skip
         moved: DimLike = 0
         for index in buffers:
-            moved = moved + self.program.buffers[index].size_bytes
+            buffer = self.program.buffers[index]
+            if not buffer.per_thread:  # scratch memory stays in the cache
+                moved = moved + buffer.size_bytes
         self.program.steps.append(
             Step(kernel, buffers, sizes, extent, nodes, locs, flops, moved, can_fail)
         )
