@@ -195,6 +195,8 @@ def _without(monomial: Monomial, divisor: Monomial) -> Monomial | None:
 
 
 def modulo(a: DimLike, b: DimLike) -> DimLike:
+    if isinstance(b, int) and b == 0:
+        raise ShapeError(f"the size {a} modulo zero")
     if isinstance(a, int) and isinstance(b, int):
         return a % b
     if isinstance(b, int) and isinstance(a, Dim) and all(f % b == 0 for _, f in a.terms):
@@ -307,7 +309,7 @@ def parse_dim(text: str) -> DimLike:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ArgumentError(
-            f"a dim is an int, a name, or arithmetic on names such as '2*N+1'; got {text!r}"
+            f"a dim is an int, a name, or arithmetic on names such as '2*N+1'; got {text[:80]!r}"
         ) from None
     return _from_ast(tree.body, text)
 
@@ -335,7 +337,7 @@ def _from_ast(node: ast.expr, text: str) -> DimLike:
         case ast.Call(func=ast.Name(id=("max" | "min") as name), args=[x, y], keywords=[]):
             return _CALLS[name](_from_ast(x, text), _from_ast(y, text))
     raise ArgumentError(
-        f"a dim is an int, a name, or +, -, *, //, %, max and min on them; got {text!r}"
+        f"a dim is an int, a name, or +, -, *, //, %, max and min on them; got {text[:80]!r}"
     )
 
 

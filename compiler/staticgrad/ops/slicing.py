@@ -457,7 +457,7 @@ def slice_bounds(given: slice, size: DimLike) -> tuple[DimLike, int, DimLike]:
     position counted from the front."""
     if given.step is not None and not is_index(given.step):
         raise ArgumentTypeError(f"the step of a slice is an int, got {given.step!r}")
-    step = 1 if given.step is None else int(given.step.__index__())
+    step = 1 if given.step is None else max(-_FAR, min(int(given.step.__index__()), _FAR))
     if step == 0:
         raise ArgumentError("the step of a slice can't be 0")
     if step > 0:
@@ -486,6 +486,8 @@ def index_bounds(given: Any, size: DimLike, axis: int) -> DimLike:
     if isinstance(given, Dim):
         return given
     at = int(given.__index__())
+    if not -_FAR < at < _FAR:
+        raise ShapeError(f"index {at} is out of range for axis {axis} of size {size}")
     if isinstance(size, int) and not -size <= at < size:
         raise ShapeError(f"index {at} is out of range for axis {axis} of size {size}")
     return size + at if at < 0 else at
