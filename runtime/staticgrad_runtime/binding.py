@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,8 +32,6 @@ LEAST_GAIN_NS = 200_000
 BARRIER_NS = 500
 # And as many as have so much to do each.
 LEAST_PART_NS = 8_000
-MAX_ELEMENTS = 1 << 59  # of 8 bytes each an int64 still counts them
-MAX_FLOPS = 1 << 60  # 36 years at a GFLOP/s; trip counts beyond would overflow and give anything
 MAX_BYTES = 1 << 47  # what an address space holds; also keeps every sum inside 64 bits
 
 
@@ -168,9 +165,6 @@ class Binder:
         sizes = list(self._temp_sizes.evaluate(dims))
         for i in self._per_thread:
             sizes[i] = -(-sizes[i] // ALIGN_BYTES) * ALIGN_BYTES * threads
-        flops = evaluate_int(cost.flops, dims)
-        if flops >= MAX_FLOPS:
-            raise BindError(f"{manifest.name} would take {flops} operations at {dims}")
         if sum(sizes) > MAX_BYTES:
             raise MemoryError(f"temporaries of {sum(sizes)} bytes at {dims}")
         if min(sizes, default=0) < 0:
@@ -180,7 +174,7 @@ class Binder:
             shapes[0],
             shapes[1],
             self._planner.solve(sizes),
-            flops,
+            evaluate_int(cost.flops, dims),
             evaluate_int(cost.bytes, dims),
             float(evaluate(cost.ns, dims)),
             threads,
@@ -203,8 +197,6 @@ def _shape(shape: Sequence[Dim], values: Mapping[str, int], name: str) -> Shape:
     bound = tuple(evaluate_int(dim, values) for dim in shape)
     if min(bound, default=0) < 0:
         raise BindError(f"{name!r}: shape {shape_text(shape)} is {bound} at {dict(values)}")
-    if math.prod(bound) >= MAX_ELEMENTS:
-        raise BindError(f"{name!r}: shape {shape_text(shape)} is {bound}, too many elements")
     return bound
 
 
