@@ -59,12 +59,49 @@ class VjpContext:
     results: tuple[Any, ...]
     attrs: Attrs
     needed: tuple[bool, ...]
+    # `autodiff.reverse.backward`, for records whose nodes hold sub-graphs.
+    backward: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class JvpContext:
+    """What a `jvp` rule sees: the node's operands, results and attributes."""
+
+    operands: tuple[Any, ...]
+    results: tuple[Any, ...]
+    attrs: Attrs
+    # `autodiff.forward.push`, for records whose nodes hold sub-graphs.
+    push: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class BatchContext:
+    """What a `batch` rule sees. Some operands have an extra axis of `size` in front: those whose
+    place in `batched` is True. `types` and `result_types` are the node's own, without that axis."""
+
+    operands: tuple[Any, ...]
+    batched: tuple[bool, ...]
+    size: DimLike
+    attrs: Attrs
+    types: Types
+    result_types: Types
+    node: Node
+    # `autodiff.batching.batched`, for records whose nodes hold sub-graphs.
+    batch: Callable[..., Any] | None = None
 
 
 # A vjp rule gets the context and one cotangent for each result (None where nothing arrives) and
 # returns one cotangent, or None, for each operand. A cotangent may still have the broadcast shape:
 # `autodiff.reverse` sums it to the operand's own.
 Vjp = Callable[..., Sequence[Any]]
+
+# A jvp rule gets the context and one tangent for each operand (None: zero, not all of them are) and
+# returns the tangent of the result, or a sequence with one for each of several results (None: zero).
+# A tangent may still have a shape that broadcasts to the result's: `autodiff.forward` does that.
+Jvp = Callable[..., Any]
+
+# A batch rule returns the result (or a sequence, of several), each with the batch axis in front.
+Batch = Callable[[BatchContext], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +113,8 @@ class Op:
     infer       (operand types, attrs) -> result types; raises ShapeError or DTypeError
     reference   (*arrays, **attrs) -> array or tuple of arrays, in NumPy: the oracle
     vjp         reverse rule, or NotDifferentiable(reason)
+    jvp         forward rule, or NotDifferentiable(reason)
+    batch       how it acts on many operands at once (vmap)
     lower       how it becomes kernels: one of `ops.lowering`
     samples     () -> Samples over dtypes, shapes, zero sizes and special values
     source      where the definition comes from
@@ -90,6 +129,8 @@ class Op:
     reference: Callable[..., Any]
     vjp: Vjp | NotDifferentiable
     lower: Lowering
+    jvp: Jvp | NotDifferentiable | None = None
+    batch: Batch | None = None
     samples: Callable[[], Iterable[Sample]]
     source: str
     traits: frozenset[str] = frozenset()
@@ -265,6 +306,10 @@ def infer_elementwise(types: Types) -> TensorType:
 
 __all__ = [
     "Attrs",
+    "Batch",
+    "BatchContext",
+    "Jvp",
+    "JvpContext",
     "NotDifferentiable",
     "Op",
     "Sample",
