@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import staticgrad as sg
 from staticgrad.api import compile as driver
+from staticgrad.autodiff.batching import batched
+from staticgrad.autodiff.forward import push
 from staticgrad.ops import registry
 
 from .oracle import check_gradient, check_record
@@ -71,13 +73,14 @@ def vjp_row_maxima(c: Any, cts: Any) -> tuple[Any]:
     return (sg.where(hit, sg.expand_dims(cts[0], axis=1), 0.0),)
 
 
-def general(name: str = "test_row_maxima") -> Any:
-    return sg.custom_op(
-        name, signature="general", c_functions={"float64": row_maxima},
-        infer=lambda x: [(x.dtype, x.shape[:1]), ("int64", x.shape[:1])],
-        reference=lambda x: (x.max(axis=1), x.argmax(axis=1)),
-        vjp=vjp_row_maxima, samples=[(np.sin(np.arange(12.0)).reshape(3, 4),)],
-    )  # fmt: skip
+def general(name: str = "test_row_maxima", **given: Any) -> Any:
+    arguments: dict[str, Any] = {
+        "signature": "general", "c_functions": {"float64": row_maxima},
+        "infer": lambda x: [(x.dtype, x.shape[:1]), ("int64", x.shape[:1])],
+        "reference": lambda x: (x.max(axis=1), x.argmax(axis=1)),
+        "vjp": vjp_row_maxima, "samples": [(np.sin(np.arange(12.0)).reshape(3, 4),)],
+    }  # fmt: skip
+    return sg.custom_op(name, **{**arguments, **given})
 
 
 @pytest.mark.parametrize("make", [scalar, elementwise, general])
@@ -115,6 +118,75 @@ def test_operands_are_promoted_and_broadcast() -> None:
     np.testing.assert_array_equal(ga_value, np.full((2, 3), 2.0))
     np.testing.assert_array_equal(gb_value, np.full(3, 2.0, "float32"))
     np.testing.assert_array_equal(sg.compile([a], apply(a, 1.0))(left), 2 * left + 1)
+
+
+# --- forward mode and batching --------------------------------------------------------------------
+
+
+def test_rules_of_functions_of_single_elements_are_derived() -> None:
+    a, b = sg.input("a", (5,), "float64"), sg.input("b", (5,), "float64")
+    y = elementwise()(a, b) + scalar()(a)
+    (ta,) = push([y], [a, b], [sg.constant(X), None])
+    (tb,) = push([y], [a, b], [None, sg.constant(X)])
+    found_a, found_b = sg.compile([a, b], [ta, tb])(X, X)
+    np.testing.assert_allclose(found_a, 2 * X + X / (3 * np.cbrt(X) ** 2), 1e-14)
+    np.testing.assert_array_equal(found_b, X)
+
+
+@pytest.mark.parametrize("size", [2, "B"])
+def test_functions_of_single_elements_are_batched(size: Any) -> None:
+    apply = elementwise()
+    a, b = sg.input("a", (5,), "float64"), sg.input("b", (5,), "float64")
+    many = sg.input("many", (size, 5), "float64")
+    rows = np.stack([X, X[::-1]])
+    outputs = [apply(a, b), apply(b, a), scalar()(a)]
+    found = [t for t, _ in batched(outputs, {a: many}, many.shape[0])]
+    got = sg.compile([many, b], found)(rows, X)
+    for g, e in zip(got, (2 * rows + X, 2 * X + rows, np.cbrt(rows)), strict=True):
+        np.testing.assert_allclose(g, e, 1e-14)
+
+
+def test_general_functions_take_rules_of_their_own() -> None:
+    def jvp(c: Any, tangents: Any) -> Any:
+        hit = sg.arange(c.operands[0].shape[1]) == sg.expand_dims(c.results[1], axis=1)
+        return [sg.where(hit, tangents[0], 0.0).sum(axis=1), None]
+
+    def batch(c: Any) -> Any:
+        (x,) = c.operands
+        maxima = apply(x.reshape((-1, x.shape[-1])))
+        return [y.reshape(x.shape[:-1]) for y in maxima]
+
+    apply = general(jvp=jvp, batch=batch)
+    x = sg.input("x", (3, 4), "float64")
+    at = np.sin(np.arange(12.0)).reshape(3, 4)
+    found = push(apply(x), [x], [sg.constant(np.arange(12.0).reshape(3, 4))])
+    assert found[1] is None
+    expected = np.arange(12.0).reshape(3, 4)[np.arange(3), at.argmax(axis=1)]
+    np.testing.assert_array_equal(sg.compile([x], found[0])(at), expected)
+
+    xs = sg.input("xs", (2, 3, 4), "float64")
+    together = [t for t, _ in batched(apply(x), {x: xs}, 2)]
+    values, places = sg.compile([xs], together)(np.stack([at, -at]))
+    np.testing.assert_array_equal(values, [at.max(axis=1), (-at).max(axis=1)])
+    np.testing.assert_array_equal(places, [at.argmax(axis=1), (-at).argmax(axis=1)])
+
+
+def test_general_functions_without_those_rules_say_how_to_give_them() -> None:
+    apply = general()
+    x, xs = sg.input("x", (3, 4), "float64"), sg.input("xs", (2, 3, 4), "float64")
+    with pytest.raises(sg.UnsupportedError, match=r"test_row_maxima.*jvp=lambda"):
+        push(apply(x), [x], [x])
+    with pytest.raises(sg.UnsupportedError, match=r"test_row_maxima.*batch=lambda"):
+        batched(apply(x), {x: xs}, 2)
+
+
+def test_an_op_without_a_gradient_has_no_tangent_either() -> None:
+    step = scalar(vjp=sg.NotDifferentiable("a step"))
+    x = sg.input("x", (5,), "float64")
+    assert push([step(x)], [x], [x]) == [None]
+    still = general(vjp=sg.NotDifferentiable("places"))
+    y = sg.input("y", (3, 4), "float64")
+    assert push(still(y), [y], [y]) == [None, None]
 
 
 def test_only_c_functions_take_the_native_entry() -> None:
@@ -194,6 +266,8 @@ def test_wrong_operands_are_refused_at_the_users_line() -> None:
         ({"samples": []}, sg.ArgumentError, "samples"),
         ({"samples": [(X,), (X, X)]}, sg.ArgumentError, "one length"),
         ({"vjp": None}, sg.ArgumentTypeError, "NotDifferentiable"),
+        ({"jvp": 3}, sg.ArgumentTypeError, "jvp must be a function"),
+        ({"batch": 3}, sg.ArgumentTypeError, "batch must be a function"),
         ({"reference": 3}, sg.ArgumentTypeError, "must be functions"),
         ({"c_functions": LIBRARY.cbrt}, sg.ArgumentTypeError, "dtype -> ctypes function"),
         ({"c_functions": {"float64": np.cbrt}}, sg.ArgumentTypeError, "got ufunc"),

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from staticgrad.api.compile import compile_graph
+from staticgrad.autodiff.batching import batched
 from staticgrad.autodiff.reverse import gradients
 from staticgrad.ir.dtype import uint64
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
@@ -65,6 +67,25 @@ def test_the_counter_is_laid_out_as_documented() -> None:
     found = random.reference_bits((seed, step), site, (2, 3), uint64, 1)
     words = random.philox((np.arange(6), 0xFEDCBA << 8, site, 0x98765432), (0x89ABCDEF, 0x01234567))
     assert (found.ravel() == words[1] + (words[2].astype(np.uint64) << np.uint64(32))).all()
+
+
+@pytest.mark.parametrize("size", [3, "B"])
+@pytest.mark.parametrize("shape", [(), (2,), (5,), (2, 17)])
+def test_batched_keys_draw_what_each_draws_alone(size: Any, shape: Any) -> None:
+    """Also where a key is computed beside the draw, in a place of the result's own shape."""
+    keys = np.array([[1, 0], [2, 7], [2**63 + 5, 2**40 + 3]], np.uint64)
+    one, many = declare("key", (2,), "uint64"), declare("keys", (size, 2), "uint64")
+    first, second = random.split(one)
+    drawn = [
+        random.bits(shape, one), random.uniform(shape, key=first, dtype="float64"),
+        random.randint(0, 10, shape, key=second), random.split(one, 3),
+        random.bits((2,), random.bits((2,), one ^ 1, "uint64") ^ 7, "uint64"),
+    ]  # fmt: skip
+    together = [t for t, _ in batched(drawn, {one: many}, many.shape[0])]
+    found = compile_graph(Graph([many], together), cache=False)(keys)
+    alone = [run_graph(Graph([one], drawn), [key])[0] for key in keys]
+    for got, rows in zip(found, zip(*alone), strict=True):
+        np.testing.assert_array_equal(got, rows)
 
 
 # --- distributions --------------------------------------------------------------------------------
@@ -234,6 +255,8 @@ def test_arguments_are_checked() -> None:
         (DTypeError, lambda: random.normal((2,), dtype="int32")),
         (DTypeError, lambda: random.uniform((2,), key=np.array([1, 2]))),
         (DTypeError, lambda: random.normal((2,), key=np.zeros(3, np.uint64))),
+        (DTypeError, lambda: random.normal((2,), key=np.zeros((5, 2), np.uint64))),
+        (DTypeError, lambda: random.split(np.zeros((5, 2), np.uint64))),
         (DTypeError, lambda: random.bits((2,), dtype="int32")),
         (ArgumentError, lambda: random.uniform((2,), 1.0, 0.0)),
         (ArgumentError, lambda: random.uniform((2,), -3e38, 3e38)),

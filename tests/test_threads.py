@@ -92,7 +92,7 @@ def test_any_order_between_barriers(
     for _ in range(2):
         assert bits(shared(*arrays)) == bits(alone(*arrays))
     steps = program.program.steps
-    asked = any(s.can_fail for s in steps) and program.program.commit == len(steps)
+    asked = any(s.can_fail for s in steps) and program.program.commit_step == len(steps)
     assert pool.meetings == 2 * (program.artifact.manifest.cost.barriers + asked)
 
 

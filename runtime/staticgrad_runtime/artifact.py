@@ -113,7 +113,7 @@ class CostSpec:
     bytes: Dim = 0
     ns: Dim = 0
     shared_ns: Dim = 0
-    barriers: int = 0
+    barriers: Dim = 0
 
 
 @dataclass
@@ -200,7 +200,8 @@ class Manifest:
         for constraint in self.constraints:
             validate_dim(constraint.left, self.dims)
             validate_dim(constraint.right, self.dims)
-        for formula in (self.cost.flops, self.cost.bytes, self.cost.ns, self.cost.shared_ns):
+        for formula in (self.cost.flops, self.cost.bytes, self.cost.ns, self.cost.shared_ns,
+                        self.cost.barriers):  # fmt: skip
             validate_dim(formula, self.dims)
         if self.single and len(self.outputs) != 1:
             raise ArtifactError(f"a single output, but {len(self.outputs)} are listed")

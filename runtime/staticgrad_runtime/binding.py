@@ -161,7 +161,7 @@ class Binder:
         ]
         cost = manifest.cost
         shared_ns = float(evaluate(cost.shared_ns, dims))
-        threads = threads_for(self._threads, shared_ns, cost.barriers)
+        threads = threads_for(self._threads, shared_ns, float(evaluate(cost.barriers, dims)))
         sizes = list(self._temp_sizes.evaluate(dims))
         for i in self._per_thread:
             sizes[i] = -(-sizes[i] // ALIGN_BYTES) * ALIGN_BYTES * threads
@@ -182,7 +182,7 @@ class Binder:
         )
 
 
-def threads_for(most: int, shared_ns: float, barriers: int) -> int:
+def threads_for(most: int, shared_ns: float, barriers: float) -> int:
     """Several threads, at most `most`, or one: whichever the estimates say is faster."""
     threads = int(min(most, shared_ns // LEAST_PART_NS))
     if threads <= 1:

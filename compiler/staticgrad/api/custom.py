@@ -9,23 +9,42 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from staticgrad.ir.dim import DimLike, as_shape, product
 from staticgrad.ir.dtype import DType
 from staticgrad.ir.dtype import dtype as as_dtype
-from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
+from staticgrad.ir.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DTypeError,
+    ShapeError,
+    UnsupportedError,
+)
 from staticgrad.ir.types import TensorType
 from staticgrad.kernels.builder import KernelBuilder
 from staticgrad.kernels.ir import Loop, Stmt, Template
 from staticgrad.kernels.program import Program
 from staticgrad.ops import registry
 from staticgrad.ops.convert import as_tensor, promoted
+from staticgrad.ops.elementwise import diagonal_jvp
 from staticgrad.ops.lowering import Custom
-from staticgrad.ops.registry import Attrs, NotDifferentiable, Op, Sample, Tolerance, Types, Vjp
-from staticgrad.ops.shape import broadcast_arrays
+from staticgrad.ops.registry import (
+    Attrs,
+    Batch,
+    BatchContext,
+    Jvp,
+    NotBatchable,
+    NotDifferentiable,
+    Op,
+    Sample,
+    Tolerance,
+    Types,
+    Vjp,
+)
+from staticgrad.ops.shape import broadcast_arrays, broadcast_to
 from staticgrad.ops.tensor import Tensor
 
 SIGNATURES = ("scalar", "elementwise", "general")
@@ -57,7 +76,8 @@ def custom_op(
     name: str, *, c_functions: Mapping[Any, Any], reference: Callable[..., Any],
     vjp: Vjp | NotDifferentiable, samples: Iterable[Sequence[Any]], signature: str = "elementwise",
     infer: Callable[..., Any] | None = None, summary: str = "", source: str = "the user's own",
-    tolerance: Tolerance | None = None,
+    tolerance: Tolerance | None = None, jvp: Jvp | NotDifferentiable | None = None,
+    batch: Batch | None = None,
 ) -> Callable[..., Any]:  # fmt: skip
     """Registers an operation that compiled programs compute by a C function; returns the Python
     function that applies it to tensors.
@@ -69,6 +89,14 @@ def custom_op(
     reference    (*arrays) -> array, or a tuple of them: the same in NumPy, by another way
     vjp          (context, cotangent) -> one cotangent (or None) for each operand, built of tensor
                  operations on context.operands and context.results; or `sg.NotDifferentiable(why)`
+    jvp          the forward rule: (context, tangents) -> the result's tangent (a list of them for
+                 several results). There is one tangent for each operand, None where that is zero.
+                 The default is derived from vjp, except for "general", where forward mode then
+                 raises `UnsupportedError`
+    batch        how it acts on many operands at once (vmap): (context) -> the result, or a list of
+                 them, with the batch axis in front; context.operands have it where context.batched
+                 is True, context.size is its size. The default is the function itself on all
+                 elements, except for "general", where vmap then raises `UnsupportedError`
     samples      tuples of arrays that the operation accepts; the first gives the number of operands
     infer        for "general" only: (*operand types) -> (dtype, shape), or a list of those for
                  several results; types have .dtype and .shape, whose dims may be symbolic
@@ -104,6 +132,10 @@ def custom_op(
             f"custom_op {name}: reference and vjp must be functions; an op without a gradient "
             "takes vjp=sg.NotDifferentiable(reason)"
         )
+    if not (jvp is None or callable(jvp) or isinstance(jvp, NotDifferentiable)):
+        raise ArgumentTypeError(f"custom_op {name}: jvp must be a function, got {jvp!r}")
+    if not (batch is None or callable(batch)):
+        raise ArgumentTypeError(f"custom_op {name}: batch must be a function, got {batch!r}")
     arity = len(taken[0])
     functions = _checked_functions(name, c_functions, signature, arity)
     rule = _Infer(name, signature, arity, tuple(functions), infer)
@@ -117,6 +149,8 @@ def custom_op(
             infer=rule,
             reference=lambda *arrays: reference(*arrays),
             vjp=vjp,
+            jvp=_forward_rule(name, signature, vjp) if jvp is None else jvp,
+            batch=_batch_rule(signature) if batch is None else batch,
             lower=Custom(lambda k: _emit(functions, signature, k)),
             samples=lambda: [Sample(operands) for operands in taken],
             source=source,
@@ -259,6 +293,36 @@ class _Infer:
         if not found:
             raise ArgumentTypeError("infer must give one result at least")
         return tuple(found)
+
+
+def _forward_rule(
+    name: str, signature: str, vjp: Vjp | NotDifferentiable
+) -> Jvp | NotDifferentiable:  # fmt: skip
+    if signature != "general" or isinstance(vjp, NotDifferentiable):
+        return diagonal_jvp(vjp)
+
+    def refuse(context: Any, tangents: Any) -> NoReturn:
+        # Not `NotDifferentiable`, which would give zeros for a derivative that there is.
+        raise UnsupportedError(
+            f"{name}: a general operation has no forward derivative of its own; give its rule, "
+            "custom_op(..., jvp=lambda context, tangents: ...), or use reverse mode"
+        )
+
+    return refuse
+
+
+def _batch_rule(signature: str) -> Batch:
+    if signature == "general":
+        return NotBatchable(
+            "a C function of any shapes; give its rule, custom_op(..., batch=lambda context: ...)"
+        )
+    return _batch_alike
+
+
+def _batch_alike(c: BatchContext) -> Any:
+    """Of one shape, as the C function takes them: what is not batched is repeated."""
+    shape = c.operands[c.batched.index(True)].shape
+    return registry.apply(c.node.op, *(broadcast_to(v, shape) for v in c.operands))
 
 
 def _emit(functions: Mapping[DType, CFunction], signature: str, k: KernelBuilder) -> None:

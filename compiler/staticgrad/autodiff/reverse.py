@@ -125,7 +125,7 @@ def _propagate(
     if isinstance(rule, registry.NotDifferentiable):
         return
     needed = tuple((v in wanted or v.node in active) and v.dtype.is_float for v in node.operands)
-    context = registry.VjpContext(node.operands, node.results, node.attrs, needed)
+    context = registry.VjpContext(node.operands, node.results, node.attrs, needed, backward)
     found = rule(context, arriving[0] if len(arriving) == 1 else arriving)
     if len(found) != len(node.operands):
         raise AssertionError(f"vjp of {node.op} gave {len(found)} cotangents")

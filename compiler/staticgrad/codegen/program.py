@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from staticgrad_runtime.arena import ALIGN_BYTES
 from staticgrad_runtime.context import RUN_SYMBOL, STATUS_OK, Word
 
 from staticgrad.ir.dim import Dim, DimCall, DimLike
 from staticgrad.kernels.key import kernel_key
-from staticgrad.kernels.program import Program, Step
+from staticgrad.kernels.program import Choose, Item, Program, Repeat, Step
 
-from .builder import Function, Module
+from .builder import Function, Module, memory_type
 from .loops import emit_kernel
 from .sharing import Sharing, share, share_unit
 from .target import Target
@@ -88,19 +90,8 @@ def _pair(f: Function, first: str, second: str) -> str:
 def _emit_share(module: Module, program: Program, sharing: Sharing, called: list[str]) -> None:
     """`i32 @sg_share(ptr context, i64 tid, i64 n)`: thread `tid`'s part of all steps."""
     f = Function(module, SHARE, [("ptr", "context"), ("i64", "tid"), ("i64", "n")], "i32")
-    driver = _Driver(f, program)
-    can_fail = any(s.can_fail for s in program.steps)
-    for i, (step, name) in enumerate(zip(program.steps, called)):
-        if i == program.commit and can_fail:
-            driver.check_status()
-        elif sharing.barrier[i]:
-            driver.barrier()
-        if sharing.shared[i]:
-            driver.shared_step(step, name)
-        else:
-            driver.lone_step(step, name)
-    if program.commit >= len(program.steps) and can_fail:
-        driver.check_status()
+    driver = _Driver(f, program, sharing, called)
+    driver.program_items()
     f.stmt("ret i32 0")
     f.finish()
 
@@ -108,15 +99,158 @@ def _emit_share(module: Module, program: Program, sharing: Sharing, called: list
 class _Driver:
     """Emits the steps. Values that more than one step uses are emitted outside of branches."""
 
-    def __init__(self, f: Function, program: Program) -> None:
+    def __init__(self, f: Function, program: Program, sharing: Sharing, called: list[str]) -> None:
         self.f = f
-        self.program = program
+        self.program, self.sharing, self.called = program, sharing, called
         self.slots = {name: i for i, name in enumerate(program.dims)}
         self.table = _load_word(f, Word.BUFFERS, "ptr")
         self.dims = _load_word(f, Word.DIMS, "ptr") if program.dims else ""
         self.first = f.emit("icmp eq i64 %tid, 0")
         self.alone = f.emit("icmp eq i64 %n, 1")
+        self.can_fail = any(s.can_fail for s in program.steps)
+        self.at = 0  # the number of the next step
         self._sizes: dict[object, str] = {}
+
+    # Items
+
+    def program_items(self) -> None:
+        program = self.program
+        for i, item in enumerate(program.items):
+            at_commit = i == program.commit and self.can_fail
+            if at_commit:
+                self.check_status()
+            self.item(item, met=at_commit)
+        if program.commit >= len(program.items) and self.can_fail:
+            self.check_status()
+
+    def items(self, items: Sequence[Item]) -> None:
+        for item in items:
+            self.item(item)
+
+    def item(self, item: Item, *, met: bool = False) -> None:
+        if isinstance(item, Step) or item.number in self.sharing.alone:
+            if self.at < len(self.sharing.barrier) and self.sharing.barrier[self.at] and not met:
+                self.barrier()
+        if isinstance(item, Step):
+            name, shared = self.called[self.at], self.sharing.shared[self.at]
+            self.at += 1
+            if shared:
+                self.shared_step(item, name)
+            else:
+                self.lone_step(item, name)
+        elif item.number in self.sharing.alone:
+            self._when(self.first, lambda: self._region(item, alone=True))
+        else:
+            self._region(item, alone=False)
+
+    def _when(self, condition: str, emit: Callable[[], None]) -> None:
+        """What `emit` emits runs where the condition holds; its sizes are its own."""
+        f, known = self.f, dict(self._sizes)
+        inside, after = f.new_label("region"), f.new_label("next")
+        f.branch_if(condition, inside, after)
+        f.label(inside)
+        emit()
+        f.branch(after)
+        f.label(after)
+        self._sizes = known
+
+    def _part(self, items: Sequence[Item], alone: bool) -> None:
+        """A list of items of a region."""
+        if not alone:
+            self.items(items)
+            return
+        for item in items:
+            if isinstance(item, Step):
+                name = self.called[self.at]
+                self.at += 1
+                self._run(item, name, "0", self.size(item.extent))
+            else:
+                self._region(item, alone=True)
+
+    def _region(self, region: Repeat | Choose, alone: bool) -> None:
+        known = dict(self._sizes)
+        if isinstance(region, Choose):
+            self._choose(region, alone)
+        else:
+            self._repeat(region, alone)
+        if not alone:
+            self.barrier()
+        self._sizes = known
+
+    def _repeat(self, region: Repeat, alone: bool) -> None:
+        """`for i in 0..length { items }`, or `for i in 0.. { test; if not *predicate break; items }`"""
+        f = self.f
+        length = None if region.length is None else self.size(region.length)
+        head, body, after = f.new_label("repeat"), f.new_label("iteration"), f.new_label("done")
+        latch = f.new_label("again")
+        count = f"%count.{head}"
+        before = f.block
+        f.branch(head)
+        f.label(head)
+        f.stmt(f"{count} = phi i64 [ 0, %{before} ], [ {count}.next, %{latch} ]")
+        if length is not None:
+            f.branch_if(f.emit(f"icmp slt i64 {count}, {length}"), body, after)
+            f.label(body)
+        number = count
+        if region.reverse and length is not None:
+            number = f.emit(f"sub i64 {f.emit(f'sub i64 {length}, 1')}, {count}")
+        self._sizes[region.symbol] = number
+        if not alone:
+            self.barrier()
+        if length is None:
+            self._part(region.test, alone)
+            f.branch_if(self._going(region.predicate, alone), body, after)
+            f.label(body)
+        known = dict(self._sizes)
+        self._part(region.items, alone)
+        self._sizes = known
+        f.branch(latch)
+        f.label(latch)
+        f.stmt(f"{count}.next = add i64 {count}, 1")
+        f.branch(head)
+        f.label(after)
+
+    def _going(self, predicate: int, alone: bool) -> str:
+        """Whether a loop goes on: its condition holds, and nothing has failed, which could make it
+        hold forever. Thread 0 decides for all."""
+        f = self.f
+        place = self._buffer(predicate, None)
+        if self.can_fail:
+            decide, after = f.new_label("decide"), f.new_label("decided")
+            status = _load_word(f, Word.STATUS, "i64")
+            failed = f.emit(f"icmp ne i64 {status}, {STATUS_OK}")
+            f.branch_if(f.emit(f"and i1 {failed}, {self.first}"), decide, after)
+            f.label(decide)
+            f.stmt(f"store i8 0, ptr {place}")
+            f.branch(after)
+            f.label(after)
+        if not alone:
+            self.barrier()
+        return f.emit(f"icmp ne i8 {f.emit(f'load i8, ptr {place}')}, 0")
+
+    def _choose(self, region: Choose, alone: bool) -> None:
+        f = self.f
+        if not alone:
+            self.barrier()
+        held = self.program.buffers[region.index].dtype
+        ty = memory_type(str(held))
+        value = f.emit(f"load {ty}, ptr {self._buffer(region.index, None)}")
+        last = len(region.branches) - 1
+        if ty == "i8":
+            value = f.emit(f"zext i8 {value} to i64")
+        value = f.call_intrinsic("llvm.smax", "i64", value, "0")
+        value = f.call_intrinsic("llvm.smin", "i64", value, str(last))
+        labels = [f.new_label("branch") for _ in region.branches]
+        after = f.new_label("chosen")
+        cases = " ".join(f"i64 {k}, label %{label}" for k, label in enumerate(labels[:-1]))
+        f.stmt(f"switch i64 {value}, label %{labels[-1]} [ {cases} ]")
+        for items, label in zip(region.branches, labels):
+            known = dict(self._sizes)
+            f.label(label)
+            self._part(items, alone)
+            f.branch(after)
+            self._sizes = known
+        f.label(after)
 
     # Steps
 
@@ -137,19 +271,47 @@ class _Driver:
 
     def _guarded(self, condition: str, step: Step, name: str, begin: str, end: str) -> None:
         f = self.f
-        sizes = [self.size(d) for d in step.sizes]
-        owned = {b: self._own_bytes(b) for b in step.buffers if self.program.buffers[b].per_thread}
+        for d in (*step.sizes, *self._offsets(step)):
+            self.size(d)
+        owned = [self._own_bytes(b) for b in step.buffers if self.program.buffers[b].per_thread]
         inside, after = f.new_label("step"), f.new_label("next")
         f.branch_if(condition, inside, after)
         f.label(inside)
-        arguments = [f"ptr {self._buffer(b, owned.get(b))}" for b in step.buffers]
-        arguments += [f"i64 {size}" for size in sizes]
-        arguments += ["ptr %context", f"i64 {begin}", f"i64 {end}"]
-        f.stmt(f"call void @{name}({', '.join(arguments)})")
+        self._run(step, name, begin, end, owned)
         f.branch(after)
         f.label(after)
 
+    def _run(
+        self, step: Step, name: str, begin: str, end: str, owned: list[str] | None = None
+    ) -> None:
+        if owned is None:
+            owned = [self._own_bytes(b) for b in step.buffers if self.program.buffers[b].per_thread]
+        sizes = [self.size(d) for d in step.sizes]
+        own = iter(owned)
+        arguments = [
+            f"ptr {self._buffer(b, next(own) if self.program.buffers[b].per_thread else None)}"
+            for b in step.buffers
+        ]
+        arguments += [f"i64 {size}" for size in sizes]
+        arguments += ["ptr %context", f"i64 {begin}", f"i64 {end}"]
+        self.f.stmt(f"call void @{name}({', '.join(arguments)})")
+
+    def _offsets(self, step: Step) -> list[DimLike]:
+        """The places of slices in what they are part of."""
+        found = []
+        for index in step.buffers:
+            while self.program.buffers[index].kind == "slice":
+                b = self.program.buffers[index]
+                found.append(b.offset * b.dtype.itemsize_bytes)
+                index = b.base
+        return found
+
     def _buffer(self, index: int, own_bytes: str | None) -> str:
+        b = self.program.buffers[index]
+        if b.kind == "slice":
+            base = self._buffer(b.base, own_bytes)
+            offset = self.size(b.offset * b.dtype.itemsize_bytes)
+            return self.f.emit(f"getelementptr i8, ptr {base}, i64 {offset}")
         place = self.f.emit(f"getelementptr ptr, ptr {self.table}, i64 {index}")
         base = self.f.emit(f"load ptr, ptr {place}")
         if own_bytes is None:

@@ -5,11 +5,14 @@ takes a part; any other step is done by thread 0 alone. Steps between two barrie
 within one, a thread may be steps ahead of another, so nothing in it may depend on what another
 thread does in it, and memory that one of its steps uses is not given to another buffer before its
 end.
+
+A region (a loop, a choice) with a shared step in it is gone through by all threads, who meet where
+each iteration begins, where what decides is known, and behind it; one without is done by thread 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from staticgrad.ir.dim import DimLike, floor_div, symbols
@@ -28,7 +31,7 @@ from staticgrad.kernels.ir import (
     Store,
     Template,
 )
-from staticgrad.kernels.program import Program, Step
+from staticgrad.kernels.program import Item, Program, Repeat, Step, parts, steps_of
 
 # What one core does in a nanosecond, for choices that only need the magnitude: matrix products run
 # at 80-110 flops, sweeps at some 30 elements times vector instructions; 20 bytes is between a
@@ -83,6 +86,14 @@ class Cost:
             self.scalar_bytes + other.scalar_bytes,
         )
 
+    def times(self, count: DimLike) -> Cost:
+        return Cost(
+            self.product_flops * count,
+            self.instructions * count,
+            self.bytes * count,
+            self.scalar_bytes * count,
+        )
+
     @property
     def ns(self) -> DimLike:
         """An estimate of the time on one thread."""
@@ -99,7 +110,7 @@ class Cost:
 
 
 def step_cost(step: Step) -> Cost:
-    """What a step costs, from its flops, its bytes and the operations in its kernel."""
+    """What one run of a step costs, from its flops, its bytes and the operations in its kernel."""
     traits = _Traits()
     traits.body(step.kernel.body)
     if traits.template and step.flops != 0:
@@ -113,7 +124,8 @@ def step_cost(step: Step) -> Cost:
 def total_cost(steps: Iterable[Step]) -> Cost:
     total = Cost()
     for step in steps:
-        total = total + step_cost(step)
+        cost = step_cost(step)
+        total = total + (cost if step.times == 1 else cost.times(step.times))
     return total
 
 
@@ -174,34 +186,85 @@ class _Traits:
 
 @dataclass(frozen=True)
 class Sharing:
-    """For each step: whether it is shared, and whether all threads meet before it."""
+    """For each step: whether it is shared, and whether all threads meet before it; the numbers of
+    the regions that thread 0 does alone, and how often the threads meet in a run."""
 
     shared: tuple[bool, ...]
     barrier: tuple[bool, ...]
-
-    @property
-    def barriers(self) -> int:
-        return sum(self.barrier)
+    alone: frozenset[int]
+    barriers: DimLike
 
 
 def share(program: Program) -> Sharing:
-    """Decides both for every step. A barrier stands before a step that reads or writes what a
-    step of the same phase writes, or writes what one reads, unless thread 0 alone does both; and
-    at the commit point, if anything can fail before it."""
-    shared = tuple(_is_shared(s) for s in program.steps)
-    can_fail = any(s.can_fail for s in program.steps)
-    barrier: list[bool] = []
-    phase = _Phase()
-    for i, step in enumerate(program.steps):
-        reads, writes = _accesses(program, step)
-        needed = i > 0 and (
-            phase.conflicts(reads, writes, shared[i]) or (can_fail and i == program.commit)
-        )
-        barrier.append(needed)
+    """Decides for every step. A barrier stands before a step that reads or writes what a step of
+    the same phase writes, or writes what one reads, unless thread 0 alone does both; and at the
+    commit point, if anything can fail before it. Phases end where regions begin and end."""
+    found = _Sharer(program)
+    found.visit(program.items, True, 1)
+    return Sharing(
+        tuple(found.shared), tuple(found.barrier), frozenset(found.alone), found.barriers
+    )
+
+
+class _Sharer:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.can_fail = any(s.can_fail for s in program.steps)
+        self.shared: list[bool] = []
+        self.barrier: list[bool] = []
+        self.alone: set[int] = set()
+        self.barriers: DimLike = 0
+        self.phase = _Phase()
+
+    def visit(self, items: Sequence[Item], is_top: bool, times: DimLike) -> None:
+        """`times`: how often the items run."""
+        for i, item in enumerate(items):
+            at_commit = is_top and self.can_fail and i == self.program.commit
+            if isinstance(item, Step):
+                self._step(item, at_commit, times)
+                continue
+            steps = [s for part in parts(item) for s in steps_of(part)]
+            if not any(_is_shared(s) for s in steps):
+                self.alone.add(item.number)
+                self._alone(steps, at_commit, times)
+                continue
+            inner: DimLike = times
+            if isinstance(item, Repeat) and item.length is not None:
+                inner = times * item.length
+            self.barriers = self.barriers + times + inner
+            for part in parts(item):
+                self.phase = _Phase()
+                self.visit(part, False, inner)
+            self.phase = _Phase()
+
+    def _step(self, step: Step, at_commit: bool, times: DimLike) -> None:
+        reads, writes = _accesses(self.program, step)
+        shared = _is_shared(step)
+        self._add(reads, writes, shared, at_commit, times)
+
+    def _alone(self, steps: Sequence[Step], at_commit: bool, times: DimLike) -> None:
+        """A region that thread 0 does: the threads meet before all of it or not at all."""
+        if not steps:
+            return
+        reads: set[int] = set()
+        writes: set[int] = set()
+        for step in steps:
+            r, w = _accesses(self.program, step)
+            reads, writes = reads | r, writes | w
+        self._add(reads, writes, False, at_commit, times)
+        self.shared += [False] * (len(steps) - 1)
+        self.barrier += [False] * (len(steps) - 1)
+
+    def _add(
+        self, reads: set[int], writes: set[int], shared: bool, at_commit: bool, times: DimLike
+    ) -> None:
+        needed = len(self.shared) > 0 and (self.phase.conflicts(reads, writes, shared) or at_commit)
+        self.shared.append(shared)
+        self.barrier.append(needed)
         if needed:
-            phase = _Phase()
-        phase.add(reads, writes, shared[i])
-    return Sharing(shared, tuple(barrier))
+            self.phase = _Phase()
+            self.barriers = self.barriers + times
+        self.phase.add(reads, writes, shared)
 
 
 def _is_shared(step: Step) -> bool:
@@ -220,6 +283,7 @@ def _accesses(program: Program, step: Step) -> tuple[set[int], set[int]]:
     for index, parameter in zip(step.buffers, step.kernel.buffers):
         if program.buffers[index].per_thread:
             continue
+        index = program.base(index)
         if parameter.mode != "out":
             reads.add(index)
         if parameter.mode != "in":
@@ -252,16 +316,18 @@ def lifetimes(program: Program, sharing: Sharing) -> list[tuple[int, int]]:
     whole of that phase: another thread may be at any step of it. One that only thread 0 uses there
     needs no more than its own steps.
     """
+    steps = program.steps
+    starts = _phase_starts(program, sharing)
     bounds: list[list[int]] = []
     phase_of: list[int] = []
-    for i, meets in enumerate(sharing.barrier):
-        if meets or not bounds:
+    for i in range(len(steps)):
+        if i in starts or not bounds:
             bounds.append([i, i])
         bounds[-1][1] = i
         phase_of.append(len(bounds) - 1)
     used = {
-        (buffer, phase_of[i])
-        for i, step in enumerate(program.steps)
+        (program.base(buffer), phase_of[i])
+        for i, step in enumerate(steps)
         if sharing.shared[i]
         for buffer in step.buffers
     }
@@ -275,3 +341,25 @@ def lifetimes(program: Program, sharing: Sharing) -> list[tuple[int, int]]:
                 last = bounds[phase_of[last]][1]
         found.append((first, last))
     return found
+
+
+def _phase_starts(program: Program, sharing: Sharing) -> set[int]:
+    """The steps with which a phase begins: those behind a barrier, and the first of each part of a
+    region that all threads go through, and behind it."""
+    starts = {i for i, meets in enumerate(sharing.barrier) if meets}
+
+    def visit(items: Sequence[Item], at: int) -> int:
+        for item in items:
+            if isinstance(item, Step):
+                at += 1
+            elif item.number in sharing.alone:
+                at += sum(1 for part in parts(item) for _ in steps_of(part))
+            else:
+                for part in parts(item):
+                    starts.add(at)
+                    at = visit(part, at)
+                starts.add(at)
+        return at
+
+    visit(program.items, 0)
+    return starts

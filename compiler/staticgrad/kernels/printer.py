@@ -42,7 +42,7 @@ from .ir import (
     Template,
 )
 from .key import kernel_key
-from .program import Program, ProgramBuffer, Step
+from .program import Choose, Item, Program, ProgramBuffer, Repeat, Step
 
 # A longer expression is split by names: a statement should fit a line of a screen.
 LONGEST = 76
@@ -293,18 +293,19 @@ def program_text(program: Program) -> str:
         calls.append(names[key])
     lines = [f"program({', '.join(program.dims)}) {{"]
     lines += [f"  {_program_buffer(program, i, b)}" for i, b in enumerate(program.buffers)]
-    for i, (step, name) in enumerate(zip(program.steps, calls)):
+    shown = _Items(program, calls, lines)
+    for i, item in enumerate(program.items):
         if i == program.commit:
             lines.append("  commit  # nothing after this can fail; state is written from here on")
-        lines += _step_lines(i, step, name, program)
-    if program.commit >= len(program.steps):
+        shown.item(item, "  ")
+    if program.commit >= len(program.items):
         lines.append("  commit")
     for code, (text, where) in program.messages.items():
         lines.append(f"  message {code}: {quote(text)}  # {where}")
     lines.append("}")
     for kernel, name in zip(kernels, names.values()):
-        shown = Kernel(name, kernel.buffers, kernel.sizes, kernel.body)
-        lines += ["", kernel_text(shown).rstrip("\n")]
+        named = Kernel(name, kernel.buffers, kernel.sizes, kernel.body)
+        lines += ["", kernel_text(named).rstrip("\n")]
     return "\n".join(lines) + "\n"
 
 
@@ -319,6 +320,8 @@ def _fresh(name: str, used: set[str]) -> str:
 
 def _program_buffer(program: Program, index: int, b: ProgramBuffer) -> str:
     parts = [f"buffer {index}: {b.kind} {b.name} {b.dtype!s}[{b.size}], {b.size_bytes} bytes"]
+    if b.kind == "slice":
+        parts.append(f"part of {program.buffers[b.base].name} from element {b.offset} on")
     if b.kind == "temp":
         lives = "never used" if b.first < 0 else f"lives in steps {b.first} to {b.last}"
         parts.append(lives)
@@ -329,20 +332,65 @@ def _program_buffer(program: Program, index: int, b: ProgramBuffer) -> str:
     return ", ".join(parts)
 
 
-def _step_lines(index: int, step: Step, name: str, program: Program) -> list[str]:
-    buffers = [
-        f"{inner.name}={program.buffers[i].name}"
-        for i, inner in zip(step.buffers, step.kernel.buffers)
-    ]
-    sizes = [f"{n}={d}" for n, d in zip(step.kernel.sizes, step.sizes)]
-    arguments = "; ".join(part for part in (", ".join(buffers), ", ".join(sizes)) if part)
-    facts = [f"extent {step.extent}", f"{step.flops} flops", f"{step.bytes} bytes"]
-    if step.can_fail:
-        facts.append("can fail")
-    notes = ", ".join(step.nodes)
-    if step.locs:
-        notes += f" ({locs_text(step.locs)})"
-    return [
-        f"  step {index}: {name}({arguments})",
-        f"      {', '.join(facts)}" + (f"  # {notes}" if notes else ""),
-    ]
+class _Items:
+    """Prints the items of a program, regions with what they hold."""
+
+    def __init__(self, program: Program, calls: list[str], lines: list[str]) -> None:
+        self.program, self.calls, self.lines = program, calls, lines
+        self.at = 0
+
+    def item(self, item: Item, indent: str) -> None:
+        if isinstance(item, Step):
+            self._step(item, indent)
+        elif isinstance(item, Choose):
+            self._choose(item, indent)
+        else:
+            self._repeat(item, indent)
+
+    def _part(self, items: tuple[Item, ...], indent: str) -> None:
+        for item in items:
+            self.item(item, indent + "  ")
+
+    def _where(self, item: Item) -> str:
+        return f"  # {locs_text(item.locs)}" if item.locs else ""
+
+    def _repeat(self, item: Repeat, indent: str) -> None:
+        if item.length is not None:
+            order = "downwards " if item.reverse else ""
+            head = f"repeat {item.symbol} in 0..{item.length} {order}{{"
+            self.lines.append(f"{indent}{head}{self._where(item)}")
+        else:
+            self.lines.append(f"{indent}repeat {item.symbol} {{{self._where(item)}")
+            self._part(item.test, indent)
+            name = self.program.buffers[item.predicate].name
+            self.lines.append(f"{indent}}} while {name} {{")
+        self._part(item.items, indent)
+        self.lines.append(f"{indent}}}")
+
+    def _choose(self, item: Choose, indent: str) -> None:
+        name = self.program.buffers[item.index].name
+        self.lines.append(f"{indent}choose {name} {{{self._where(item)}")
+        for k, branch in enumerate(item.branches):
+            self.lines.append(f"{indent}case {k}:")
+            self._part(branch, indent)
+        self.lines.append(f"{indent}}}")
+
+    def _step(self, step: Step, indent: str) -> None:
+        name, index = self.calls[self.at], self.at
+        self.at += 1
+        buffers = [
+            f"{inner.name}={self.program.buffers[i].name}"
+            for i, inner in zip(step.buffers, step.kernel.buffers)
+        ]
+        sizes = [f"{n}={d}" for n, d in zip(step.kernel.sizes, step.sizes)]
+        arguments = "; ".join(part for part in (", ".join(buffers), ", ".join(sizes)) if part)
+        facts = [f"extent {step.extent}", f"{step.flops} flops", f"{step.bytes} bytes"]
+        if step.can_fail:
+            facts.append("can fail")
+        notes = ", ".join(step.nodes)
+        if step.locs:
+            notes += f" ({locs_text(step.locs)})"
+        self.lines.append(f"{indent}step {index}: {name}({arguments})")
+        self.lines.append(
+            f"{indent}    {', '.join(facts)}" + (f"  # {notes}" if notes else "")
+        )

@@ -58,17 +58,18 @@ def verify_program(program: Program) -> None:
     that fit it and with the extent of its parallel loop; lifetimes cover all uses; no state is
     written before the commit point and nothing can fail after it."""
     seen: set[str] = set()
+    commit = program.commit_step
     for i, step in enumerate(program.steps):
         key = kernel_key(step.kernel)
         if key not in seen:
             seen.add(key)
             verify_kernel(step.kernel)
-        problem = _call_problem(program, i, step)
+        problem = _call_problem(program, i, step, commit)
         if problem:
             raise VerifyError(f"step {i}, {step.kernel.name}: {problem}")
 
 
-def _call_problem(program: Program, at: int, step: Step) -> str | None:
+def _call_problem(program: Program, at: int, step: Step, commit: int) -> str | None:
     kernel = step.kernel
     if len(step.buffers) != len(kernel.buffers) or len(step.sizes) != len(kernel.sizes):
         return (
@@ -79,19 +80,20 @@ def _call_problem(program: Program, at: int, step: Step) -> str | None:
         if not 0 <= index < len(program.buffers):
             return f"there is no buffer {index}"
         held = program.buffers[index]
+        memory = program.buffers[program.base(index)]
         # A temporary may take the memory of another of the same width.
         if held.dtype.bits != b.dtype.bits:
             return f"{b.name} is {b.dtype!s}, buffer {index} is {held.dtype!s}"
-        if not held.first <= at <= held.last:
-            return f"buffer {index} ({held.name}) lives in steps {held.first} to {held.last}"
+        if not memory.first <= at <= memory.last:
+            return f"buffer {index} ({held.name}) lives in steps {memory.first} to {memory.last}"
         if b.mode not in ("out", "inout"):
             continue
-        if held.kind in ("input", "constant"):
-            return f"writes the {held.kind} {held.name}"
-        if held.kind == "state" and at < program.commit:
-            return f"writes the state {held.name} before the commit point, step {program.commit}"
-    if step.can_fail and at >= program.commit:
-        return f"can fail after the commit point, step {program.commit}"
+        if memory.kind in ("input", "constant"):
+            return f"writes the {memory.kind} {memory.name}"
+        if memory.kind == "state" and at < commit:
+            return f"writes the state {memory.name} before the commit point, step {commit}"
+    if step.can_fail and at >= commit:
+        return f"can fail after the commit point, step {commit}"
     values = dict(zip(kernel.sizes, step.sizes))
     for s in kernel.body:
         if isinstance(s, Loop) and s.kind.startswith("parallel"):

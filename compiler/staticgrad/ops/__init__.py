@@ -5,6 +5,7 @@ from . import (  # noqa: F401
     arithmetic,
     checking,
     comparison,
+    control,
     conv,
     convert,
     creation,
@@ -42,4 +43,4 @@ for _family in (
 ):  # fmt: skip
     public.publish(_family, _family.__all__)
 public.publish(convert, ("astype", "constant"))
-public.publish(leaves, ("Parameter", "input", "parameter"))
+public.publish(leaves, ("Parameter", "input", "parameter"), eager=False)

@@ -13,19 +13,32 @@ order exists. `conv_grad_input` is what others call the transposed convolution.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dim import Dim, DimLike, Shape, dim_max, floor_div
+from staticgrad.ir.dim import Dim, DimLike, Shape, dim_max, floor_div, product
 from staticgrad.ir.errors import ArgumentError, DTypeError, ShapeError, UnsupportedError
 from staticgrad.ir.types import TensorType
 
 from .convert import promoted
 from .lowering import Product
-from .registry import Attrs, Op, Sample, Tolerance, Types, apply, register, require_equal
+from .registry import (
+    Attrs,
+    BatchContext,
+    Op,
+    Sample,
+    Tolerance,
+    Types,
+    apply,
+    register,
+    require_equal,
+)
+from .rules import jvp_bilinear
 from .samples import random_array
-from .slicing import never_negative
+from .shape import matrix_transpose, moveaxis, permute_dims, reshape
+from .slicing import box, never_negative, put
 from .tensor import Tensor
 
 Array = np.ndarray[Any, Any]
@@ -249,6 +262,155 @@ def _vjp_grad_weight(c: Any, ct: Tensor) -> tuple[Any, ...]:
     )
 
 
+# --- many at once ---------------------------------------------------------------------------------
+
+# Where the batch goes if only the first, or only the second operand has it: (axis of the operand,
+# axis of the result), each with whether the axis runs over the groups first. Batched weights are
+# more output channels, a batched cotangent of a weight more of that weight's.
+Place = tuple[int, bool]
+_ONE: dict[str, tuple[tuple[Place, Place], tuple[Place, Place]]] = {
+    "conv": (((0, False), (0, False)), ((0, True), (1, True))),
+    "conv_grad_input": (((0, False), (0, False)), ((1, False), (1, True))),
+    "conv_grad_weight": (((1, True), (1, False)), ((1, True), (0, True))),
+}
+# Where both have it: each item is a set of groups of its own. The axes of operands and result.
+_BOTH = {"conv": (1, 0, 1), "conv_grad_input": (1, 0, 1), "conv_grad_weight": (1, 1, 0)}
+
+
+def _batch(c: BatchContext) -> Tensor:
+    """The batch is folded into images, channels or groups. The number of groups is an int of at
+    least 1, so other numbers of items with weights of their own are products of windows."""
+    kind, groups = c.node.op, c.attrs["groups"]
+    if all(c.batched):
+        if isinstance(c.size, Dim) or c.size < 1:
+            return _PRODUCTS[kind](c)
+        left, right, into = _BOTH[kind]
+        a, b = _folded(c.operands[0], left, 1), _folded(c.operands[1], right, 1)
+        return _unfolded(apply(kind, a, b, **{**c.attrs, "groups": groups * c.size}), c, into, 1)
+    which = 0 if c.batched[0] else 1
+    (axis, grouped), (into, ordered) = _ONE[kind][which]
+    operands = list(c.operands)
+    operands[which] = _folded(operands[which], axis, groups if grouped else 1)
+    return _unfolded(apply(kind, *operands, **c.attrs), c, into, groups if ordered else 1)
+
+
+def _folded(x: Tensor, axis: int, groups: int) -> Tensor:
+    """[B, .., groups*n, ..] -> [.., groups*B*n, ..]; `axis` counts without the B."""
+    size, *shape = x.shape
+    before, n, after = shape[:axis], floor_div(shape[axis], groups), shape[axis + 1 :]
+    apart = moveaxis(reshape(x, (size, *before, groups, n, *after)), 0, axis + 1)
+    return reshape(apart, (*before, groups * size * n, *after))
+
+
+def _unfolded(y: Tensor, c: BatchContext, axis: int, groups: int) -> Tensor:
+    """[.., groups*B*n, ..] -> [B, .., groups*n, ..], the batched result."""
+    shape = c.result_types[0].shape
+    before, n, after = shape[:axis], floor_div(shape[axis], groups), shape[axis + 1 :]
+    apart = reshape(y, (*before, groups, c.size, n, *after))
+    return reshape(moveaxis(apart, axis + 1, 0), (c.size, *shape))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A batch of convolutions as matrices for each item and group: an image's windows are rows
+    [N*out, C/groups*kernel], weights are rows [O/groups, C/groups*kernel]. In one dimension, in
+    two with a height of 1."""
+
+    size: DimLike
+    attrs: Attrs
+    kernel: tuple[int, ...]
+    spatial: Shape
+    out: Shape
+
+    @property
+    def groups(self) -> int:
+        groups: int = self.attrs["groups"]
+        return groups
+
+    def _geometry(self) -> dict[str, Any]:
+        given = {"kernel": self.kernel, **{n: self.attrs[n] for n in ("stride", "dilation")}}
+        plain = {"padding": ((0, 0), (0, 0)), "ceil_mode": False}
+        return {n: _two(a, 1) for n, a in given.items()} | plain
+
+    def _box(self, images: DimLike, channels: DimLike) -> tuple[Any, Any, Shape]:
+        """Where the unpadded images are in the padded ones: start, step, the padded shape."""
+        pairs, sizes = _two(self.attrs["padding"], (0, 0)), _two(self.spatial, 1)
+        padded = tuple(low + n + high for n, (low, high) in zip(sizes, pairs))
+        return (0, 0, *(low for low, _ in pairs)), (1,) * 4, (images, channels, *padded)
+
+    def of_images(self, x: Tensor) -> Tensor:
+        """[B, N, C, *spatial] -> [B, groups, N*out, C/groups*kernel]."""
+        n, channels = x.shape[1:3]
+        images = reshape(x, (self.size * n, channels, *_two(self.spatial, 1)))
+        found = apply("windows", put(images, *self._box(*images.shape[:2])), **self._geometry())
+        parts = (floor_div(channels, self.groups), *_two(self.out, 1), *_two(self.kernel, 1))
+        apart = reshape(found, (self.size, n, self.groups, *parts))
+        rows = permute_dims(apart, (0, 2, 1, 4, 5, 3, 6, 7))
+        return reshape(rows, (*rows.shape[:2], product(rows.shape[2:5]), product(rows.shape[5:])))
+
+    def to_images(self, rows: Tensor, n: DimLike, channels: DimLike) -> Tensor:
+        """The adjoint of `of_images`."""
+        inner = (floor_div(channels, self.groups), *_two(self.kernel, 1))
+        apart = reshape(rows, (self.size, self.groups, n, *_two(self.out, 1), *inner))
+        found = reshape(
+            permute_dims(apart, (0, 2, 1, 5, 3, 4, 6, 7)),
+            (self.size * n, channels, *_two(self.out, 1), *_two(self.kernel, 1)),
+        )
+        start, step, shape = self._box(*found.shape[:2])
+        added = apply("windows_sum", found, **self._geometry(), spatial=shape[2:])
+        cut = box(added, start, step, (*shape[:2], *_two(self.spatial, 1)))
+        return reshape(cut, (self.size, n, channels, *self.spatial))
+
+    def of_results(self, y: Tensor) -> Tensor:
+        """[B, N, O, *out] -> [B, groups, N*out, O/groups]."""
+        n, channels = y.shape[1:3]
+        count = product(self.out)
+        apart = reshape(
+            y, (self.size, n, self.groups, floor_div(channels, self.groups), count)
+        )  # fmt: skip
+        rows = permute_dims(apart, (0, 2, 1, 4, 3))
+        return reshape(rows, (*rows.shape[:2], n * count, rows.shape[4]))
+
+    def of_weights(self, w: Tensor) -> Tensor:
+        """[B, O, C/groups, *kernel] -> [B, groups, O/groups, C/groups*kernel]."""
+        channels = floor_div(w.shape[1], self.groups)
+        return reshape(w, (self.size, self.groups, channels, product(w.shape[2:])))
+
+
+def _two(values: tuple[Any, ...], height: Any) -> tuple[Any, ...]:
+    return values if len(values) == 2 else (height, *values)
+
+
+def _products_conv(c: BatchContext) -> Tensor:
+    (x, w), (y,) = c.operands, c.result_types
+    rows = _Rows(c.size, c.attrs, _kernel_sizes(c.types[1]), x.shape[3:], y.shape[2:])
+    n, channels = y.shape[:2]
+    found = apply("matmul", rows.of_images(x), matrix_transpose(rows.of_weights(w)))
+    inner = floor_div(channels, rows.groups)
+    apart = reshape(found, (c.size, rows.groups, n, product(y.shape[2:]), inner))
+    return reshape(permute_dims(apart, (0, 2, 1, 4, 3)), (c.size, *y.shape))
+
+
+def _products_grad_input(c: BatchContext) -> Tensor:
+    (ct, w), (x,) = c.operands, c.result_types
+    rows = _Rows(c.size, c.attrs, _kernel_sizes(c.types[1]), x.shape[2:], ct.shape[3:])
+    found = apply("matmul", rows.of_results(ct), rows.of_weights(w))
+    return rows.to_images(found, x.shape[0], x.shape[1])
+
+
+def _products_grad_weight(c: BatchContext) -> Tensor:
+    (x, ct), (w,) = c.operands, c.result_types
+    rows = _Rows(c.size, c.attrs, c.attrs["kernel"], x.shape[3:], ct.shape[3:])
+    found = apply("matmul", matrix_transpose(rows.of_results(ct)), rows.of_images(x))
+    return reshape(found, (c.size, *w.shape))
+
+
+_PRODUCTS = {
+    "conv": _products_conv,
+    "conv_grad_input": _products_grad_input,
+    "conv_grad_weight": _products_grad_weight,
+}
+
 # --- samples --------------------------------------------------------------------------------------
 
 # x, w, stride, padding, dilation, groups
@@ -295,6 +457,8 @@ def _record(name: str, summary: str, infer: Any, reference: Any, vjp: Any) -> No
             infer=infer,
             reference=reference,
             vjp=vjp,
+            jvp=jvp_bilinear,
+            batch=_batch,
             lower=Product(name),
             samples=lambda: _samples(name),
             source=_SOURCE,

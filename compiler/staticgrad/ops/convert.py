@@ -6,13 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dtype import DType, dtype, integer_range, promote, weak_scalar_dtype
+from staticgrad.ir.dim import Dim
+from staticgrad.ir.dtype import DType, dtype, int64, integer_range, promote, weak_scalar_dtype
 from staticgrad.ir.errors import ArgumentTypeError, DTypeError
 from staticgrad.ir.types import TensorType
 
 from .lowering import Leaf, Pointwise
-from .registry import Attrs, NotDifferentiable, Op, Sample, Types, apply, make, register
+from .registry import (
+    Attrs,
+    NotBatchable,
+    NotDifferentiable,
+    Op,
+    Sample,
+    Types,
+    apply,
+    make,
+    register,
+)
 from .tensor import Tensor, method
+from .weak import WeakNumber
 
 
 def constant(value: Any, dtype: Any = None) -> Tensor:
@@ -97,9 +109,11 @@ def scalar_constant(value: bool | int | float, like: DType) -> Tensor:
 
 
 def as_tensor(value: Any, what: str = "operand") -> Tensor:
-    """A tensor as it is; arrays, lists and numbers as constants."""
+    """A tensor as it is; arrays, lists and numbers as constants, a dim as its size."""
     if isinstance(value, Tensor):
-        return value
+        return value.strong() if isinstance(value, WeakNumber) else value
+    if isinstance(value, Dim):
+        return _size(value, int64)
     if isinstance(value, (np.ndarray, np.generic, bool, int, float, list, tuple)):
         return constant(value)
     raise ArgumentTypeError(
@@ -108,12 +122,8 @@ def as_tensor(value: Any, what: str = "operand") -> Tensor:
 
 
 def promoted(*values: Any) -> tuple[Tensor, ...]:
-    """Operands of one dtype: Python numbers are weak, tensors and arrays are promoted."""
-    strong = [
-        v if isinstance(v, Tensor) else None if isinstance(v, (bool, int, float)) and not
-        isinstance(v, np.generic) else as_tensor(v)
-        for v in values
-    ]  # fmt: skip
+    """Operands of one dtype: Python numbers and dims are weak, tensors and arrays are promoted."""
+    strong = [None if _is_weak(v) else as_tensor(v) for v in values]
     known = [t.dtype for t in strong if t is not None]
     if not known:
         strong = [as_tensor(v) for v in values]
@@ -123,11 +133,37 @@ def promoted(*values: Any) -> tuple[Tensor, ...]:
         common = promote(common, d)
     for v, t in zip(values, strong):
         if t is None:
-            common = promote(common, weak_scalar_dtype(v, common))
+            common = promote(common, weak_scalar_dtype(_present(v), common))
     return tuple(
-        astype(t, common) if t is not None else scalar_constant(v, common)
-        for v, t in zip(values, strong)
+        astype(t, common) if t is not None else _beside(v, common) for v, t in zip(values, strong)
     )
+
+
+def _is_weak(value: Any) -> bool:
+    if isinstance(value, (bool, int, float)):
+        return not isinstance(value, np.generic)
+    return isinstance(value, (WeakNumber, Dim))
+
+
+def _present(value: Any) -> bool | int | float:
+    """A Python number of the kind of a weak operand."""
+    if isinstance(value, WeakNumber):
+        return value.number
+    return 1 if isinstance(value, Dim) else value  # type: ignore[no-any-return]
+
+
+def _beside(value: Any, like: DType) -> Tensor:
+    """A weak operand as a tensor beside one of dtype `like`."""
+    if isinstance(value, Dim):
+        return _size(value, weak_scalar_dtype(1, like))
+    if isinstance(value, WeakNumber):
+        return astype(value, weak_scalar_dtype(value.number, like))
+    return scalar_constant(value, like)
+
+
+def _size(dim: Dim, dtype: DType) -> Tensor:
+    size: Tensor = apply("dim_size", dim=dim, dtype=dtype)
+    return size
 
 
 @method("astype")
@@ -138,9 +174,10 @@ def astype(x: Any, dtype: Any, /, *, copy: bool = True) -> Tensor:
     narrower integer wraps; to bool is `x != 0`. `copy` is accepted for the standard's sake: tensors
     of a graph are values.
     """
-    x = as_tensor(x, "astype")
     wanted = _dtype(dtype)
-    return x if x.dtype == wanted else apply("astype", x, dtype=wanted)
+    x = x if isinstance(x, Tensor) else as_tensor(x, "astype")
+    same = x.dtype == wanted and not isinstance(x, WeakNumber)
+    return x if same else apply("astype", x, dtype=wanted)
 
 
 def reference_astype(x: np.ndarray[Any, Any], dtype: DType) -> np.ndarray[Any, Any]:
@@ -163,6 +200,10 @@ def _vjp_astype(c: Any, ct: Tensor) -> tuple[Tensor | None]:
     return (astype(ct, source) if source.is_float and ct.dtype.is_float else None,)
 
 
+def _jvp_astype(c: Any, tangents: Any) -> Tensor:
+    return astype(tangents[0], c.attrs["dtype"])
+
+
 def _samples_astype() -> list[Sample]:
     from staticgrad.ir.dtype import ALL
 
@@ -183,6 +224,8 @@ register(
         infer=_infer_astype,
         reference=reference_astype,
         vjp=_vjp_astype,
+        jvp=_jvp_astype,
+        batch=lambda c: apply("astype", *c.operands, **c.attrs),
         lower=Pointwise(lambda args, attrs, dtype: _cast(args[0], dtype)),
         samples=_samples_astype,
         source="Python array API standard 2023.12, astype; saturating float to int as LLVM's "
@@ -205,6 +248,8 @@ register(
         infer=lambda types, attrs: (TensorType(attrs["dtype"], attrs["shape"]),),
         reference=lambda **attrs: attrs["payload"],
         vjp=NotDifferentiable("a constant has no operands"),
+        jvp=NotDifferentiable("a constant has no operands"),
+        batch=NotBatchable("a constant has no operands"),
         lower=Leaf(),
         samples=lambda: [],
         source="this project",

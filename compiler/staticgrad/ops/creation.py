@@ -27,7 +27,7 @@ from staticgrad.kernels.ir import Expr, Index, Literal, call, cast
 from .convert import as_tensor, astype, constant_array, to_array
 from .lowering import Generate, Indices
 from .public import shown
-from .registry import Attrs, NotDifferentiable, Op, Sample, Types, apply, register
+from .registry import Attrs, NotBatchable, NotDifferentiable, Op, Sample, Types, apply, register
 from .samples import FLOATS, NUMERIC
 from .shape import broadcast_to, expand_dims, reshape
 from .tensor import Tensor, method
@@ -35,6 +35,7 @@ from .tensor import Tensor, method
 _STANDARD = "Python array API standard 2023.12, creation functions"
 _FAR = 2**62  # beyond every diagonal, and no overflow when a row's number is added
 _NO_OPERANDS = NotDifferentiable("it has no operands")
+_NOT_BATCHED = NotBatchable("it has no operands")
 
 # --- iota -----------------------------------------------------------------------------------------
 
@@ -75,6 +76,8 @@ register(
         infer=_infer_iota,
         reference=_reference_iota,
         vjp=_NO_OPERANDS,
+        jvp=_NO_OPERANDS,
+        batch=_NOT_BATCHED,
         lower=Generate(_emit_iota),
         samples=lambda: [
             *(_iota_sample(37, d) for d in NUMERIC),
@@ -177,6 +180,8 @@ register(
         infer=lambda types, attrs: (TensorType(attrs["dtype"], (attrs["size"],)),),
         reference=_reference_linspace,
         vjp=_NO_OPERANDS,
+        jvp=_NO_OPERANDS,
+        batch=_NOT_BATCHED,
         lower=Generate(_emit_linspace),
         samples=lambda: [
             *(_linspace_sample(33, d, -1.0, 2.5, e) for d in FLOATS for e in (True, False)),
@@ -314,6 +319,8 @@ register(
         infer=lambda types, attrs: (TensorType(bool_, (attrs["rows"], attrs["cols"])),),
         reference=_reference_band,
         vjp=_NO_OPERANDS,
+        jvp=_NO_OPERANDS,
+        batch=_NOT_BATCHED,
         lower=Generate(_emit_band),
         samples=lambda: [
             _band_sample(5, 33, 0, 0),

@@ -24,7 +24,18 @@ from staticgrad.kernels.ir import Expr
 from .convert import as_tensor, astype, constant_array, promoted
 from .lowering import Custom
 from .reduction import accumulation_dtype, at_user_line, normalize_axes
-from .registry import Attrs, Op, Sample, Tolerance, Types, apply, infer_elementwise, register
+from .registry import (
+    Attrs,
+    JvpContext,
+    Op,
+    Sample,
+    Tolerance,
+    Types,
+    apply,
+    infer_elementwise,
+    register,
+)
+from .rules import batch_axes, jvp_linear
 from .samples import NUMERIC, random_array
 from .tensor import Tensor, method
 
@@ -130,6 +141,18 @@ def _vjp_cumulative_prod(c: Any, ct: Tensor) -> tuple[Tensor]:
     return (g * exclusive_prod(x, axis, reverse),)
 
 
+def _jvp_cumulative_prod(c: JvpContext, tangents: Any) -> Tensor:
+    """y[t] = x[t] y[t-1]: dy[t] = x[t] dy[t-1] + dx[t] y[t-1].
+
+    Exclusive, y[t] = x[t-1] y[t-1]: dy[t] = x[t-1] dy[t-1] + dx[t-1] y[t-1].
+    """
+    (x,), (dx,), axis, reverse = c.operands, tangents, c.attrs["axis"], c.attrs["reverse"]
+    if c.attrs["exclusive"]:
+        moved = _shift(dx * c.results[0], axis, -1 if reverse else 1)
+        return _recurrence(x, moved, axis, reverse, shifted=True)
+    return _recurrence(x, dx * exclusive_prod(x, axis, reverse), axis, reverse, shifted=False)
+
+
 def _scan_samples(dtypes: tuple[str, ...]) -> list[Sample]:
     base = {"axis": 1, "reverse": False, "exclusive": False}
     found = [Sample((random_array((5, 33), d, 1),), base) for d in dtypes]
@@ -144,12 +167,13 @@ def _scan_samples(dtypes: tuple[str, ...]) -> list[Sample]:
     return [*found, Sample((with_zeros,), base), Sample((with_zeros,), {**base, "exclusive": True})]
 
 
-for _name, _op, _summary, _vjp, _reference in (
+for _name, _op, _summary, _vjp, _jvp, _reference in (
     (
         "cumulative_sum",
         "add",
         "running sums along an axis",
         _vjp_cumulative_sum,
+        jvp_linear,
         _reference_scan(np.cumsum, 0),
     ),
     (
@@ -157,6 +181,7 @@ for _name, _op, _summary, _vjp, _reference in (
         "multiply",
         "running products along an axis",
         _vjp_cumulative_prod,
+        _jvp_cumulative_prod,
         _reference_scan(np.cumprod, 1),
     ),
 ):
@@ -167,6 +192,8 @@ for _name, _op, _summary, _vjp, _reference in (
             infer=_infer_scan,
             reference=_reference,
             vjp=_vjp,
+            jvp=_jvp,
+            batch=batch_axes("axis"),
             lower=Custom(lambda k, op=_op: _emit_scan(op, k)),  # type: ignore[misc]
             samples=lambda: _scan_samples(NUMERIC),
             source=_STANDARD,
@@ -292,6 +319,21 @@ def _vjp_recurrence(c: Any, ct: Tensor) -> tuple[Tensor, Tensor]:
     return g * _shift(h, axis, -1 if reverse else 1), g
 
 
+def _jvp_recurrence(c: JvpContext, tangents: Any) -> Tensor:
+    """dh[t] = a[t] dh[t-1] + da[t] h[t-1] + db[t]: the same recurrence, of another b.
+
+    Shifted: dh[t] = a[t-1] dh[t-1] + da[t-1] h[t-1] + db[t].
+    """
+    axis, reverse, shifted = (c.attrs[name] for name in ("axis", "reverse", "shifted"))
+    (a, _), (h,), (da, db) = c.operands, c.results, tangents
+    by = -1 if reverse else 1
+    arriving = db
+    if da is not None:
+        moved = _shift(da * h, axis, by) if shifted else da * _shift(h, axis, by)
+        arriving = moved if db is None else moved + db
+    return _recurrence(a, arriving, axis, reverse, shifted)
+
+
 def _recurrence_samples() -> list[Sample]:
     found = []
     for dtype, shape, axis in (
@@ -312,6 +354,8 @@ register(
         infer=_infer_recurrence,
         reference=_reference_recurrence,
         vjp=_vjp_recurrence,
+        jvp=_jvp_recurrence,
+        batch=batch_axes("axis"),
         lower=Custom(_emit_recurrence),
         samples=_recurrence_samples,
         source="this project; as an associative scan: Blelloch 1990, Prefix Sums and Their "
@@ -385,6 +429,8 @@ register(
         infer=_infer_shift,
         reference=_reference_shift,
         vjp=lambda c, ct: (_shift(ct, c.attrs["axis"], -c.attrs["by"]),),
+        jvp=jvp_linear,
+        batch=batch_axes("axis"),
         lower=Custom(_emit_shift),
         samples=lambda: [
             Sample((random_array(shape, dtype, 5),), {"axis": axis, "by": by})

@@ -1,8 +1,9 @@
-"""What the families of element-wise operations share: type rules, registration, zero gradients."""
+"""What the families of element-wise operations share: type rules, registration, the forward and
+batch rules that hold for all of them, zero gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,17 @@ from .convert import astype, constant_array, promoted
 from .lowering import Lowering, Pointwise
 from .registry import (
     Attrs,
+    BatchContext,
+    Jvp,
+    JvpContext,
     NotDifferentiable,
     Op,
     Sample,
     Tolerance,
     Types,
     Vjp,
+    VjpContext,
+    apply,
     infer_elementwise,
     register,
 )
@@ -64,7 +70,8 @@ def elementwise(
     infer: Callable[[Types, Attrs], Types] = infer_floating, lower: Lowering | None = None,
     source: str = STANDARD, traits: tuple[str, ...] = (), tolerance: Tolerance | None = None,
 ) -> None:  # fmt: skip
-    """Registers an element-wise operation; `lower` is by default the scalar operation `name`."""
+    """Registers an element-wise operation; `lower` is by default the scalar operation `name`. The
+    forward rule is the reverse one's, the batch rule is that of every such operation."""
     register(
         Op(
             name=name,
@@ -72,6 +79,8 @@ def elementwise(
             infer=infer,
             reference=reference,
             vjp=vjp,
+            jvp=diagonal_jvp(vjp),
+            batch=batch_elementwise,
             lower=Pointwise() if lower is None else lower,
             samples=samples,
             source=source,
@@ -79,6 +88,50 @@ def elementwise(
             tolerance=Tolerance() if tolerance is None else tolerance,
         )
     )
+
+
+def diagonal_jvp(vjp: Vjp | NotDifferentiable) -> Jvp | NotDifferentiable:
+    """The forward rule of an element-wise operation, from its reverse rule.
+
+    By each operand its Jacobian is diagonal (each result depends on the elements at its own place),
+    hence its own transpose: J t is what the reverse rule gives for t in the cotangent's place. The
+    tangents of several operands add up.
+    """
+    if isinstance(vjp, NotDifferentiable):
+        return vjp
+
+    def rule(c: JvpContext, tangents: Sequence[Any]) -> Any:
+        total = None
+        for i, t in enumerate(tangents):
+            if t is None:
+                continue
+            needed = tuple(k == i for k in range(len(tangents)))
+            term = vjp(VjpContext(c.operands, c.results, c.attrs, needed), t)[i]
+            if term is not None:
+                total = term if total is None else total + term
+        return total
+
+    return rule
+
+
+def aligned(c: BatchContext) -> list[Tensor]:
+    """The operands of an element-wise operation, so that they broadcast as they did one by one:
+    batched ones get dims of 1 after the batch axis up to the result's rank."""
+    from .shape import reshape
+
+    rank = len(c.result_types[0].shape)
+    found = []
+    for v, batched, t in zip(c.operands, c.batched, c.types):
+        missing = rank - len(t.shape)
+        if batched and missing:
+            v = reshape(v, (v.shape[0], *(1,) * missing, *v.shape[1:]))
+        found.append(v)
+    return found
+
+
+def batch_elementwise(c: BatchContext) -> Any:
+    """An element-wise operation on batches is itself, on aligned operands."""
+    return apply(c.node.op, *aligned(c), **c.attrs)
 
 
 def floating(*values: Any) -> tuple[Tensor, ...]:

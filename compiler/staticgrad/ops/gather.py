@@ -27,6 +27,7 @@ from staticgrad.kernels.ir import Expr
 from .lowering import Custom
 from .registry import (
     Attrs,
+    BatchContext,
     Op,
     Sample,
     Types,
@@ -35,8 +36,9 @@ from .registry import (
     register,
     require_equal,
 )
+from .rules import in_front, jvp_linear
 from .samples import INTEGERS, random_array
-from .shape import broadcast_to
+from .shape import broadcast_to, moveaxis
 from .slicing import CHUNK
 from .tensor import Tensor
 
@@ -313,6 +315,34 @@ def _vjp_scatter_add(c: Any, ct: Tensor) -> list[Any]:
     return [apply("gather", ct, *indices, **attrs), *([None] * len(indices))]
 
 
+def _batch_gather(c: BatchContext) -> Tensor:
+    """Where the indices are the same for all items, the batch is one more outer dim; where x is, it
+    is one more dim of places; else one more dim that x and the indices share."""
+    batch, axis = c.attrs["batch"], c.attrs["axis"]
+    found: Tensor
+    if not any(c.batched[1:]) and batch == 0:
+        found = apply("gather", *c.operands, batch=0, axis=axis + 1)
+    elif c.batched[0]:
+        found = apply("gather", *in_front(c), batch=batch + 1, axis=axis + 1)
+    else:
+        x = c.operands[0]
+        indices = [moveaxis(i, 0, batch) for i in in_front(c, 1)]
+        found = moveaxis(apply("gather", x, *indices, batch=batch, axis=axis), axis, 0)
+    return found
+
+
+def _batch_scatter_add(c: BatchContext) -> Tensor:
+    """As of `gather`; the result always has the batch axis, so the values have it too."""
+    batch, axis = c.attrs["batch"], c.attrs["axis"]
+    attrs = {"shape": (c.size, *c.attrs["shape"]), "axis": axis + 1}
+    found: Tensor
+    if not any(c.batched[1:]) and batch == 0:
+        found = apply("scatter_add", *c.operands, batch=0, **attrs)
+    else:
+        found = apply("scatter_add", *in_front(c), batch=batch + 1, **attrs)
+    return found
+
+
 # (shape of x, shape of the indices, k, batch, axis)
 _CASES: tuple[tuple[tuple[int, ...], tuple[int, ...], int, int, int], ...] = (
     ((7, 33), (2, 5), 1, 0, 0),  # an embedding
@@ -361,6 +391,8 @@ register(
         infer=_infer_gather,
         reference=_reference_gather,
         vjp=_vjp_gather,
+        jvp=jvp_linear,
+        batch=_batch_gather,
         lower=Custom(_emit_gather),
         samples=lambda: _samples(False),
         source=_SOURCE,
@@ -374,6 +406,8 @@ register(
         infer=_infer_scatter_add,
         reference=_reference_scatter_add,
         vjp=_vjp_scatter_add,
+        jvp=jvp_linear,
+        batch=_batch_scatter_add,
         lower=Custom(_emit_scatter_add),
         samples=lambda: _samples(True),
         source=_SOURCE,

@@ -25,8 +25,10 @@ from staticgrad.ir.types import TensorType
 from staticgrad.kernels.builder import KernelBuilder
 
 from .convert import as_tensor, promoted
+from .elementwise import zeros_as
 from .lowering import Custom
-from .registry import Attrs, Op, Sample, Types, apply, register, require_equal
+from .registry import Attrs, JvpContext, Op, Sample, Types, apply, register, require_equal
+from .rules import batch_axes
 from .samples import random_array
 from .shape import (
     broadcast_to,
@@ -71,6 +73,12 @@ def _vjp_concat(c: Any, ct: Tensor) -> list[Tensor | None]:
     for x, needed in zip(c.operands, c.needed):
         found.append(narrow(ct, axis, offset, x.shape[axis]) if needed else None)
         offset = offset + x.shape[axis]
+    return found
+
+
+def _jvp_concat(c: JvpContext, tangents: Any) -> Tensor:
+    parts = [zeros_as(x) if t is None else t for x, t in zip(c.operands, tangents)]
+    found: Tensor = apply("concat", *parts, **c.attrs)
     return found
 
 
@@ -122,6 +130,8 @@ register(
         infer=_infer_concat,
         reference=lambda *arrays, axis: np.concatenate(arrays, axis=axis),
         vjp=_vjp_concat,
+        jvp=_jvp_concat,
+        batch=batch_axes("axis"),
         lower=Custom(_emit_concat),
         samples=lambda: [
             _concat_sample(0, "float64", (2, 5), (3, 5), (0, 5)),

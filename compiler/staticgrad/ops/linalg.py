@@ -17,6 +17,7 @@ from .lowering import Indices, Product, View
 from .reduction import sum as reduce_sum
 from .registry import (
     Attrs,
+    BatchContext,
     Op,
     Sample,
     Tolerance,
@@ -26,6 +27,7 @@ from .registry import (
     register,
     require_equal,
 )
+from .rules import batch_axes, jvp_bilinear, jvp_linear
 from .samples import NUMERIC, random_array
 from .shape import (
     axis_list,
@@ -72,6 +74,28 @@ def _vjp_matmul(c: Any, ct: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return grad_a, apply("matmul", matrix_transpose(a), ct)
 
 
+def _batch_matmul(c: BatchContext) -> Tensor:
+    """The batch is one more batch dim in front of all others. One row (or column) for each item,
+    times a matrix that is the same for all, are the rows of one product."""
+    a, b = c.operands
+    (rows, inner), columns = c.types[0].shape[-2:], c.types[1].shape[-1]
+    found: Tensor
+    if all(len(t.shape) == 2 for t in c.types):
+        if not c.batched[1] and rows == 1:
+            found = apply("matmul", reshape(a, (c.size, inner)), b)
+            return reshape(found, (c.size, 1, columns))
+        if not c.batched[0] and columns == 1:
+            found = apply("matmul", reshape(b, (c.size, b.shape[1])), matrix_transpose(a))
+            return reshape(found, (c.size, rows, 1))
+    rank = max(len(t.shape) for t in c.types)
+    left, right = (
+        reshape(x, (c.size, *((1,) * (rank - len(t.shape))), *x.shape[1:])) if batched else x
+        for x, t, batched in zip(c.operands, c.types, c.batched)
+    )
+    found = apply("matmul", left, right)
+    return found
+
+
 def _matmul_sample(a: tuple[int, ...], b: tuple[int, ...], dtype: str = "float64") -> Sample:
     return Sample((random_array(a, dtype, 1), random_array(b, dtype, 2)))
 
@@ -83,6 +107,8 @@ register(
         infer=_infer_matmul,
         reference=np.matmul,
         vjp=_vjp_matmul,
+        jvp=jvp_bilinear,
+        batch=_batch_matmul,
         lower=Product("matmul"),
         samples=lambda: [
             *(_matmul_sample((5, 7), (7, 33), d) for d in NUMERIC),
@@ -286,6 +312,8 @@ register(
         infer=_infer_diagonal,
         reference=lambda x, offset: np.diagonal(x, offset, axis1=-2, axis2=-1),
         vjp=_vjp_diagonal,
+        jvp=jvp_linear,
+        batch=batch_axes(),
         lower=View(_index_diagonal),
         samples=lambda: [
             Sample((random_array(shape, dtype),), {"offset": offset})

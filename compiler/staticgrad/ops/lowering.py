@@ -84,4 +84,11 @@ class Custom:
     emit: Callable[[Any], None]
 
 
-Lowering = Leaf | Pointwise | Generate | Reduction | View | Expand | Product | Custom
+@dataclass(frozen=True)
+class Control:
+    """Closed sub-graphs that the program repeats or chooses among. `kind`: scan, while, branch."""
+
+    kind: str
+
+
+Lowering = Leaf | Pointwise | Generate | Reduction | View | Expand | Product | Custom | Control

@@ -13,13 +13,29 @@ from typing import Any
 import numpy as np
 
 from staticgrad.ir.dim import shape_text
-from staticgrad.ir.errors import ArgumentTypeError, DTypeError, GraphError, ShapeError
+from staticgrad.ir.errors import (
+    ArgumentTypeError,
+    DTypeError,
+    GraphError,
+    ShapeError,
+    UnsupportedError,
+)
 from staticgrad.ir.graph import reachable
 from staticgrad.ir.node import Value
 
 from .convert import as_tensor, constant_array, promoted
 from .lowering import Expand
-from .registry import Attrs, Op, Sample, Types, apply, make, register, require_equal
+from .registry import (
+    Attrs,
+    BatchContext,
+    Op,
+    Sample,
+    Types,
+    apply,
+    make,
+    register,
+    require_equal,
+)
 from .samples import random_array
 from .shape import broadcast_to
 from .tensor import Tensor
@@ -62,6 +78,40 @@ def _vjp(c: Any, ct: Tensor) -> tuple[Any, ...]:
     )
 
 
+def _jvp(c: Any, tangents: Any) -> Any:
+    mode, (train, evaluation) = c.attrs["training"], tangents[:2]
+    if mode is not None:
+        return train if mode else evaluation
+    known = train if train is not None else evaluation
+    if known is None:  # only the state moves, of which the result is no function
+        return None
+    pair = (_zeros_like(known) if t is None else t for t in (train, evaluation))
+    return apply("training_switch", *pair, training=None)
+
+
+def _batch(c: BatchContext) -> Tensor:
+    """The switch of the batches. State has one value for the whole batch, so its new one must not
+    differ from row to row."""
+    mode, pairs = c.attrs["training"], c.operands[2:]
+    if mode is False:
+        pairs = ()  # it never writes
+    elif any(c.batched[2:]):
+        names = ", ".join(repr(v.node.attrs.get("name")) for v in c.node.operands[2::2])
+        raise UnsupportedError(
+            f"in training the state {names} would get a value of its own for each of the {c.size} "
+            "rows of the batch (vmap); batch a model that is fixed to evaluation by model.eval(), "
+            "or give the layer the whole batch instead of its rows"
+        )
+    whole = [
+        v if batched else broadcast_to(v, (c.size, *v.shape))
+        for v, batched in zip(c.operands[:2], c.batched)
+    ]
+    if mode is not None and not pairs:
+        return whole[0] if mode else whole[1]
+    result: Tensor = apply("training_switch", *whole, *pairs, training=mode)
+    return result
+
+
 def _samples() -> list[Sample]:
     a, b = random_array((3, 5), "float64", 1), random_array((3, 5), "float64", 2)
     state, new = random_array((5,), "float32", 3), random_array((5,), "float32", 4)
@@ -79,6 +129,8 @@ register(
         infer=_infer,
         reference=lambda train, evaluation, *pairs, training: train if training else evaluation,
         vjp=_vjp,
+        jvp=_jvp,
+        batch=_batch,
         # What is left where no mode was bound is evaluation.
         lower=Expand(lambda operands, attrs: operands[0 if attrs["training"] else 1]),
         samples=_samples,

@@ -33,6 +33,8 @@ from .pooling_kernels import (
 )
 from .registry import (
     Attrs,
+    JvpContext,
+    NotBatchable,
     NotDifferentiable,
     Op,
     Sample,
@@ -42,6 +44,7 @@ from .registry import (
     register,
     require_equal,
 )
+from .rules import batch_folded, jvp_linear
 from .samples import FLOATS, random_array
 from .tensor import Tensor
 
@@ -292,7 +295,7 @@ def _samples_windows_sum() -> list[Sample]:
 
 
 def _record(name: str, summary: str, infer: Any, reference: Any, vjp: Any, lower: Any,
-            samples: Any) -> None:  # fmt: skip
+            samples: Any, jvp: Any = jvp_linear) -> None:  # fmt: skip
     register(
         Op(
             name=name,
@@ -300,6 +303,8 @@ def _record(name: str, summary: str, infer: Any, reference: Any, vjp: Any, lower
             infer=infer,
             reference=reference,
             vjp=vjp,
+            jvp=jvp,
+            batch=batch_folded,
             lower=lower,
             samples=samples,
             source=_SOURCE,
@@ -307,6 +312,17 @@ def _record(name: str, summary: str, infer: Any, reference: Any, vjp: Any, lower
             tolerance=Tolerance(1e-4, 1e-11) if "sum" in name else Tolerance(),
         )
     )
+
+
+def _jvp_max_pool(c: JvpContext, tangents: Any) -> Any:
+    return apply("max_pool_take", c.operands[0], tangents[0], **c.attrs)
+
+
+def _jvp_at_maximum(c: JvpContext, tangents: Any) -> Any:
+    """Linear in the second operand; the first one's maxima stay where they are."""
+    if tangents[1] is None:
+        return None
+    return apply(c.results[0].node.op, c.operands[0], tangents[1], **c.attrs)
 
 
 _record(
@@ -317,6 +333,7 @@ _record(
     lambda c, ct: (apply("max_pool_grad", c.operands[0], ct, **c.attrs),),
     Custom(emit_max_pool),
     _samples_max,
+    _jvp_max_pool,
 )
 _record(
     "max_pool_grad",
@@ -326,6 +343,7 @@ _record(
     lambda c, t: (None, apply("max_pool_take", c.operands[0], t, **c.attrs)),
     Custom(emit_max_pool_grad),
     _samples_max_grad,
+    _jvp_at_maximum,
 )
 _record(
     "max_pool_take",
@@ -339,6 +357,7 @@ _record(
                s.attrs, s.differentiable)
         for s in _samples_max_grad()
     ],
+    _jvp_at_maximum,
 )  # fmt: skip
 
 
@@ -472,6 +491,8 @@ register(
         infer=_infer_counts,
         reference=_reference_counts,
         vjp=NotDifferentiable("counts depend on sizes alone"),
+        jvp=NotDifferentiable("counts depend on sizes alone"),
+        batch=NotBatchable("counts depend on sizes alone"),
         lower=Generate(_emit_counts),
         samples=_samples_counts,
         source="PyTorch 2, avg_pool2d: ceil_mode and count_include_pad",

@@ -9,8 +9,8 @@ its site, and each of its elements takes one block of four 32-bit words:
 where low and high are the halves of 64-bit numbers, and an element is its row-major place in the
 result. Blocks differ for all elements below 2**40, sites below 2**32 and steps below 2**56. So a
 number depends on nothing but (seed, step, site, element): not on threads, vector width, fusion or
-shapes elsewhere. Compiled programs that draw from the global generator advance its step by one a
-call.
+shapes elsewhere. Several states at once, uint64[.., 2], give a result each: what it gives alone.
+Compiled programs that draw from the global generator advance its step by one a call.
 
 Source: Salmon, Moraes, Dror, Shaw 2011, Parallel Random Numbers: As Easy as 1, 2, 3.
 """
@@ -35,7 +35,8 @@ from .comparison import less
 from .convert import as_tensor, astype, constant_array, scalar_constant
 from .exponential import log, sqrt
 from .leaves import Parameter, parameter
-from .logical import bitwise_and, bitwise_right_shift
+from .joining import stack
+from .logical import bitwise_and, bitwise_left_shift, bitwise_right_shift
 from .lowering import Generate
 from .reduction import at_user_line
 from .registry import Attrs, NotDifferentiable, Op, Sample, Types, apply, register
@@ -71,6 +72,15 @@ def philox(counter: tuple[Any, ...], key: tuple[int, int]) -> tuple[Array, ...]:
 
 def reference_bits(state: Any, site: int, shape: tuple[int, ...], dtype: DType, word: int) -> Array:
     """What `random_bits` is, in NumPy."""
+    states = np.asarray(state, np.uint64)
+    rows = [_reference_row(s, site, shape, dtype, word) for s in states.reshape(-1, 2)]
+    found = np.array(rows, dtype.numpy)
+    return found.reshape((*states.shape[:-1], *shape))
+
+
+def _reference_row(
+    state: Any, site: int, shape: tuple[int, ...], dtype: DType, word: int
+) -> Array:  # fmt: skip
     seed, step = (int(s) for s in state)
     element = np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)
     high = (element >> np.uint64(32)).astype(np.uint32) ^ np.uint32((step >> 32 << 8) % 2**32)
@@ -101,15 +111,18 @@ def _xor(a: Expr, b: Expr) -> Expr:
 
 
 def _emit_bits(at: tuple[DimLike, ...], attrs: Attrs, result: TensorType, load: Any) -> Expr:
-    """Each element its own block. The expression is a DAG: every round's words serve twice.
+    """Each element its own block, numbered from 0 for each state. The expression is a DAG: every
+    round's words serve twice.
 
     Words stand in the low halves of uint64, whose high halves don't matter until the end: with
     uint32, widened for each product and narrowed after it, a million took 3.7 ms, not 1.5.
     """
+    outer = len(at) - len(attrs["shape"])  # the indices before are those of the state
     element: DimLike = 0
-    for i, size in zip(at, result.shape):
+    for i, size in zip(at[outer:], result.shape[outer:]):
         element = element * size + i
-    seed, step, place = load(0, (0,)), load(0, (1,)), cast(Index(element), uint64)
+    seed, step = load(0, (*at[:outer], 0)), load(0, (*at[:outer], 1))
+    place = cast(Index(element), uint64)
     key = seed, _high(seed)
     upper = call("bitwise_left_shift", _high(step), Literal(8, uint64))
     c: tuple[Expr, ...] = place, _xor(_high(place), upper), Literal(attrs["site"], uint64), step
@@ -130,19 +143,25 @@ def _emit_bits(at: tuple[DimLike, ...], attrs: Attrs, result: TensorType, load: 
 
 def _infer_bits(types: Types, attrs: Attrs) -> Types:
     (state,) = types
-    if state.dtype != uint64 or state.shape != (2,):
-        raise DTypeError(f"expected a key or generator state of type uint64[2], got {state}")
+    if state.dtype != uint64 or state.shape[-1:] != (2,):
+        raise DTypeError(f"expected keys or generator states of type uint64[.., 2], got {state}")
     words = (0, 1, 2, 3) if attrs["dtype"] == uint32 else (0, 2)
     if attrs["dtype"] not in (uint32, uint64) or attrs["word"] not in words:
         raise DTypeError(f"no word {attrs['word']} of {attrs['dtype']} in a block of 4 x 32 bits")
     if not 0 <= attrs["site"] < 2**32:
         raise ArgumentError(f"a site is a uint32, got {attrs['site']}")
-    return (TensorType(attrs["dtype"], attrs["shape"]),)
+    return (TensorType(attrs["dtype"], (*state.shape[:-1], *attrs["shape"])),)
 
 
 def _samples() -> list[Sample]:
     state = np.array([0x243F6A8885A308D3, 0x0013198A2E037073], np.uint64)
-    found = []
+    several = np.array([[[1, 2], [3, 2**50], [2**40, 5]]], np.uint64)
+    found = [
+        Sample((s,), {"site": 7, "shape": shape, "dtype": dtype, "word": 0})
+        for s in (several, several[:, :0])
+        for shape in ((), (5,), (2, 17))
+        for dtype in (uint32, uint64)
+    ]
     for shape in ((), (0,), (7,), (5, 33), (2, 3, 4)):
         for dtype, words in ((uint32, (0, 1, 2, 3)), (uint64, (0, 2))):
             found += [
@@ -159,6 +178,9 @@ register(
         infer=_infer_bits,
         reference=reference_bits,
         vjp=NotDifferentiable("random bits are integers"),
+        jvp=NotDifferentiable("random bits are integers"),
+        # Each row draws what its own state gives alone.
+        batch=lambda c: apply("random_bits", *c.operands, **c.attrs),
         lower=Generate(_emit_bits),
         samples=_samples,
         source=_SOURCE,
@@ -224,13 +246,35 @@ def split(key: Any, num: int = 2) -> Tensor:
     """`num` new keys from one, uint64[num, 2]; `a, b = split(key)`. The old one is then used up."""
     bits = apply(
         "random_bits",
-        as_tensor(key, "split: key"),
+        _explicit(key, "split"),
         site=SPLIT_SITE,
         shape=as_shape((num, 2)),
         dtype=uint64,
         word=0,
     )
     return bits * constant_array(np.array([1, 0], np.uint64))
+
+
+def _explicit(key: Any, what: str) -> Tensor:
+    """One key; of several, `vmap` makes one call each."""
+    state = as_tensor(key, f"{what}: key")
+    if state.dtype != uint64 or state.shape != (2,):
+        raise at_user_line(
+            DTypeError(
+                f"{what}: expected a key of type uint64[2], as of key(seed), got {state.type}"
+            )
+        )
+    return state
+
+
+def own_key(key: Any, index: Tensor) -> Tensor:
+    """The key of a loop's iteration: other numbers in each, from one state of a generator."""
+    high = bitwise_left_shift(astype(index, uint64), constant_array(np.array(32, np.uint64)))
+    moved = key + stack([constant_array(np.array(0, np.uint64)), high])  # (seed, step + index 2^32)
+    bits = apply(
+        "random_bits", moved, site=SPLIT_SITE, shape=(2,), dtype=uint64, word=0
+    )  # fmt: skip
+    return bitwise_and(bits, constant_array(np.array([2**64 - 1, 2**56 - 1], np.uint64)))
 
 
 class _Source:
@@ -242,7 +286,7 @@ class _Source:
             with _global.lock:
                 self.site = next(_global.sites) % SITES
         else:
-            self.state, self.site = as_tensor(key, f"{what}: key"), 0
+            self.state, self.site = _explicit(key, what), 0
 
     def bits(self, shape: Any, dtype: DType, word: int = 0) -> Tensor:
         result: Tensor = apply(

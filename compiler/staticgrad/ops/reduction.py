@@ -24,6 +24,8 @@ from .convert import as_tensor, astype, constant_array
 from .lowering import Expand, Generate, Reduction
 from .registry import (
     Attrs,
+    JvpContext,
+    NotBatchable,
     NotDifferentiable,
     Op,
     Sample,
@@ -32,6 +34,7 @@ from .registry import (
     apply,
     register,
 )
+from .rules import batch_axes, jvp_linear
 from .samples import FLOATS, NUMERIC, random_array
 from .tensor import Tensor, method
 
@@ -154,6 +157,8 @@ register(
         infer=_infer_numeric,
         reference=_reference_sum,
         vjp=_vjp_sum,
+        jvp=jvp_linear,
+        batch=batch_axes("axes"),
         lower=Reduction("sum"),
         samples=lambda: [
             *reduction_samples(NUMERIC),
@@ -208,6 +213,12 @@ def _vjp_prod(c: Any, ct: Tensor) -> tuple[Tensor]:
     return (ct if others is None else restore_axes(ct, c) * others,)
 
 
+def _jvp_prod(c: JvpContext, tangents: Any) -> Tensor:
+    found: Tensor = tangents[0]
+    others = _others(c.operands[0], c.attrs["axes"])
+    return found if others is None else apply("sum", found * others, **c.attrs)
+
+
 register(
     Op(
         name="prod",
@@ -215,6 +226,8 @@ register(
         infer=_infer_numeric,
         reference=lambda x, axes, keepdims: np.prod(x, axis=axes, keepdims=keepdims, dtype=x.dtype),
         vjp=_vjp_prod,
+        jvp=_jvp_prod,
+        batch=batch_axes("axes"),
         lower=Reduction("prod"),
         samples=lambda: [
             *reduction_samples(NUMERIC),
@@ -253,11 +266,20 @@ def greatest_value(dtype: DType) -> float | int:
 
 def _vjp_extremum(c: Any, ct: Tensor) -> tuple[Tensor]:
     """Shared evenly by all elements that equal the extremum, as JAX and PyTorch's amax do."""
-    x, axes = c.operands[0], c.attrs["axes"]
-    if not axes:
-        return (ct,)
+    return (restore_axes(ct, c) * _share(c),) if c.attrs["axes"] else (ct,)
+
+
+def _jvp_extremum(c: JvpContext, tangents: Any) -> Tensor:
+    """The mean of the tangents of all elements that equal the extremum."""
+    found: Tensor = tangents[0]
+    return apply("sum", found * _share(c), **c.attrs) if c.attrs["axes"] else found
+
+
+def _share(c: Any) -> Tensor:
+    """1 divided by the number of extrema where an element is one, else 0."""
+    x = c.operands[0]
     hit = astype(apply("equal", x, restore_axes(c.results[0], c)), x.dtype)
-    return (restore_axes(ct, c) * (hit / sum(hit, axis=axes, keepdims=True)),)
+    return hit / sum(hit, axis=c.attrs["axes"], keepdims=True)
 
 
 def _extremum(name: str, empty: Any, reference: Any) -> None:
@@ -277,6 +299,8 @@ def _extremum(name: str, empty: Any, reference: Any) -> None:
             infer=infer,
             reference=evaluate,
             vjp=_vjp_extremum,
+            jvp=_jvp_extremum,
+            batch=batch_axes("axes"),
             lower=Reduction(name),
             samples=lambda: [
                 *reduction_samples(NUMERIC),
@@ -336,6 +360,8 @@ def _logical(name: str, summary: str, reference: Any) -> None:
             infer=_infer_logical,
             reference=lambda x, axes, keepdims: reference(x, axis=axes, keepdims=keepdims),
             vjp=NotDifferentiable("bools have no gradient"),
+            jvp=NotDifferentiable("bools have no gradient"),
+            batch=batch_axes("axes"),
             lower=Reduction(name),
             samples=lambda: [
                 *reduction_samples(("bool",)),
@@ -388,6 +414,8 @@ register(
         infer=lambda types, attrs: (TensorType(attrs["dtype"], ()),),
         reference=lambda dim, dtype: np.asarray(dim, dtype=dtype.numpy),
         vjp=NotDifferentiable("a size has no operands"),
+        jvp=NotDifferentiable("a size has no operands"),
+        batch=NotBatchable("a size has no operands"),
         lower=Generate(lambda at, attrs, result, load: cast(Index(attrs["dim"]), result.dtype)),
         samples=lambda: [Sample((), {"dim": 7, "dtype": as_dtype(d)}) for d in NUMERIC],
         source="this project",
@@ -432,6 +460,13 @@ def _vjp_mean(c: Any, ct: Tensor) -> tuple[Tensor]:
     return (broadcast_to(restore_axes(ct / _count(x, c.attrs["axes"]), c), x.shape),)
 
 
+def _jvp_mean(c: JvpContext, tangents: Any) -> Tensor:
+    """sum(t / n), not sum(t) / n: of no elements 0, as it is the adjoint of the reverse rule."""
+    x = c.operands[0]
+    found: Tensor = apply("sum", tangents[0] / _count(x, c.attrs["axes"]), **c.attrs)
+    return found
+
+
 def _reference_mean(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
     total = np.sum(x, axis=axes, keepdims=keepdims, dtype=np.float64)
     n = np.float64(np.prod([x.shape[a] for a in axes]))
@@ -445,6 +480,8 @@ register(
         infer=infer_floating,
         reference=_reference_mean,
         vjp=_vjp_mean,
+        jvp=_jvp_mean,
+        batch=batch_axes("axes"),
         lower=Expand(_build_mean),
         samples=lambda: [
             *reduction_samples(FLOATS),
@@ -494,6 +531,17 @@ def _vjp_var(c: Any, ct: Tensor) -> tuple[Tensor]:
     return (scale * _centred(x, axes),)
 
 
+def _slope_var(c: JvpContext, tangents: Any) -> Tensor:
+    """Half of the variance's tangent: sum((x - mean) * t) / (n - correction)."""
+    x, axes = c.operands[0], c.attrs["axes"]
+    total = apply("sum", tangents[0] * _centred(x, axes), axes=axes, keepdims=c.attrs["keepdims"])
+    return total / _count(x, axes, c.attrs["correction"])
+
+
+def _jvp_var(c: JvpContext, tangents: Any) -> Tensor:
+    return _slope_var(c, tangents) * 2.0
+
+
 def _reference_var(x: Any, axes: tuple[int, ...], correction: float, keepdims: bool) -> Any:
     n = np.float64(np.prod([x.shape[a] for a in axes]))
     wide = x.astype(np.float64)
@@ -504,12 +552,22 @@ def _reference_var(x: Any, axes: tuple[int, ...], correction: float, keepdims: b
 
 def _vjp_std(c: Any, ct: Tensor) -> tuple[Tensor]:
     """d std / dx = (x - mean) / ((n - correction) * std); 0 where all elements are equal."""
-    x, y, axes = c.operands[0], c.results[0], c.attrs["axes"]
+    x, axes = c.operands[0], c.attrs["axes"]
+    scale = restore_axes(_over_std(ct, c), c) / _count(x, axes, c.attrs["correction"])
+    return (scale * _centred(x, axes),)
+
+
+def _jvp_std(c: JvpContext, tangents: Any) -> Tensor:
+    """The variance's tangent divided by 2 std; 0 where all elements are equal."""
+    return _over_std(_slope_var(c, tangents), c)
+
+
+def _over_std(v: Tensor, c: Any) -> Tensor:
+    """`v` divided by the standard deviation; 0 where that is 0."""
+    y = c.results[0]
     zero, one = (constant_array(np.asarray(v, y.dtype.numpy)) for v in (0, 1))
     flat = apply("equal", y, zero)
-    ratio = apply("where", flat, zero, ct / apply("where", flat, one, y))
-    scale = restore_axes(ratio, c) / _count(x, axes, c.attrs["correction"])
-    return (scale * _centred(x, axes),)
+    return apply("where", flat, zero, v / apply("where", flat, one, y))
 
 
 def _variance_samples() -> list[Sample]:
@@ -530,6 +588,8 @@ register(
         infer=infer_floating,
         reference=_reference_var,
         vjp=_vjp_var,
+        jvp=_jvp_var,
+        batch=batch_axes("axes"),
         lower=Expand(_build_var),
         samples=_variance_samples,
         source=_STANDARD,
@@ -546,6 +606,8 @@ register(
             np.sqrt(_reference_var(x.astype(np.float64), axes, correction, keepdims)), x.dtype
         ),
         vjp=_vjp_std,
+        jvp=_jvp_std,
+        batch=batch_axes("axes"),
         lower=Expand(lambda operands, attrs: apply("sqrt", _build_var(operands, attrs))),
         samples=_variance_samples,
         source=_STANDARD,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from staticgrad.ir.dim import Dim, DimLike, Shape, equal_dims, shape_text
-from staticgrad.ir.errors import DTypeError, ShapeError, StaticgradError
+from staticgrad.ir.errors import DTypeError, ShapeError, StaticgradError, UnsupportedError
 from staticgrad.ir.loc import Locs, current_locs, locs_text
 from staticgrad.ir.node import DimEquality, Node, Value
 from staticgrad.ir.types import TensorType
@@ -28,6 +28,17 @@ class NotDifferentiable:
     """What a record says in place of a `vjp`: no gradient passes, and why."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class NotBatchable:
+    """What a record says in place of a `batch` rule: it can't act on many operands at once, and
+    why. As a rule it raises that."""
+
+    reason: str
+
+    def __call__(self, c: BatchContext) -> NoReturn:
+        raise UnsupportedError(f"{c.node.op} can't be batched (vmap): {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ class Op:
     reference   (*arrays, **attrs) -> array or tuple of arrays, in NumPy: the oracle
     vjp         reverse rule, or NotDifferentiable(reason)
     jvp         forward rule, or NotDifferentiable(reason)
-    batch       how it acts on many operands at once (vmap)
+    batch       how it acts on many operands at once (vmap), or NotBatchable(reason)
     lower       how it becomes kernels: one of `ops.lowering`
     samples     () -> Samples over dtypes, shapes, zero sizes and special values
     source      where the definition comes from
@@ -310,6 +321,7 @@ __all__ = [
     "BatchContext",
     "Jvp",
     "JvpContext",
+    "NotBatchable",
     "NotDifferentiable",
     "Op",
     "Sample",

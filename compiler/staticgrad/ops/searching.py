@@ -24,7 +24,18 @@ from .reduction import (
     reduced_shape,
     require_elements,
 )
-from .registry import Attrs, NotDifferentiable, Op, Sample, Types, apply, register
+from .registry import (
+    Attrs,
+    BatchContext,
+    NotDifferentiable,
+    Op,
+    Sample,
+    Types,
+    apply,
+    register,
+    require_equal,
+)
+from .rules import batch_axes, in_front
 from .samples import NUMERIC, random_array
 from .tensor import Tensor, method
 
@@ -142,6 +153,8 @@ def _argument(kind: str, search: Any) -> None:
             infer=_infer_argument,
             reference=reference,
             vjp=NotDifferentiable("the place of an extremum is an integer"),
+            jvp=NotDifferentiable("the place of an extremum is an integer"),
+            batch=batch_axes("axis"),
             lower=Custom(lambda k: _emit_argument(kind, k)),
             samples=_argument_samples,
             source=_STANDARD,
@@ -207,21 +220,27 @@ def argmin(x: Any, /, axis: int | None = None, *, keepdims: bool = False) -> Ten
 
 def _infer_searchsorted(types: Types, attrs: Attrs) -> Types:
     among, values = types
-    if among.ndim != 1:
-        raise ShapeError(f"expected a sorted array of one dim to search in, got {among}")
+    if not among.ndim:
+        raise ShapeError(f"expected sorted lines to search in, got {among}")
+    lead = among.shape[:-1]
+    if values.ndim < len(lead):
+        raise ShapeError(f"{values} lacks the first {len(lead)} dims of {among}")
+    for a, b in zip(lead, values.shape):
+        require_equal(a, b, f"the first dims of {among} and {values}")
     if among.dtype != values.dtype or among.dtype.kind == "b":
         raise DTypeError(f"expected numbers of one dtype, got {among} and {values}")
     return (TensorType(int64, values.shape),)
 
 
 def _emit_searchsorted(k: KernelBuilder) -> None:
-    """Binary search, all values abreast. `low` moves past `middle` where x1[middle] comes before
-    the value (side left), or does not come after it (side right); NaN comes last."""
+    """Binary search, all values of a line abreast. `low` moves past `middle` where x1[middle] comes
+    before the value (side left), or does not come after it (side right); NaN comes last."""
 
-    among, right = k.operands[0], k.attrs["side"] == "right"
-    (n,) = among.shape
-    size = product(k.operands[1].shape)
-    values, y = (replace(z, shape=(size,)) for z in (k.operands[1], k.results[0]))
+    right, rank = k.attrs["side"] == "right", len(k.operands[0].shape)
+    outer, n = product(k.operands[0].shape[:-1]), k.operands[0].shape[-1]
+    size = product(k.operands[1].shape[rank - 1 :])
+    among = replace(k.operands[0], shape=(outer, n))
+    values, y = (replace(z, shape=(outer, size)) for z in (k.operands[1], k.results[0]))
     # Each step halves what is left. 48 steps suffice for any array that a 64-bit CPU can address.
     steps = n.bit_length() if isinstance(n, int) else 48
     chunk = 1024
@@ -235,16 +254,15 @@ def _emit_searchsorted(k: KernelBuilder) -> None:
         return k.call("logical_or", less, k.call("logical_and", number, _is_nan(k, b), dtype=bool_),
                       dtype=bool_)  # fmt: skip
 
-    with k.parallel(floor_div(size + (chunk - 1), chunk)) as c:
-        first = c * chunk
-        with k.vector(dim_min(chunk, size - first)) as i:
-            value = k.let(k.load(values, (first + i,)))
+    def search(line: Any, first: Any, count: Any) -> None:
+        with k.vector(count) as i:
+            value = k.let(k.load(values, (line, first + i)))
             with k.loop(steps, low=k.literal(0, int64), high=k.index(n)) as _:
                 low, high = k.ref("low"), k.ref("high")
                 half = k.call("bitwise_right_shift", k.call("subtract", high, low), one)
                 middle = k.let(k.call("add", low, half))
                 open_ = k.let(k.call("less", low, high, dtype=bool_))
-                other = k.load(among, (middle,), guard=open_)
+                other = k.load(among, (line, middle), guard=open_)
                 past: Expr
                 if right:
                     past = k.call("logical_not", before(value, other), dtype=bool_)
@@ -255,7 +273,28 @@ def _emit_searchsorted(k: KernelBuilder) -> None:
                 k.next("low", k.call("select", up, above, low, dtype=int64))
                 stays = k.call("logical_or", up, k.call("logical_not", open_, dtype=bool_))
                 k.next("high", k.call("select", stays, high, middle, dtype=int64))
-            k.store(y, (first + i,), k.ref("low"))
+            k.store(y, (line, first + i), k.ref("low"))
+
+    if isinstance(outer, int) and outer == 1:
+        with k.parallel(floor_div(size + (chunk - 1), chunk)) as c:
+            search(0, c * chunk, dim_min(chunk, size - c * chunk))
+    else:
+        with k.parallel(outer) as line:
+            search(line, 0, size)
+
+
+def _reference_searchsorted(among: Any, values: Any, side: Any) -> Any:
+    found = np.empty(values.shape, np.int64)
+    for line in np.ndindex(among.shape[:-1]):
+        found[line] = np.searchsorted(among[line], values[line], side=side)
+    return found
+
+
+def _batch_searchsorted(c: BatchContext) -> Tensor:
+    """A batch of values that are searched for in one line are more values."""
+    alone = not c.batched[0] and len(c.types[0].shape) == 1
+    found: Tensor = apply("searchsorted", *(c.operands if alone else in_front(c)), **c.attrs)
+    return found
 
 
 def _searchsorted_samples() -> list[Sample]:
@@ -271,18 +310,25 @@ def _searchsorted_samples() -> list[Sample]:
         for n, shape in ((0, (3,)), (1, ()), (7, (0,)), (8, (2, 3))):
             operands = np.sort(random_array((n,), "float64", 3)), random_array(shape, "float64", 4)
             found.append(Sample(operands, {"side": side}))
+        for lead, n, shape in (
+            ((3,), 33, (20,)), ((2, 3), 7, ()), ((2,), 0, (3, 2)), ((0,), 4, ()),
+        ):  # fmt: skip
+            lines = np.sort(random_array((*lead, n), "float64", 5))
+            among_lines = lines, random_array((*lead, *shape), "float64", 6)
+            found.append(Sample(among_lines, {"side": side}))
     return found
 
 
 register(
     Op(
         name="searchsorted",
-        summary="where in sorted x1 each element of x2 belongs, before (left) or after its equals",
+        summary="where in sorted x1 (or its sorted lines, shared dims in front) each element of x2 "
+        "belongs, before (left) or after its equals",
         infer=_infer_searchsorted,
-        reference=lambda among, values, side: np.asarray(
-            np.searchsorted(among, values, side=side), np.int64
-        ),
+        reference=_reference_searchsorted,
         vjp=NotDifferentiable("places are integers"),
+        jvp=NotDifferentiable("places are integers"),
+        batch=_batch_searchsorted,
         lower=Custom(_emit_searchsorted),
         samples=_searchsorted_samples,
         source=_STANDARD,
@@ -301,6 +347,10 @@ def searchsorted(x1: Any, x2: Any, /, *, side: str = "left", sorter: Any = None)
             ArgumentError(f'searchsorted: side must be "left" or "right", got {side!r}')
         )
     x1, x2 = promoted(x1, x2)
+    if x1.ndim != 1:
+        raise at_user_line(
+            ShapeError(f"searchsorted: expected a sorted array of one dim, got {x1.type}")
+        )
     if x1.dtype.kind == "b":
         x1, x2 = astype(x1, uint8), astype(x2, uint8)
     if sorter is not None:

@@ -24,6 +24,7 @@ from .convert import as_tensor
 from .lowering import Indices, View
 from .registry import (
     Attrs,
+    BatchContext,
     Op,
     Sample,
     Types,
@@ -32,6 +33,7 @@ from .registry import (
     register,
     require_equal,
 )
+from .rules import jvp_linear
 from .samples import random_array
 from .tensor import Tensor, method
 
@@ -57,6 +59,12 @@ def _index_broadcast(at: Indices, attrs: Attrs, x: TensorType, y: TensorType) ->
     return tuple(0 if size == 1 else i for size, i in zip(x.shape, at[offset:]))
 
 
+def _batch_broadcast(c: BatchContext) -> Tensor:
+    (x,), shape = c.operands, c.attrs["shape"]
+    ones = (1,) * (len(shape) - len(c.types[0].shape))
+    return broadcast_to(reshape(x, (c.size, *ones, *x.shape[1:])), (c.size, *shape))
+
+
 register(
     Op(
         name="broadcast_to",
@@ -64,6 +72,8 @@ register(
         infer=_infer_broadcast,
         reference=lambda x, shape: np.broadcast_to(x, shape),
         vjp=lambda c, ct: (ct,),  # the repeated axes are summed by autodiff.reverse
+        jvp=jvp_linear,
+        batch=_batch_broadcast,
         lower=View(_index_broadcast),
         samples=lambda: [
             Sample((random_array((3, 1), "float64"),), {"shape": (2, 3, 5)}),
@@ -115,6 +125,10 @@ def _index_reshape(at: Indices, attrs: Attrs, x: TensorType, y: TensorType) -> I
     return tuple(result) if j == len(found) else None
 
 
+def _batch_reshape(c: BatchContext) -> Tensor:
+    return reshape(c.operands[0], (c.size, *c.attrs["shape"]))
+
+
 register(
     Op(
         name="reshape",
@@ -122,6 +136,8 @@ register(
         infer=_infer_reshape,
         reference=lambda x, shape: np.reshape(x, shape),
         vjp=lambda c, ct: (ct.reshape(c.operands[0].shape),),
+        jvp=jvp_linear,
+        batch=_batch_reshape,
         lower=View(_index_reshape),
         samples=lambda: [
             Sample((random_array((2, 6), "float64"),), {"shape": (3, 4)}),
@@ -188,6 +204,8 @@ register(
         infer=_infer_permute,
         reference=lambda x, axes: np.transpose(x, axes),
         vjp=lambda c, ct: (permute_dims(ct, _inverse(c.attrs["axes"])),),
+        jvp=jvp_linear,
+        batch=lambda c: permute_dims(c.operands[0], (0, *(a + 1 for a in c.attrs["axes"]))),
         lower=View(lambda at, attrs, x, y: tuple(at[i] for i in _inverse(attrs["axes"]))),
         samples=lambda: [
             Sample((random_array((2, 3, 4), "float64"),), {"axes": (2, 0, 1)}),

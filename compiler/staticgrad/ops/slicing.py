@@ -39,7 +39,18 @@ from staticgrad.kernels.ir import Expr
 
 from .convert import as_tensor
 from .lowering import Custom, Indices, View
-from .registry import Attrs, Op, Sample, Types, apply, register, require_equal
+from .registry import (
+    Attrs,
+    BatchContext,
+    JvpContext,
+    Op,
+    Sample,
+    Types,
+    apply,
+    register,
+    require_equal,
+)
+from .rules import jvp_linear
 from .samples import random_array
 from .shape import axis_list
 from .tensor import Tensor, method
@@ -166,6 +177,14 @@ def _vjp_slice(c: Any, ct: Tensor) -> tuple[Tensor]:
     return (unbox(ct, c.attrs["start"], c.attrs["step"], c.operands[0].shape),)
 
 
+def _batch_box(c: BatchContext) -> Tensor:
+    """Of `slice` and of `pad`: the whole batch axis, in order."""
+    boxes = {"start": (0, *c.attrs["start"]), "step": (1, *c.attrs["step"]),
+             "shape": (c.size, *c.attrs["shape"])}  # fmt: skip
+    found: Tensor = apply(c.node.op, c.operands[0], **{**c.attrs, **boxes})
+    return found
+
+
 def _slice_sample(shape: tuple[int, ...], dtype: str, *slices: tuple[int, int, int]) -> Sample:
     start, step, size = zip(*slices) if slices else ((), (), ())
     return Sample(
@@ -181,6 +200,8 @@ register(
         infer=_infer_slice,
         reference=lambda x, start, step, shape: x[_places(start, step, shape)],
         vjp=_vjp_slice,
+        jvp=jvp_linear,
+        batch=_batch_box,
         lower=View(_index_slice),
         samples=lambda: [
             _slice_sample((5, 33), "float64", (1, 1, 3), (0, 1, 33)),
@@ -244,6 +265,10 @@ def _reference_pad(x: Any, start: Any, step: Any, shape: Any, value: Any) -> Any
 
 def _vjp_pad(c: Any, ct: Tensor) -> tuple[Tensor]:
     return (box(ct, c.attrs["start"], c.attrs["step"], c.operands[0].shape),)
+
+
+def _jvp_pad(c: JvpContext, tangents: Any) -> Tensor:
+    return put(tangents[0], c.attrs["start"], c.attrs["step"], c.attrs["shape"])
 
 
 Group = tuple[DimLike, DimLike, int, DimLike]  # n, start, step, size
@@ -338,6 +363,8 @@ register(
         infer=_infer_pad,
         reference=_reference_pad,
         vjp=_vjp_pad,
+        jvp=_jvp_pad,
+        batch=_batch_box,
         lower=Custom(_emit_pad),
         samples=lambda: [
             _pad_sample((3, 17), "float64", (5, 33), (1, 4), (1, 1), 0.5),

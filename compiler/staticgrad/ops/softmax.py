@@ -92,6 +92,29 @@ def _vjp_logsumexp(c: Any, ct: Tensor) -> tuple[Tensor]:
     return (restore_axes(ct, c) * apply("exp", c.operands[0] - y),)
 
 
+def _jvp_softmax(c: Any, tangents: Any) -> Tensor:
+    (t,), y = tangents, c.results[0]
+    return y * (t - _sum(y * t, c.attrs["axes"]))
+
+
+def _jvp_log_softmax(c: Any, tangents: Any) -> Tensor:
+    (t,) = tangents
+    return t - _sum(apply("exp", c.results[0]) * t, c.attrs["axes"])
+
+
+def _jvp_logsumexp(c: Any, tangents: Any) -> Tensor:
+    (t,) = tangents
+    y = _without_minus_infinity(restore_axes(c.results[0], c))
+    return apply("sum", t * apply("exp", c.operands[0] - y), **c.attrs)
+
+
+def _batch(c: Any) -> Tensor:
+    """The same over the axes behind the batch's."""
+    attrs = {**c.attrs, "axes": tuple(a + 1 for a in c.attrs["axes"])}
+    result: Tensor = apply(c.node.op, *c.operands, **attrs)
+    return result
+
+
 def _reference_logsumexp(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
     wide = x.astype(np.float64)
     m = np.max(wide, axis=axes, keepdims=True, initial=-np.inf)
@@ -137,8 +160,9 @@ def _samples(keepdims: bool) -> list[Sample]:
 
 
 def _record(
-    name: str, summary: str, reference: Any, vjp: Any, build: Any, infer: Any, keepdims: bool
-) -> None:
+    name: str, summary: str, reference: Any, vjp: Any, jvp: Any, build: Any, infer: Any,
+    keepdims: bool,
+) -> None:  # fmt: skip
     register(
         Op(
             name=name,
@@ -146,6 +170,8 @@ def _record(
             infer=infer,
             reference=reference,
             vjp=vjp,
+            jvp=jvp,
+            batch=_batch,
             lower=Expand(build),
             samples=lambda: _samples(keepdims),
             source=_SOURCE,
@@ -161,6 +187,7 @@ _record(
     "exp(x) / sum(exp(x)) over axes, shifted by the maximum",
     _reference_softmax,
     _vjp_softmax,
+    _jvp_softmax,
     _build_softmax,
     _infer_same,
     False,
@@ -170,6 +197,7 @@ _record(
     "x - log(sum(exp(x))) over axes, shifted by the maximum",
     _reference_log_softmax,
     _vjp_log_softmax,
+    _jvp_log_softmax,
     _build_log_softmax,
     _infer_same,
     False,
@@ -179,6 +207,7 @@ _record(
     "log(sum(exp(x))) over axes, shifted by the maximum; of nothing -inf",
     _reference_logsumexp,
     _vjp_logsumexp,
+    _jvp_logsumexp,
     _build_logsumexp,
     infer_floating,
     True,

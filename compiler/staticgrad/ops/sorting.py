@@ -14,7 +14,8 @@ from staticgrad.kernels.builder import KernelBuilder
 from .convert import as_tensor
 from .cumulative import one_axis
 from .lowering import Custom
-from .registry import Attrs, NotDifferentiable, Op, Sample, Types, apply, register
+from .registry import Attrs, JvpContext, NotDifferentiable, Op, Sample, Types, apply, register
+from .rules import batch_axes
 from .samples import random_array, special_values
 from .tensor import Tensor, method
 
@@ -62,10 +63,20 @@ def _vjp_sort(c: Any, ct: Tensor) -> tuple[Tensor]:
     from .shape import moveaxis
 
     axis, last = c.attrs["axis"], ct.ndim - 1
-    places = apply("argsort", c.operands[0], axis=axis, descending=c.attrs["descending"])
+    places = apply("argsort", c.operands[0], **c.attrs)
     lines, at = moveaxis(ct, axis, -1), moveaxis(places, axis, -1)
     back = apply("scatter_add", lines, at, shape=lines.shape, batch=last, axis=last)
     return (moveaxis(back, -1, axis),)
+
+
+def _jvp_sort(c: JvpContext, tangents: Any) -> Tensor:
+    """The tangents in the order of their elements."""
+    from .shape import moveaxis
+
+    axis, last = c.attrs["axis"], c.operands[0].ndim - 1
+    places = apply("argsort", c.operands[0], **c.attrs)
+    lines, at = moveaxis(tangents[0], axis, -1), moveaxis(places, axis, -1)
+    return moveaxis(apply("gather", lines, at, batch=last, axis=last), -1, axis)
 
 
 def _apart(shape: tuple[int, ...], dtype: str, seed: int) -> Any:
@@ -103,6 +114,8 @@ register(
         infer=lambda types, attrs: types,
         reference=_reference_sort,
         vjp=_vjp_sort,
+        jvp=_jvp_sort,
+        batch=batch_axes("axis"),
         lower=Custom(lambda k: _emit(False, k)),
         samples=_samples,
         source=_STANDARD,
@@ -115,6 +128,8 @@ register(
         infer=_infer_argsort,
         reference=_reference_argsort,
         vjp=NotDifferentiable("places are integers"),
+        jvp=NotDifferentiable("places are integers"),
+        batch=batch_axes("axis"),
         lower=Custom(lambda k: _emit(True, k)),
         samples=_samples,
         source=_STANDARD,

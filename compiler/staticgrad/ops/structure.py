@@ -8,7 +8,7 @@ from staticgrad.ir.graph import Graph
 from staticgrad.ir.types import TensorType
 
 from .lowering import Leaf
-from .registry import Attrs, NotDifferentiable, Op, Types, register
+from .registry import Attrs, NotBatchable, NotDifferentiable, Op, Types, register
 
 
 def _infer_fused(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -29,6 +29,8 @@ register(
         infer=_infer_fused,
         reference=_reference_fused,
         vjp=NotDifferentiable("fusion comes after differentiation"),
+        jvp=NotDifferentiable("fusion comes after differentiation"),
+        batch=NotBatchable("fusion comes after batching"),
         lower=Leaf(),
         samples=lambda: [],
         source="this project",

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from staticgrad.ir.dim import Dim, DimLike, Shape
-from staticgrad.ir.graph import Graph
+from staticgrad.ir.graph import Graph, subgraphs
 from staticgrad.ir.loc import Locs, use_locs
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.cost import COST
@@ -82,6 +82,7 @@ class _Fusion:
         self.groups: list[Group] = []
 
     def run(self) -> Graph:
+        self.held = {n: _inside(n) for n in self.graph.nodes if subgraphs(n)}
         for node in self.graph.nodes:
             lower = registry.get(node.op).lower
             if isinstance(lower, Leaf):
@@ -97,7 +98,7 @@ class _Fusion:
             else:
                 self.levels[node] = 1 + self._operand_level(node)
         self._inline_producers()
-        return _rebuild(self.graph, self.groups, self.group_of)
+        return _rebuild(self.graph, self.groups, self.group_of, self.held)
 
     # --- placing ----------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ class _Fusion:
         """A view belongs to no group of its own; it follows its operand into the operand's group
         where the map of indices allows, so that consumers can be fused through it."""
         g = self.group(node.operands[0].node)
-        if g is not None and len(g.nodes) < MOST_NODES and self._view_fits(g, node):
+        if len(node.operands) == 1 and g is not None and len(g.nodes) < MOST_NODES and self._view_fits(g, node):
             self._add(g, node)
             return
         self.levels[node] = self._operand_level(node)
@@ -369,7 +370,14 @@ def is_heavy(node: Node) -> bool:
 # --- the new graph --------------------------------------------------------------------------------
 
 
-def _rebuild(graph: Graph, groups: list[Group], group_of: dict[Node, Group]) -> Graph:
+def _inside(node: Node) -> dict[str, Any]:
+    """The attributes of a loop or a choice with its sub-graphs fused."""
+    return {**node.attrs, **{name: fuse(inner) for name, inner in subgraphs(node)}}
+
+
+def _rebuild(
+    graph: Graph, groups: list[Group], group_of: dict[Node, Group], held: dict[Node, Any]
+) -> Graph:
     order = _topological(graph, groups, group_of)
     uses = graph.uses()
     roots = set(graph.roots)
@@ -379,7 +387,9 @@ def _rebuild(graph: Graph, groups: list[Group], group_of: dict[Node, Group]) -> 
 
     def keep(node: Node) -> None:
         operands = [new[v] for v in node.operands]
-        if all(a is b for a, b in zip(operands, node.operands)):
+        if node in held:
+            copy = registry.make(node.op, operands, held[node], locs=node.locs)
+        elif all(a is b for a, b in zip(operands, node.operands)):
             copy = node
         else:
             copy = registry.clone(node, operands, node.locs)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from staticgrad.ir.graph import Graph, reachable
+from staticgrad.ir.graph import Graph, reachable, subgraphs
 from staticgrad.ir.loc import use_locs
 from staticgrad.ir.node import Node, Value
 from staticgrad.ops import registry
@@ -47,15 +47,28 @@ def _advance_generators(graph: Graph) -> Graph:
     updated = {s.node.attrs["id"] for s, _ in graph.updates}
     extra: list[tuple[Value, Value]] = []
     for node in reachable(graph.roots):
-        if "random" not in registry.get(node.op).traits:
-            continue
-        key = node.operands[0]
-        if key.node.op == "state" and key.node.attrs["id"] not in updated:
-            updated.add(key.node.attrs["id"])
-            with use_locs(graph.locs.get(node, node.locs)):
-                step = constant_array(np.array([0, 1], "uint64"))  # (seed, step + 1)
-                extra.append((key, add(key, step)))
+        for key in _keys(node):
+            if key.node.op == "state" and key.node.attrs["id"] not in updated:
+                updated.add(key.node.attrs["id"])
+                with use_locs(graph.locs.get(node, node.locs)):
+                    step = constant_array(np.array([0, 1], "uint64"))  # (seed, step + 1)
+                    extra.append((key, add(key, step)))
     if not extra:
         return graph
     return Graph(graph.inputs, graph.outputs, [*graph.updates, *extra], locs=graph.locs,
                  constraints=graph.constraints, single=graph.single)  # fmt: skip
+
+
+def _keys(node: Node) -> Sequence[Value]:
+    """The generators' states that a node draws from, itself or in a graph that it holds."""
+    if "random" in registry.get(node.op).traits:
+        return node.operands[:1]
+    if not any(_draws(n) for _, inner in subgraphs(node) for n in inner.nodes):
+        return ()
+    return [v for v in node.operands if v.dtype == "uint64" and v.shape == (2,)]
+
+
+def _draws(node: Node) -> bool:
+    if "random" in registry.get(node.op).traits:
+        return True
+    return any(_draws(n) for _, inner in subgraphs(node) for n in inner.nodes)

@@ -8,13 +8,16 @@ before -> after
 A state's new value is computed in the state's own memory if every other reader of the old value can
 come first, and everything that can fail as well (the commit point). A temporary takes the memory of
 an operand that dies in the same step. Both only where the kernel reads exactly the element that it
-writes, so no bit can change.
+writes, so no bit can change. A loop's carries are treated like state: computed in place where every
+other reader of the old value can come first.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from staticgrad.ir.dim import DimLike
 from staticgrad.kernels.ir import (  # fmt: skip
@@ -31,18 +34,15 @@ from staticgrad.kernels.ir import (  # fmt: skip
     Store,
     Template,
 )
-from staticgrad.kernels.program import Program, Step
+from staticgrad.kernels.program import Choose, Item, Program, Repeat, Step, parts, steps_of
 
 
 def schedule(program: Program, *, in_place: bool = True) -> Program:
     """Orders the steps and sets lifetimes and the commit point."""
-    before = _conflicts(program.steps)
-    if in_place:
-        before = _update_in_place(program, before)
-    steps = _ordered(program.steps, before)
-    program = replace(program, steps=steps)
-    writes = [i for i, s in enumerate(steps) if _writes_state(program, s)]
-    program.commit = min(writes, default=len(steps))
+    items = _scheduled(program, program.items, program.commit, in_place, is_state=True)
+    program = replace(program, items=items)
+    writing = [i for i, s in enumerate(items) if _writes_state(program, s)]
+    program.commit = min(writing, default=len(items))
     set_lifetimes(program)
     if in_place:
         _reuse_operands(program)
@@ -50,41 +50,99 @@ def schedule(program: Program, *, in_place: bool = True) -> Program:
     return program
 
 
-def reads(step: Step) -> set[int]:
-    return {i for i, b in zip(step.buffers, step.kernel.buffers) if b.mode in ("in", "inout")}
+def _scheduled(
+    program: Program, items: Sequence[Item], first_copy: int, in_place: bool, *, is_state: bool
+) -> list[Item]:
+    """The items in order, those of regions first; from item `first_copy` on, new values are copied
+    to state or carries."""
+    found: list[Item] = []
+    for item in items:
+        if isinstance(item, Repeat):
+            test = _scheduled(program, item.test, len(item.test), in_place, is_state=False)
+            body = _scheduled(program, item.items, item.commit, in_place, is_state=False)
+            item = replace(item, items=tuple(body), test=tuple(test))
+        elif isinstance(item, Choose):
+            branches = (
+                _scheduled(program, b, len(b), in_place, is_state=False) for b in item.branches
+            )
+            item = replace(item, branches=tuple(tuple(b) for b in branches))
+        found.append(item)
+    before = _conflicts(program, found)
+    if in_place:
+        before = _update_in_place(program, found, first_copy, before, is_state)
+    return _ordered(found, before)
 
 
-def writes(step: Step) -> set[int]:
-    return {i for i, b in zip(step.buffers, step.kernel.buffers) if b.mode in ("out", "inout")}
+def reads(program: Program, item: Item) -> set[int]:
+    """The memory that an item reads: of slices the whole buffer."""
+    if isinstance(item, Step):
+        return {
+            program.base(i)
+            for i, b in zip(item.buffers, item.kernel.buffers)
+            if b.mode in ("in", "inout")
+        }
+    found = {program.base(_choice(item))} if _choice(item) >= 0 else set()
+    for step in _inside(item):
+        found |= reads(program, step)
+    return found
 
 
-def _writes_state(program: Program, step: Step) -> bool:
-    return any(program.buffers[i].kind == "state" for i in writes(step))
+def writes(program: Program, item: Item) -> set[int]:
+    if isinstance(item, Step):
+        return {
+            program.base(i)
+            for i, b in zip(item.buffers, item.kernel.buffers)
+            if b.mode in ("out", "inout")
+        }
+    found: set[int] = set()
+    for step in _inside(item):
+        found |= writes(program, step)
+    return found
 
 
-def _conflicts(steps: list[Step]) -> list[set[int]]:
-    """For each step the earlier ones that must precede it: they share a buffer that one writes."""
+def _inside(item: Repeat | Choose) -> list[Step]:
+    return [s for part in parts(item) for s in steps_of(part)]
+
+
+def _choice(item: Repeat | Choose) -> int:
+    """The buffer that decides what runs; -1 for a loop of known length."""
+    return item.predicate if isinstance(item, Repeat) else item.index
+
+
+def _can_fail(item: Item) -> bool:
+    if isinstance(item, Step):
+        return item.can_fail
+    return any(s.can_fail for s in _inside(item))
+
+
+def _writes_state(program: Program, item: Item) -> bool:
+    return any(program.buffers[i].kind == "state" for i in writes(program, item))
+
+
+def _conflicts(program: Program, items: Sequence[Item]) -> list[set[int]]:
+    """For each item the earlier ones that must precede it: they share a buffer that one writes."""
     before: list[set[int]] = []
     writer: dict[int, int] = {}
     readers: dict[int, list[int]] = {}
-    for i, step in enumerate(steps):
+    for i, item in enumerate(items):
+        read, written = reads(program, item), writes(program, item)
         needed: set[int] = set()
-        for b in reads(step) | writes(step):
+        for b in read | written:
             if b in writer:
                 needed.add(writer[b])
-        for b in writes(step):
+        for b in written:
             needed.update(readers.get(b, ()))
         needed.discard(i)
         before.append(needed)
-        for b in writes(step):
+        for b in written:
             writer[b] = i
             readers[b] = []
-        for b in reads(step):
+        for b in read:
             readers.setdefault(b, []).append(i)
     return before
 
 
-def _ordered(steps: list[Step], before: list[set[int]]) -> list[Step]:
+def _ordered(items: list[Item], before: list[set[int]]) -> list[Item]:
     """Topological, the earlier declared first."""
     followers: dict[int, list[int]] = {}
     waiting = [len(b) for b in before]
@@ -96,12 +154,12 @@ def _ordered(steps: list[Step], before: list[set[int]]) -> list[Step]:
     order = []
     while ready:
         i = heapq.heappop(ready)
-        order.append(steps[i])
+        order.append(items[i])
         for j in followers.get(i, ()):
             waiting[j] -= 1
             if not waiting[j]:
                 heapq.heappush(ready, j)
-    assert len(order) == len(steps), "schedule: a cycle among the steps"
+    assert len(order) == len(items), "schedule: a cycle among the steps"
     return order
 
 
@@ -167,8 +225,11 @@ def element_accesses(kernel: Kernel) -> dict[str, tuple[set[DimLike | None], set
     return found
 
 
-def _element_wise(step: Step, source: int, result: int) -> bool:
+def _element_wise(program: Program, step: Step, source: int, result: int) -> bool:
     """Whether `step` may compute `result` in the memory of `source`."""
+    memory = {program.base(source), program.base(result)}
+    if any(i not in (source, result) and program.base(i) in memory for i in step.buffers):
+        return False  # through a slice
     accesses = element_accesses(step.kernel)
     names = dict(zip(step.buffers, (b.name for b in step.kernel.buffers)))
     stored = accesses.get(names[result], (set(), set()))[1]
@@ -179,36 +240,42 @@ def _element_wise(step: Step, source: int, result: int) -> bool:
     return accesses.get(names[source], (set(), set()))[0] == stored
 
 
-def _update_in_place(program: Program, before: list[set[int]]) -> list[set[int]]:
-    """Drops the copies of new values into state where the kernel can write there itself."""
-    steps = program.steps
-    first_copy = program.commit
-    for copy_at in range(first_copy, len(steps)):
-        copy = steps[copy_at]
-        if len(copy.buffers) != 2:
+def _update_in_place(
+    program: Program, items: list[Item], first_copy: int, before: list[set[int]], is_state: bool
+) -> list[set[int]]:
+    """Drops the copies of new values into state, or into a loop's carries, where the kernel can
+    write there itself."""
+    dropped: set[int] = set()
+    for copy_at in range(first_copy, len(items)):
+        copy = items[copy_at]
+        if not isinstance(copy, Step) or len(copy.buffers) != 2:
             continue
         temp, state = copy.buffers
         if program.buffers[temp].kind != "temp":
             continue
-        producers = [i for i, s in enumerate(steps[:first_copy]) if temp in writes(s)]
-        if len(producers) != 1 or temp in reads(steps[producers[0]]):
+        producers = [i for i in range(first_copy) if temp in writes(program, items[i])]
+        if len(producers) != 1 or temp in reads(program, items[producers[0]]):
             continue
         producer = producers[0]
-        if not _element_wise(steps[producer], state, temp):
+        step = items[producer]
+        if not isinstance(step, Step) or not _element_wise(program, step, state, temp):
             continue
+        memory = program.base(state)
         earlier = {
-            i for i, s in enumerate(steps)
-            if i not in (producer, copy_at) and (state in reads(s) or s.can_fail)
+            i for i, s in enumerate(items)
+            if i not in (producer, copy_at) and i not in dropped
+            and (memory in reads(program, s) or (is_state and _can_fail(s)))
         }  # fmt: skip
-        if state in writes(steps[producer]) or _reaches(before, producer, earlier):
+        if memory in writes(program, step) or _reaches(before, producer, earlier):
             continue
         before[producer] |= earlier
-        for i, s in enumerate(steps):
-            if i == copy_at:
-                steps[i] = _nothing(s)
-            elif temp in s.buffers:
-                steps[i] = _renamed(s, temp, state)
-    return _without_dropped(program, before)
+        dropped.add(copy_at)
+        for i, s in enumerate(items):
+            items[i] = _remapped(s, lambda b, old=temp, new=state: new if b == old else b)  # type: ignore[misc]
+        for buffer in program.buffers:
+            if buffer.base == temp:
+                buffer.base = state
+    return _without_dropped(items, before, dropped)
 
 
 def _reaches(before: list[set[int]], start: int, targets: set[int]) -> bool:
@@ -225,31 +292,78 @@ def _reaches(before: list[set[int]], start: int, targets: set[int]) -> bool:
     return False
 
 
-def _nothing(step: Step) -> Step:
-    return replace(step, buffers=())
+def _remapped(item: Item, new: Callable[[int], int]) -> Item:
+    """`item` with other buffers; a kernel that gets one for two keeps two parameters."""
+
+    def each(items: Sequence[Item]) -> tuple[Item, ...]:
+        return tuple(_remapped(i, new) for i in items)
+
+    if isinstance(item, Step):
+        buffers = tuple(new(b) for b in item.buffers)
+        return item if buffers == item.buffers else replace(item, buffers=buffers)
+    if isinstance(item, Choose):
+        branches = tuple(each(b) for b in item.branches)
+        return replace(item, branches=branches, index=new(item.index))
+    predicate = new(item.predicate) if item.predicate >= 0 else -1
+    return replace(item, items=each(item.items), test=each(item.test), predicate=predicate)
 
 
-def _renamed(step: Step, old: int, new: int) -> Step:
-    """`step` with a buffer replaced; a kernel that had both keeps two parameters for one."""
-    return replace(step, buffers=tuple(new if b == old else b for b in step.buffers))
-
-
-def _without_dropped(program: Program, before: list[set[int]]) -> list[set[int]]:
-    kept = [i for i, s in enumerate(program.steps) if s.buffers]
+def _without_dropped(
+    items: list[Item], before: list[set[int]], dropped: set[int]
+) -> list[set[int]]:
+    kept = [i for i in range(len(items)) if i not in dropped]
     number = {i: k for k, i in enumerate(kept)}
-    program.steps[:] = [program.steps[i] for i in kept]
+    items[:] = [items[i] for i in kept]
     return [{number[j] for j in before[i] if j in number} for i in kept]
 
 
 def set_lifetimes(program: Program) -> None:
+    """The steps between which each buffer is used; of one that a loop does not make anew in each
+    iteration, all steps of the loop."""
     for b in program.buffers:
         b.first = b.last = -1
-    for i, step in enumerate(program.steps):
-        for index in step.buffers:
-            b = program.buffers[index]
-            if b.first < 0:
-                b.first = i
-            b.last = i
+
+    def use(index: int, first: int, last: int, loops: Sequence[tuple[int, int, int]]) -> None:
+        index = program.base(index)
+        b = program.buffers[index]
+        for number, begin, end in loops:  # outermost first
+            if number == b.region:
+                continue
+            if _is_outside(b.region, number, inside_of):
+                first, last = begin, end
+                break
+        b.first = first if b.first < 0 else min(b.first, first)
+        b.last = max(b.last, last)
+
+    inside_of: dict[int, int] = {}
+
+    def visit(items: Sequence[Item], at: int, region: int, loops: list[Any]) -> int:
+        for item in items:
+            if isinstance(item, Step):
+                for index in item.buffers:
+                    use(index, at, at, loops)
+                at += 1
+                continue
+            inside_of[item.number] = region
+            count = sum(1 for _ in _inside(item))
+            begin, end = at, max(at + count - 1, at)
+            within = [*loops, (item.number, begin, end)] if isinstance(item, Repeat) else loops
+            if _choice(item) >= 0:
+                use(_choice(item), begin, end, loops)
+            for part in parts(item):
+                at = visit(part, at, item.number, within)
+        return at
+
+    visit(program.items, 0, 0, [])
+
+
+def _is_outside(region: int, loop: int, inside_of: dict[int, int]) -> bool:
+    """Whether a buffer of `region` exists before the loop begins."""
+    while region != 0:
+        if region == loop:
+            return False
+        region = inside_of.get(region, 0)
+    return True
 
 
 def _reuse_operands(program: Program) -> None:
@@ -257,23 +371,28 @@ def _reuse_operands(program: Program) -> None:
     taken: dict[int, int] = {}
     used: set[int] = set()
     for at, step in enumerate(program.steps):
-        for result in writes(step):
+        for result in writes(program, step):
             out = program.buffers[result]
-            if out.kind != "temp" or out.first != at or result in reads(step):
+            if out.kind != "temp" or out.first != at or result in reads(program, step):
                 continue
-            for source in sorted(reads(step)):
+            for source in sorted(reads(program, step)):
                 dying = program.buffers[source]
                 if dying.kind != "temp" or dying.per_thread or dying.last != at or source in used:
                     continue
-                same = dying.size == out.size and dying.dtype.bits == out.dtype.bits
-                if same and source not in taken and _element_wise(step, source, result):
+                same = (
+                    dying.size == out.size
+                    and dying.dtype.bits == out.dtype.bits
+                    and dying.region == out.region
+                )
+                if same and source not in taken and _element_wise(program, step, source, result):
                     taken[result] = source
                     used.add(source)
                     break
-        # A chain of reuse is followed when buffers are renamed below.
-    for i, step in enumerate(program.steps):
-        buffers = tuple(_final(b, taken) for b in step.buffers)
-        program.steps[i] = replace(step, buffers=buffers)
+    # A chain of reuse is followed when buffers are renamed.
+    program.items[:] = [_remapped(i, lambda b: _final(b, taken)) for i in program.items]
+    for buffer in program.buffers:
+        if buffer.base >= 0:
+            buffer.base = _final(buffer.base, taken)
 
 
 def _final(buffer: int, taken: dict[int, int]) -> int:

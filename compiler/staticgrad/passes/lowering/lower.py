@@ -6,27 +6,39 @@ before -> after
 
 Every value that a kernel computes is a dense buffer; views are followed back to what they look at,
 so they cost nothing. Values that a kernel needs densely (a custom kernel's operands, reshapes of
-permuted views) are copied by a kernel of their own.
+permuted views) are copied by a kernel of their own. Nodes with sub-graphs become regions, which
+`control` lowers, each in a scope of its own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from staticgrad.codegen.target import Target
-from staticgrad.ir.dim import DimLike, symbols
-from staticgrad.ir.dtype import DType
-from staticgrad.ir.graph import Graph
+from staticgrad.ir.dim import Dim, DimLike, symbols
+from staticgrad.ir.dtype import DType, int64
+from staticgrad.ir.graph import Graph, subgraphs
 from staticgrad.ir.loc import Locs, locs_text
 from staticgrad.ir.node import Node, Value
-from staticgrad.kernels.ir import Expr, Kernel
-from staticgrad.kernels.program import Program, ProgramBuffer, Step
+from staticgrad.kernels.ir import Expr, Index, Kernel
+from staticgrad.kernels.program import Item, Program, ProgramBuffer, Step
 from staticgrad.ops import registry
-from staticgrad.ops.lowering import Custom, Generate, Leaf, Pointwise, Product, Reduction, View
+from staticgrad.ops.lowering import (
+    Control,
+    Custom,
+    Generate,
+    Leaf,
+    Pointwise,
+    Product,
+    Reduction,
+    View,
+)
 
 from .body import Body
+from .control import lower_control
 from .custom import lower_custom
 from .draft import Draft, linear
 from .map import lower_map
@@ -41,27 +53,64 @@ def lower(graph: Graph, target: Target) -> Program:
     return Lowerer(graph, target).run()
 
 
+@dataclass
+class Scope:
+    """What is known of one graph: the program's own, or a region's."""
+
+    graph: Graph
+    outer: Scope | None
+    region: int
+    times: DimLike = 1  # how often its steps run
+    items: list[Item] = field(default_factory=list)
+    stored: dict[Value, int] = field(default_factory=dict)
+    planned: dict[Value, int] = field(default_factory=dict)  # results with a buffer given for them
+    updated: set[Value] = field(default_factory=set)  # new values of state and of carries
+    # Of a region's inputs: the values outside that they are, or whose part at an index they are,
+    # and the number of the iteration.
+    aliases: dict[Value, Value] = field(default_factory=dict)
+    slices: dict[Value, tuple[Value, Dim]] = field(default_factory=dict)
+    indices: dict[Value, Dim] = field(default_factory=dict)
+
+
 class Lowerer:
     def __init__(self, graph: Graph, target: Target) -> None:
-        self.graph, self.target = graph, target
+        self.target = target
         self.constants: dict[int, np.ndarray[Any, Any]] = {}
         self.program = Program(_dims_of(graph), [], [], 0, constants=self.constants)
-        self.stored: dict[Value, int] = {}
-        self.planned: dict[Value, int] = {}  # results that are computed in an output's buffer
-        self.updated = {v for _, v in graph.updates}
+        self.scope = Scope(graph, None, 0, updated={v for _, v in graph.updates})
+        self.regions = 0
+
+    @property
+    def graph(self) -> Graph:
+        return self.scope.graph
+
+    @property
+    def stored(self) -> dict[Value, int]:
+        return self.scope.stored
+
+    @property
+    def updated(self) -> set[Value]:
+        return self.scope.updated
 
     def run(self) -> Program:
         self._place_leaves()
         outputs = self._place_outputs()
-        for node in self.graph.nodes:
-            lower = registry.get(node.op).lower
-            if node.op == "fused" or not isinstance(lower, (Leaf, View)):
-                self._lower_node(node)
+        self.lower_nodes()
         for value, buffer in zip(self.graph.outputs, outputs):
             if self.stored.get(value) != buffer:
                 self.copy(value, buffer)
         self._update_state()
+        self.program.items = self.scope.items
         return self.program
+
+    def lower_nodes(self) -> None:
+        """The steps of all nodes of the scope's graph."""
+        for node in self.graph.nodes:
+            lower = registry.get(node.op).lower
+            if isinstance(lower, Control):
+                lower_control(self, node, lower.kind)
+            elif node.op == "fused" or not isinstance(lower, (Leaf, View)):
+                self._lower_node(node)
 
     def _update_state(self) -> None:
         """Writes every new value; all of them were computed from the old ones."""
@@ -75,7 +124,7 @@ class Lowerer:
                 source = self.scratch(value.dtype, value.type.size)
                 self.copy(value, source)
             sources.append((value, source, self.stored[state]))
-        self.program.commit = len(self.program.steps)
+        self.program.commit = len(self.scope.items)
         for value, source, target in sources:
             self.program.written.add(target)
             self.copy(value, target, source)
@@ -83,8 +132,16 @@ class Lowerer:
     # --- buffers ----------------------------------------------------------------------------------
 
     def add_buffer(self, kind: str, dtype: DType, size: DimLike, name: str) -> int:
-        self.program.buffers.append(ProgramBuffer(kind, dtype, size, name))
+        buffer = ProgramBuffer(kind, dtype, size, name, region=self.scope.region)
+        self.program.buffers.append(buffer)
         return len(self.program.buffers) - 1
+
+    def slice_of(self, base: int, v: Value, at: DimLike) -> int:
+        """The part of a buffer that is `v`, the one with the number `at` of as many as there are."""
+        index = self.add_buffer("slice", v.dtype, v.type.size, f"s{len(self.program.buffers)}")
+        buffer = self.program.buffers[index]
+        buffer.base, buffer.offset = base, at * v.type.size
+        return index
 
     def _place_leaves(self) -> None:
         for v in self.graph.inputs:
@@ -92,31 +149,40 @@ class Lowerer:
             self.stored[v] = index
             self.program.inputs.append(index)
         for node in self.graph.nodes:
-            if node.op not in ("state", "constant"):
-                continue
-            v = node.results[0]
             if node.op == "state":
+                v = node.results[0]
                 name = node.attrs["name"] or f"state{node.attrs['id']}"
                 index = self.add_buffer("state", v.dtype, v.type.size, name)
                 self.program.state[node.attrs["id"]] = index
-            else:
+                self.stored[v] = index
+        self.place_constants()
+
+    def place_constants(self) -> None:
+        for node in self.graph.nodes:
+            if node.op == "constant":
+                v = node.results[0]
                 index = self.add_buffer("constant", v.dtype, v.type.size, f"c{len(self.constants)}")
                 self.constants[index] = node.payload
-            self.stored[v] = index
+                self.stored[v] = index
 
     def _place_outputs(self) -> list[int]:
         for i, v in enumerate(self.graph.outputs):
             index = self.add_buffer("output", v.dtype, v.type.size, f"out{i}")
             self.program.outputs.append(index)
-            lower = registry.get(v.node.op).lower
-            computed = v.node.op == "fused" or not isinstance(lower, (Leaf, View))
-            if computed and v not in self.planned:
-                self.planned[v] = index
+            self.plan(v, index)
         return self.program.outputs
+
+    def plan(self, v: Value, buffer: int) -> None:
+        """Has the kernel that computes `v` store it in `buffer`, if there is one and no other is
+        given for it already."""
+        lower = registry.get(v.node.op).lower
+        computed = v.node.op == "fused" or not isinstance(lower, (Leaf, View))
+        if computed:
+            self.scope.planned.setdefault(v, buffer)
 
     def result_buffer(self, v: Value) -> int:
         """The buffer that a kernel stores `v` in."""
-        index = self.planned.get(v)
+        index = self.scope.planned.get(v)
         if index is None:
             index = self.add_buffer("temp", v.dtype, v.type.size, f"t{len(self.program.buffers)}")
         self.stored[v] = index
@@ -132,38 +198,79 @@ class Lowerer:
 
     def element(self, draft: Draft, v: Value, at: tuple[DimLike, ...]) -> Expr:
         """The element of a value of the graph: a load, through whatever views lie between."""
-        if v not in self.stored:
-            node = v.node
-            lower = registry.get(node.op).lower
-            if isinstance(lower, View):
-                below = lower.index(at, node.attrs, node.operands[0].type, v.type)
-                if below is not None:
-                    return self.element(draft, node.operands[0], below)
-        return draft.load(self.dense(v), linear(at, v.shape), v.dtype)
+        scope = self.scope
+        while v not in scope.stored:
+            if v in scope.indices:
+                return Index(scope.indices[v])
+            below = self._below(scope, v, at)
+            if below is None:
+                break
+            scope, v, at = below
+        return draft.load(self.dense(v, scope), linear(at, v.shape), v.dtype)
 
     def address(self, v: Value, at: tuple[DimLike, ...]) -> tuple[int, DimLike]:
         """The buffer and the index in it of an element, for kernels that take strides."""
-        if v not in self.stored:
-            node = v.node
-            lower = registry.get(node.op).lower
-            if isinstance(lower, View):
-                below = lower.index(at, node.attrs, node.operands[0].type, v.type)
-                if below is not None:
-                    return self.address(node.operands[0], below)
-        return self.dense(v), linear(at, v.shape)
+        scope = self.scope
+        while v not in scope.stored:
+            below = self._below(scope, v, at)
+            if below is None:
+                break
+            scope, v, at = below
+        return self.dense(v, scope), linear(at, v.shape)
 
-    def dense(self, v: Value) -> int:
-        """The buffer that holds `v` densely; a view is copied unless it keeps the order."""
-        if v in self.stored:
-            return self.stored[v]
-        if v.node.op in _SAME_ORDER:
-            self.stored[v] = self.dense(v.node.operands[0])
-        else:
-            self.copy(v, self.scratch(v.dtype, v.type.size))
-        return self.stored[v]
+    def _below(
+        self, scope: Scope, v: Value, at: tuple[DimLike, ...]
+    ) -> tuple[Scope, Value, tuple[DimLike, ...]] | None:
+        """Where an element of a view, or of what a region reads from outside, is found."""
+        if v in scope.aliases and scope.outer is not None:
+            return scope.outer, scope.aliases[v], at
+        if v in scope.slices and scope.outer is not None:
+            whole, index = scope.slices[v]
+            return scope.outer, whole, (index, *at)
+        node = v.node
+        lower = registry.get(node.op).lower
+        if isinstance(lower, View):
+            below = lower.index(at, node.attrs, node.operands[0].type, v.type)
+            if below is not None:
+                return scope, node.operands[0], below
+        return None
 
-    def copy(self, v: Value, buffer: int, source: int | None = None) -> None:
-        """A step that stores `v` densely in `buffer` (from the dense buffer `source`, if given)."""
+    def dense(self, v: Value, scope: Scope | None = None) -> int:
+        """The buffer that holds `v` densely; a view is copied unless it keeps the order. What a
+        region reads from outside is copied there, once."""
+        here = self.scope
+        self.scope = scope = here if scope is None else scope
+        try:
+            if v in scope.stored:
+                return scope.stored[v]
+            if v in scope.aliases:
+                scope.stored[v] = self.dense(scope.aliases[v], scope.outer)
+            elif v in scope.slices:
+                whole, index = scope.slices[v]
+                scope.stored[v] = self.slice_of(self.dense(whole, scope.outer), v, index)
+            elif v in scope.indices:
+                self._store_index(v)
+            elif v.node.op in _SAME_ORDER:
+                scope.stored[v] = self.dense(v.node.operands[0])
+            else:
+                self.copy(v, self.scratch(v.dtype, v.type.size))
+            return scope.stored[v]
+        finally:
+            self.scope = here
+
+    def _store_index(self, v: Value) -> None:
+        """The number of the iteration as an array, for kernels that load it."""
+        buffer, draft = self.scratch(int64, 1), Draft(self.program)
+        at = self.scope.indices[v]
+        store = (buffer, lambda at: linear(at, ()), lambda _: Index(at))
+        lower_map(self, draft, "index", (), [store], ("index",), frozenset())
+        self.stored[v] = buffer
+
+    def copy(
+        self, v: Value, buffer: int, source: int | None = None, *, holds: bool = True
+    ) -> None:
+        """A step that stores `v` densely in `buffer` (from the dense buffer `source`, if given),
+        which then `holds` it."""
         draft = Draft(self.program)
 
         def value(at: tuple[DimLike, ...]) -> Expr:
@@ -174,7 +281,8 @@ class Lowerer:
         locs = self.graph.locs.get(v.node, frozenset())
         output = (buffer, lambda at: linear(at, v.shape), value)
         lower_map(self, draft, f"copy_{v.node.op}", v.shape, [output], ("copy",), locs)
-        self.stored.setdefault(v, buffer)
+        if holds:
+            self.stored.setdefault(v, buffer)
 
     # --- nodes ------------------------------------------------------------------------------------
 
@@ -221,9 +329,10 @@ class Lowerer:
             buffer = self.program.buffers[index]
             if not buffer.per_thread:  # scratch memory stays in the cache
                 moved = moved + buffer.size_bytes
-        self.program.steps.append(
-            Step(kernel, buffers, sizes, extent, nodes, locs, flops, moved, can_fail)
-        )
+        self.scope.items.append(
+            Step(kernel, buffers, sizes, extent, nodes, locs, flops, moved, can_fail,
+                 self.scope.times)
+        )  # fmt: skip
 
     def failure_code(self, node: Node) -> int:
         """A status code whose message tells what went wrong in `node`."""
@@ -237,14 +346,18 @@ class Lowerer:
 
 
 def _dims_of(graph: Graph) -> list[str]:
+    """The names of all sizes, those of the inputs first."""
     names: dict[str, None] = {}
     for v in graph.inputs:
         for d in v.shape:
             for s in symbols(d):
                 names.setdefault(s)
-    for node in graph.nodes:
-        for t in node.types:
-            for d in t.shape:
-                for s in symbols(d):
-                    names.setdefault(s)
+    stack = [graph]
+    while stack:
+        for node in stack.pop().nodes:
+            stack += [inner for _, inner in subgraphs(node)]
+            for t in node.types:
+                for d in t.shape:
+                    for s in symbols(d):
+                        names.setdefault(s)
     return list(names)

@@ -23,7 +23,7 @@ from staticgrad.codegen.target import Target
 from staticgrad.ir.dim import DimLike, symbols, to_json
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.loc import locs_text
-from staticgrad.kernels.program import Program
+from staticgrad.kernels.program import Program, ProgramBuffer
 
 
 def build_manifest(
@@ -37,7 +37,8 @@ def build_manifest(
         blobs.append(np.ascontiguousarray(array).tobytes())
     sharing = share(program)
     shared = [s for s, is_shared in zip(program.steps, sharing.shared) if is_shared]
-    flops, moved = _total(s.flops for s in program.steps), _total(s.bytes for s in program.steps)
+    flops = _total(s.flops * s.times for s in program.steps)
+    moved = _total(s.bytes * s.times for s in program.steps)
     manifest = Manifest(
         name="program",
         triple=target.triple,
@@ -64,7 +65,7 @@ def build_manifest(
         constants=constants,
         buffers=[
             # A temporary that no step uses any more (a new value computed in place) has no size.
-            BufferSpec(b.kind, to_json(0 if b.kind == "temp" and first < 0 else b.size_bytes),
+            BufferSpec("temp" if b.kind == "slice" else b.kind, to_json(_planned_bytes(b, first)),
                        max(first, 0), max(last, 0), per_thread=b.per_thread)
             for b, (first, last) in zip(program.buffers, lifetimes(program, sharing))
         ],
@@ -76,15 +77,23 @@ def build_manifest(
         ],
         messages={code: MessageSpec(text, at) for code, (text, at) in program.messages.items()},
         cost=CostSpec(to_json(flops), to_json(moved), to_json(total_cost(program.steps).ns),
-                      to_json(total_cost(shared).ns), sharing.barriers),
+                      to_json(total_cost(shared).ns), to_json(sharing.barriers)),
         kernels=[
-            {"name": s.kernel.name, "symbol": name, "step": i, "flops": to_json(s.flops),
-             "bytes": to_json(s.bytes), "nodes": list(s.nodes), "locations": locs_text(s.locs)}
+            {"name": s.kernel.name, "symbol": name, "step": i, "flops": to_json(s.flops * s.times),
+             "bytes": to_json(s.bytes * s.times), "times": to_json(s.times), "nodes": list(s.nodes), "locations": locs_text(s.locs)}
             for i, (s, name) in enumerate(zip(program.steps, called))
         ],
         report=dict(report),
     )  # fmt: skip
     return manifest, blobs
+
+
+def _planned_bytes(b: ProgramBuffer, first: int) -> DimLike:
+    """What the plan must find room for: nothing for a temporary that no step uses, nor for a part
+    of another buffer."""
+    if b.kind == "slice" or (b.kind == "temp" and first < 0):
+        return 0
+    return b.size_bytes
 
 
 def _total(dims: Any) -> DimLike:

@@ -1,0 +1,536 @@
+"""Control flow inside a compiled program: `scan`, `fori_loop`, `while_loop`, `cond`, `switch`; and
+`checkpoint`, which computes again instead of storing.
+
+The functions have the semantics of jax.lax. A body is called once, on tensors that stand for the
+carry and the slices, and becomes a graph of its own inside the node (`ops.closing`); carries,
+slices and results may be any trees (`api.pytree`). The loops are part of the one native call.
+
+On tensors of the dynamic mode they are what they say: Python's own loops and choices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from staticgrad.ir.dim import Dim, DimLike, equal_dims, floor_div, is_index
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
+from staticgrad.ir.graph import Graph
+from staticgrad.ir.node import Value
+from staticgrad.ir.types import TensorType
+from staticgrad.ops.closing import close, placeholder, placeholders
+from staticgrad.ops.control import INDEX
+from staticgrad.ops.control_rules import named_branches
+from staticgrad.ops.convert import as_tensor, astype
+from staticgrad.ops.joining import concat, stack
+from staticgrad.ops.logical import logical_and
+from staticgrad.ops.random import own_key
+from staticgrad.ops.reduction import dim_size
+from staticgrad.ops.registry import make
+from staticgrad.ops.shape import reshape
+from staticgrad.ops.tensor import Tensor
+
+from . import pytree
+from .foreign import foreign_of
+from .pytree import Structure
+
+Tree = Any
+
+
+def _is_weak(value: Any) -> bool:
+    """A bare Python number: its dtype follows what it meets."""
+    return type(value) in (bool, int, float)
+
+
+def _tensors(values: Sequence[Any], what: str) -> list[Tensor]:
+    return [as_tensor(v, what) for v in values]
+
+
+def _traced(
+    body: Callable[..., Any], inputs: Sequence[Tensor], forms: Sequence[Structure | None],
+) -> tuple[list[Any], Structure]:  # fmt: skip
+    """What `body` returns on inputs that are put together as `forms` say (None: one tensor)."""
+    arguments: list[Any] = []
+    at = 0
+    for form in forms:
+        if form is None:
+            arguments.append(inputs[at])
+            at += 1
+        else:
+            arguments.append(pytree.unflatten(form, inputs[at : at + form.num_leaves]))
+            at += form.num_leaves
+    return pytree.flatten(body(*arguments))
+
+
+# --- scan -----------------------------------------------------------------------------------------
+
+
+def scan(
+    f: Callable[..., Any], init: Tree, xs: Tree = None, length: Any = None, reverse: bool = False,
+    *, checkpoint: Any = None,
+) -> tuple[Tree, Tree]:  # fmt: skip
+    """Repeats `carry, y = f(carry, x)` along the first axis of `xs`; returns the last carry and the
+    ys, stacked.
+
+        carry = init
+        for t in range(length):  carry, ys[t] = f(carry, xs[t])
+
+    init        a tree of tensors: what goes from step to step; its types stay the same
+    xs          a tree of arrays with one length of their first axis, or None with `length`
+    reverse     goes from the last step to the first; ys[t] still belongs to xs[t]
+    checkpoint  how the gradient gets at the states of the forward pass. None stores what it needs
+                of every step; a number k stores k states and computes the steps between them again;
+                "sqrt" takes the square root of the length. Memory then grows with k + length / k
+
+    The body is compiled once, whatever the length, which may be symbolic. Differentiable in reverse
+    and forward mode. Raises `ShapeError` or `DTypeError`, with both sides, where the carry changes
+    its type. Source: jax.lax.scan.
+    """
+    x_leaves, x_form = pytree.flatten(xs)
+    leaves, form = pytree.flatten(init)
+    if foreign_of((*leaves, *x_leaves)) is not None:
+        return _python_scan(f, init, x_leaves, x_form, length, reverse)
+    along = _tensors(x_leaves, "scan: xs")
+    count = _length(along, length)
+
+    def body(index: Tensor, carry: Tree, x: Tree) -> tuple[Tree, Tree]:
+        found = f(carry, x)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ArgumentTypeError(
+                f"scan: the body must return a pair (carry, y), got {type(found).__name__}"
+            )
+        return found
+
+    return _scan("scan", body, leaves, form, along, x_form, count, reverse, checkpoint)
+
+
+def _python_scan(
+    f: Any, carry: Tree, xs: list[Any], form: Structure, length: Any, reverse: bool
+) -> tuple[Tree, Tree]:
+    count = int(xs[0].shape[0]) if length is None else int(length)
+    if any(x.shape[0] != count for x in xs):
+        raise ShapeError(f"scan: the lengths differ: {count}, {[x.shape[0] for x in xs]}")
+    ys: list[Any] = []
+    for t in range(count - 1, -1, -1) if reverse else range(count):
+        carry, y = f(carry, pytree.unflatten(form, [x[t] for x in xs]))
+        ys.append(y)
+    if not ys:
+        raise ArgumentError("scan: the dynamic mode needs at least one step to know the ys' types")
+    if reverse:
+        ys.reverse()
+    return carry, pytree.map(lambda *rows: stack(list(rows)), *ys)
+
+
+def _length(xs: list[Tensor], length: Any) -> DimLike:
+    if length is not None:
+        if not (isinstance(length, Dim) or is_index(length)):
+            raise ArgumentTypeError(f"scan: length must be an int, got {length!r}")
+        length = length if isinstance(length, Dim) else int(length)
+        if isinstance(length, int) and length < 0:
+            raise ArgumentError(f"scan: length must not be negative, got {length}")
+    for x in xs:
+        if not x.ndim:
+            raise ShapeError(f"scan: xs must have a first axis to go along, got {x.type}")
+        if length is None:
+            length = x.shape[0]
+        elif equal_dims(x.shape[0], length) is False:
+            sizes = ", ".join(str(v.shape[0]) for v in xs)
+            raise ShapeError(f"scan: the lengths differ: {length}, and xs of length {sizes}")
+    if length is None:
+        raise ArgumentError("scan: without xs the number of steps must be given: length=...")
+    found: DimLike = length
+    return found
+
+
+def _scan(
+    what: str, body: Callable[..., Any], init: Sequence[Any], form: Structure,
+    xs: Sequence[Tensor], x_form: Structure, length: DimLike, reverse: bool, checkpoint: Any,
+) -> tuple[Tree, Tree]:  # fmt: skip
+    """`scan` with a body that is also given the number of the step."""
+    if checkpoint is None:
+        carry, ys, y_form = _one_scan(what, body, init, form, xs, x_form, length, reverse)
+        return pytree.unflatten(form, carry), pytree.unflatten(y_form, ys)
+    segments, steps = _segments(what, length, checkpoint)
+    inner_ys: list[Structure] = []
+
+    def segment(number: Tensor, carry: Tree, parts: Tree) -> tuple[Tree, Tree]:
+        def step(index: Tensor, inner: Tree, x: Tree) -> tuple[Tree, Tree]:
+            found: tuple[Tree, Tree] = body(number * _size(steps) + index, inner, x)
+            return found
+
+        leaves, _ = pytree.flatten(carry)
+        last, ys, y_form = _one_scan(
+            what, step, leaves, form, pytree.flatten(parts)[0], x_form, steps, reverse
+        )
+        inner_ys[:] = [y_form]
+        return pytree.unflatten(form, last), tuple(ys)
+
+    whole = segments * steps
+    rest = length - whole
+    split = [reshape(x[:whole], (segments, steps, *x.shape[1:])) for x in xs]
+    tail = [x[whole:] for x in xs]
+
+    def last_steps(index: Tensor, carry: Tree, x: Tree) -> tuple[Tree, Tree]:
+        found: tuple[Tree, Tree] = body(index + _size(whole), carry, x)
+        return found
+
+    has_tail = not (isinstance(rest, int) and rest == 0)
+    carry, ends = list(init), None
+    if has_tail and reverse:
+        carry, ends, _ = _one_scan(what, last_steps, carry, form, tail, x_form, rest, reverse)
+    carry, ys, _ = _one_scan(
+        what, segment, carry, form, split, x_form, segments, reverse, remat=True
+    )
+    if has_tail and not reverse:
+        carry, ends, _ = _one_scan(what, last_steps, carry, form, tail, x_form, rest, reverse)
+    stacked = [reshape(y, (whole, *y.shape[2:])) for y in ys]
+    if ends is not None:
+        stacked = [concat([y, end]) for y, end in zip(stacked, ends)]
+    return pytree.unflatten(form, carry), pytree.unflatten(inner_ys[0], stacked)
+
+
+def _size(d: DimLike) -> Any:
+    return d if isinstance(d, int) else dim_size(d)
+
+
+def _segments(what: str, length: DimLike, checkpoint: Any) -> tuple[int, DimLike]:
+    """How many states are stored, and how many steps lie between two."""
+    if checkpoint == "sqrt":
+        if not isinstance(length, int):
+            raise ArgumentError(
+                f'{what}: checkpoint="sqrt" needs a length known when the graph is declared, got '
+                f"{length}; give the number of states to store instead"
+            )
+        segments = max(1, math.isqrt(length))
+    elif is_index(checkpoint) and int(checkpoint) >= 1:
+        segments = int(checkpoint)
+        if isinstance(length, int):
+            segments = max(1, min(segments, length))
+    else:
+        raise ArgumentError(
+            f'{what}: checkpoint must be None, "sqrt" or a number of states of at least 1, got '
+            f"{checkpoint!r}"
+        )
+    return segments, floor_div(length, segments)
+
+
+def _one_scan(
+    what: str, body: Callable[..., Any], init: Sequence[Any], form: Structure,
+    xs: Sequence[Tensor], x_form: Structure, length: DimLike, reverse: bool, *,
+    remat: bool = False,
+) -> tuple[list[Tensor], list[Tensor], Structure]:  # fmt: skip
+    """The last carry's leaves, the stacked leaves, and the form of one y."""
+    first = _tensors(init, f"{what}: init")
+    slices = [TensorType(x.dtype, x.shape[1:]) for x in xs]
+
+    def attempt(first: list[Tensor]) -> tuple[list[Tensor], list[Any], Structure, list[Tensor]]:
+        inputs = [placeholder("index", 0, INDEX)]
+        inputs += placeholders("c", [v.type for v in first], 1)
+        inputs += placeholders("x", slices, 1 + len(first))
+        found, whole = _traced(body, inputs, (None, form, x_form))
+        carry_form, y_form = whole.children
+        _same_structure(what, form, carry_form)
+        return inputs, found, y_form, _tensors(found[: form.num_leaves], f"{what}: the carry")
+
+    inputs, found, y_form, carries = attempt(first)
+    weak = [_is_weak(v) and t.dtype != c.dtype for v, t, c in zip(init, first, carries)]
+    if any(weak):  # a Python number as first value takes the dtype that the body gives it
+        first = [astype(t, c.dtype) if w else t for t, c, w in zip(first, carries, weak)]
+        inputs, found, y_form, carries = attempt(first)
+    carries = [
+        astype(as_tensor(c), t.dtype) if _is_weak(v) else c
+        for v, c, t in zip(found, carries, first)
+    ]
+    _same_types(what, form, first, carries)
+    ys = _tensors(found[form.num_leaves :], f"{what}: y")
+    graph, captured = close(
+        inputs, [*carries, *ys], inputs[0].node.id, lambda key: own_key(key, inputs[0])
+    )
+    attrs = {
+        "body": graph, "length": length, "carries": len(first), "xs": len(xs),
+        "reverse": bool(reverse), "remat": remat,
+    }  # fmt: skip
+    results: Any = make("scan", (*first, *xs, *captured), attrs).results
+    return list(results[: len(first)]), list(results[len(first) :]), y_form
+
+
+def _same_structure(what: str, given: Structure, returned: Structure) -> None:
+    if given != returned:
+        differs = pytree.difference(given, returned, ("the carry that it gets", "what it returns"))
+        raise ArgumentTypeError(f"{what}: the body changes the carry's structure: {differs}")
+
+
+def _same_types(
+    what: str, form: Structure, first: Sequence[Value], last: Sequence[Value],
+    heads: tuple[str, str] = ("carry in", "carry out"),
+    problem: str = "the body changes the carry's type",
+) -> None:  # fmt: skip
+    """Raises unless the types are equal, with both shown side by side."""
+    wrong = [
+        a.dtype != b.dtype or a.ndim != b.ndim
+        or any(equal_dims(x, y) is False for x, y in zip(a.shape, b.shape))
+        for a, b in zip(first, last)
+    ]  # fmt: skip
+    if not any(wrong):
+        return
+    names = [p or "value" for p in pytree.paths(form)]
+    rows = [("", *heads), *((n, str(a.type), str(b.type)) for n, a, b in zip(names, first, last))]
+    widths = [max(len(r[i]) for r in rows) for i in range(3)]
+    lines = []
+    for row, marked in zip(rows, [False, *wrong]):
+        text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths))
+        lines.append(f"  {text}{'  <- differ' if marked else ''}".rstrip())
+    kind = DTypeError if any(a.dtype != b.dtype for a, b in zip(first, last)) else ShapeError
+    raise kind(f"{what}: {problem}\n" + "\n".join(lines))
+
+
+# --- loops ----------------------------------------------------------------------------------------
+
+
+def fori_loop(
+    lower: Any, upper: Any, body: Callable[..., Any], init: Tree, *, checkpoint: Any = None
+) -> Tree:
+    """Repeats `value = body(i, value)` for i from `lower` to `upper - 1`; returns the last value.
+
+    With bounds that are ints (or sizes) the loop is a `scan`, and differentiable in both modes; for
+    `checkpoint` see there. With a tensor as a bound it is a `while_loop`.
+    Source: jax.lax.fori_loop.
+    """
+    leaves, form = pytree.flatten(init)
+    bounds = (lower, upper)
+    if foreign_of((*leaves, *bounds)) is not None:
+        value = init
+        for i in range(int(lower), int(upper)):
+            value = body(i, value)
+        return value
+    if any(isinstance(b, Tensor) for b in bounds):
+        if checkpoint is not None:
+            raise ArgumentError("fori_loop: checkpoint= needs bounds that are ints")
+        start, end = (_bound(b) for b in bounds)
+
+        def step(state: Tree) -> Tree:
+            i, value = state
+            return i + 1, body(i, value)
+
+        return while_loop(lambda state: state[0] < end, step, (start, init))[1]
+    for b in bounds:
+        if not (isinstance(b, Dim) or is_index(b)):
+            raise ArgumentTypeError(f"fori_loop: the bounds must be integers, got {b!r}")
+    first = lower if isinstance(lower, Dim) else int(lower)
+    count: DimLike = (upper if isinstance(upper, Dim) else int(upper)) - first
+    if isinstance(count, int):
+        count = max(count, 0)
+
+    def turn(index: Tensor, value: Tree, x: Tree) -> tuple[Tree, Tree]:
+        at = index if isinstance(first, int) and first == 0 else index + _size(first)
+        return body(at, value), None
+
+    empty = pytree.structure(None)
+    return _scan("fori_loop", turn, leaves, form, [], empty, count, False, checkpoint)[0]
+
+
+def _bound(value: Any) -> Tensor:
+    t = as_tensor(value, "fori_loop")
+    if not t.dtype.is_integer or t.shape != ():
+        raise DTypeError(f"fori_loop: a bound must be an integer without axes, got {t.type}")
+    return astype(t, "int64")
+
+
+def while_loop(
+    condition: Callable[..., Any], body: Callable[..., Any], init: Tree, *, max_steps: Any = None
+) -> Tree:
+    """Repeats `value = body(value)` while `condition(value)`; returns the last value.
+
+    Without a bound on the number of steps reverse mode is refused (the states that it would go back
+    through have no place in a planned memory); forward mode works. With `max_steps` the loop ends
+    after that many at the latest and is differentiable in both modes. Source: jax.lax.while_loop.
+    """
+    leaves, form = pytree.flatten(init)
+    if foreign_of(leaves) is not None:
+        return _python_while(condition, body, init, max_steps)
+    if max_steps is not None:
+        return _bounded(condition, body, init, max_steps)
+    first = _tensors(leaves, "while_loop: init")
+
+    def attempt(first: list[Tensor]) -> tuple[list[Tensor], list[Any], list[Tensor]]:
+        inputs = [placeholder("index", 0, INDEX)]
+        inputs += placeholders("c", [v.type for v in first], 1)
+        found, returned = _traced(lambda _, value: body(value), inputs, (None, form))
+        _same_structure("while_loop", form, returned)
+        return inputs, found, _tensors(found, "while_loop: the value")
+
+    inputs, found, carries = attempt(first)
+    weak = [_is_weak(v) and t.dtype != c.dtype for v, t, c in zip(leaves, first, carries)]
+    if any(weak):
+        first = [astype(t, c.dtype) if w else t for t, c, w in zip(first, carries, weak)]
+        inputs, found, carries = attempt(first)
+    carries = [
+        astype(as_tensor(c), t.dtype) if _is_weak(v) else c
+        for v, c, t in zip(found, carries, first)
+    ]
+    _same_types("while_loop", form, first, carries)
+    graph, captured = close(inputs, carries, inputs[0].node.id, lambda k: own_key(k, inputs[0]))
+    test = [placeholder("index", 0, INDEX), *placeholders("c", [v.type for v in first], 1)]
+    (asked,), _ = _traced(lambda _, value: condition(value), test, (None, form))
+    asking, asked_of = close(test, [_predicate(asked, "while_loop: the condition")],
+                             test[0].node.id, lambda k: own_key(k, test[0]))  # fmt: skip
+    attrs = {
+        "condition": asking, "body": graph, "carries": len(first),
+        "condition_captures": len(asked_of),
+    }  # fmt: skip
+    results = make("while_loop", (*first, *asked_of, *captured), attrs).results
+    return pytree.unflatten(form, results)
+
+
+def _python_while(condition: Any, body: Any, value: Tree, max_steps: Any) -> Tree:
+    steps = 0
+    while (max_steps is None or steps < int(max_steps)) and condition(value):
+        value = body(value)
+        steps += 1
+    return value
+
+
+def _bounded(condition: Any, body: Any, init: Tree, max_steps: Any) -> Tree:
+    """A scan of `max_steps` steps, which do nothing once the condition has failed."""
+    if not (isinstance(max_steps, Dim) or is_index(max_steps)):
+        raise ArgumentTypeError(f"while_loop: max_steps must be an int, got {max_steps!r}")
+
+    def step(i: Tensor, value: Tree) -> Tree:
+        going = _predicate(condition(value), "while_loop: the condition")
+        return cond(going, body, lambda same: same, value)
+
+    return fori_loop(0, max_steps, step, init)
+
+
+def _predicate(value: Any, what: str) -> Tensor:
+    """A bool without axes; numbers are true unless they are zero."""
+    t = as_tensor(value, what)
+    if t.shape != ():
+        raise ShapeError(f"{what} must be one bool, got {t.type}; reduce it with .all() or .any()")
+    return t if t.dtype.kind == "b" else t != 0
+
+
+# --- choices --------------------------------------------------------------------------------------
+
+
+def cond(predicate: Any, true_fn: Any, false_fn: Any, *operands: Any) -> Tree:
+    """`true_fn(*operands)` where `predicate` holds, else `false_fn(*operands)`; only that one is
+    computed when the program runs.
+
+    Both return the same structure of the same types. Under `vmap` with a predicate for each row
+    both are computed, and each row takes its own. Source: jax.lax.cond.
+    """
+    if isinstance(predicate, bool) or foreign_of((predicate,)) is not None:
+        return (true_fn if predicate else false_fn)(*operands)
+    test = _predicate(predicate, "cond: the predicate")
+    return _choose("cond", test, (false_fn, true_fn), {"true": None}, operands)
+
+
+def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Tree:
+    """`branches[index](*operands)`, with an index beyond the ends clamped to them; only that one is
+    computed when the program runs. Source: jax.lax.switch."""
+    functions = tuple(branches)
+    if not functions:
+        raise ArgumentError("switch: expected at least one branch")
+    if foreign_of((index,)) is not None or (is_index(index) and not isinstance(index, Tensor)):
+        return functions[min(max(int(index), 0), len(functions) - 1)](*operands)
+    t = as_tensor(index, "switch: the index")
+    if not t.dtype.is_integer or t.shape != ():
+        raise DTypeError(f"switch: the index must be one integer, got {t.type}")
+    return _choose("switch", astype(t, "int64"), functions, {}, operands)
+
+
+def _choose(
+    what: str, choice: Tensor, functions: Sequence[Any], kind: dict[str, Any], operands: Any
+) -> Tree:
+    leaves, form = pytree.flatten(operands)
+    given = _tensors(leaves, what)
+    traced = []
+    for k, function in enumerate(functions):
+        if not callable(function):
+            raise ArgumentTypeError(f"{what}: branch {k} is no function: {function!r}")
+        inputs = placeholders("p", [v.type for v in given])
+        mark = placeholder("mark", 0, INDEX).node.id
+        found, returned = _traced(lambda args, f=function: f(*args), inputs, (form,))
+        traced.append((inputs, found, returned, mark))
+    first_form = traced[0][2]
+    for _, _, other, _ in traced[1:]:
+        if other != first_form:
+            differs = pytree.difference(first_form, other, ("one branch", "another"))
+            raise ArgumentTypeError(f"{what}: the branches return different structures: {differs}")
+    outputs = _promoted_results([found for _, found, _, _ in traced])
+    for k, other in enumerate(outputs[1:], 1):
+        names = ("false", "true") if what == "cond" else ("branch 0", f"branch {k}")
+        _same_types(what, first_form, outputs[0], other, names, "the branches' types differ")
+    graphs, captured = _closed_alike([t[0] for t in traced], outputs, [t[3] for t in traced])
+    named = named_branches(graphs, kind)
+    results = make(what, (choice, *given, *captured), named).results
+    return pytree.unflatten(first_form, results)
+
+
+def _promoted_results(found: list[list[Any]]) -> list[list[Tensor]]:
+    """The branches' results; Python numbers take the dtype of the others' at their place."""
+    outputs = []
+    for leaves in found:
+        row = []
+        for j, v in enumerate(leaves):
+            t = as_tensor(v, "a branch's result")
+            strong = [other[j] for other in found if not _is_weak(other[j])]
+            if _is_weak(v) and strong:
+                t = astype(t, as_tensor(strong[0], "a branch's result").dtype)
+            row.append(t)
+        outputs.append(row)
+    return outputs
+
+
+def _closed_alike(
+    inputs: Sequence[list[Tensor]], outputs: Sequence[list[Tensor]], marks: Sequence[int]
+) -> tuple[list[Graph], list[Value]]:
+    """Closed graphs with the same inputs: each has those that any of them captures."""
+    closed = [close(i, o, since) for i, o, since in zip(inputs, outputs, marks)]
+    every = list(dict.fromkeys(v for _, captured in closed for v in captured))
+    graphs = []
+    for (graph, captured), own in zip(closed, inputs):
+        known = dict(zip(captured, graph.inputs[len(own) :]))
+        more = [
+            known.get(v) or placeholder(f"q{k}", len(own) + len(every) + k, v.type)
+            for k, v in enumerate(every)
+        ]
+        graphs.append(Graph([*own, *more], graph.outputs))
+    return graphs, every
+
+
+# --- checkpoint -----------------------------------------------------------------------------------
+
+
+def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, of whose values a gradient stores only the arguments: the others are computed again
+    when the backward pass comes to them, and common subexpression elimination leaves that alone.
+
+    Less memory for about one more forward pass of `fn`. Source: jax.checkpoint.
+    """
+    if not callable(fn):
+        raise ArgumentTypeError(f"checkpoint: expected a function, got {fn!r}")
+
+    def recomputing(*args: Any, **kwargs: Any) -> Any:
+        leaves, form = pytree.flatten((args, kwargs))
+        moved = [i for i, v in enumerate(leaves) if isinstance(v, Tensor)]
+        inputs = placeholders("p", [leaves[i].type for i in moved])
+        mark = placeholder("mark", 0, INDEX).node.id
+        replaced = list(leaves)
+        for i, v in zip(moved, inputs):
+            replaced[i] = v
+        inner_args, inner_kwargs = pytree.unflatten(form, replaced)
+        found, result_form = pytree.flatten(fn(*inner_args, **inner_kwargs))
+        outputs = _tensors(found, "checkpoint: a result")
+        graph, captured = close(inputs, outputs, mark)
+        operands = (*(leaves[i] for i in moved), *captured)
+        return pytree.unflatten(result_form, make("checkpoint", operands, {"body": graph}).results)
+
+    recomputing.__name__ = getattr(fn, "__name__", "checkpoint")
+    recomputing.__doc__ = fn.__doc__
+    return recomputing
+
+
+__all__ = ["checkpoint", "cond", "fori_loop", "scan", "switch", "while_loop"]

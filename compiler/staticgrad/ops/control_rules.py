@@ -1,0 +1,553 @@
+"""How nodes with sub-graphs are differentiated and batched: graphs out of their bodies' graphs.
+
+The reverse of a scan is a scan the other way. What its body needs of the forward body's values is
+stored by a second forward scan, which the pass `merge_loops` joins with the first; with `remat` only
+the carries are stored, and the rest is computed again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from staticgrad.ir.dtype import int64
+from staticgrad.ir.errors import DifferentiationError
+from staticgrad.ir.graph import Graph, reachable
+from staticgrad.ir.node import Node, Value
+from staticgrad.ir.types import TensorType
+from staticgrad.kernels.cost import COST
+
+from .arithmetic import add
+from .closing import placeholder, placeholders, replaced, zeros_of
+from .lowering import Control, Leaf, View
+from .reduction import any as reduce_any
+from .registry import Attrs, BatchContext, JvpContext, VjpContext, get, make
+from .selection import where
+from .shape import broadcast_to, moveaxis, reshape
+from .tensor import Tensor
+
+INDEX = TensorType(int64, ())
+
+_regions = itertools.count(1)
+
+
+def branches_of(attrs: Attrs) -> list[Graph]:
+    """The graphs of a `cond` or `switch`, in the order of the index that chooses them."""
+    if "true" in attrs:
+        return [attrs["false"], attrs["true"]]
+    names = sorted((n for n in attrs if n.startswith("case")), key=lambda n: int(n[4:]))
+    return [attrs[n] for n in names]
+
+
+def named_branches(graphs: Sequence[Graph], like: Attrs) -> dict[str, Graph]:
+    """The reverse of `branches_of`."""
+    if "true" in like:
+        return {"true": graphs[1], "false": graphs[0]}
+    return {f"case{i}": g for i, g in enumerate(graphs)}
+
+
+def _or_zeros(v: Tensor | None, type: TensorType) -> Tensor:
+    return zeros_of(type) if v is None else v
+
+
+class _Scan:
+    """A scan's operands, and its body's inputs and outputs, by their parts."""
+
+    def __init__(self, operands: Sequence[Any], attrs: Attrs) -> None:
+        self.attrs = attrs
+        self.body: Graph = attrs["body"]
+        nc, nx = attrs["carries"], attrs["xs"]
+        self.nc, self.nx = nc, nx
+        self.init, self.xs = operands[:nc], operands[nc : nc + nx]
+        self.captured = operands[nc + nx :]
+        self.index, *rest = self.body.inputs
+        self.carry_in, self.x_in, self.p_in = rest[:nc], rest[nc : nc + nx], rest[nc + nx :]
+        self.carry_out, self.y_out = self.body.outputs[:nc], self.body.outputs[nc:]
+
+    def other(
+        self, init: Sequence[Any], xs: Sequence[Any], captured: Sequence[Any],
+        inputs: Sequence[Any], outputs: Sequence[Any], **changed: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """The results of a scan of the same length with another body."""
+        attrs = {
+            **self.attrs, "body": Graph(inputs, outputs), "carries": len(init), "xs": len(xs),
+            **changed,
+        }  # fmt: skip
+        return make("scan", (*init, *xs, *captured), attrs).results
+
+
+# --- reverse --------------------------------------------------------------------------------------
+
+
+def vjp_scan(c: VjpContext, arriving: Any) -> list[Tensor | None]:
+    """ct_carry(t), ct_x(t), ct_p += body's vjp(t)(ct_carry(t+1), ct_y(t)), t backwards."""
+    s = _Scan(c.operands, c.attrs)
+    cts = list(arriving) if isinstance(arriving, (list, tuple)) else [arriving]
+    active = [i for i, v in enumerate(s.carry_in) if v.dtype.is_float]
+    seeded = [j for j, v in enumerate(s.y_out) if v.dtype.is_float and cts[s.nc + j] is not None]
+    ct_carry = placeholders("ct_c", [s.carry_in[i].type for i in active])
+    ct_y = placeholders("ct_y", [s.y_out[j].type for j in seeded])
+    needed = c.needed[s.nc :]
+    wanted = [k for k, v in enumerate((*s.x_in, *s.p_in)) if needed[k] and v.dtype.is_float]
+    targets = [*(s.carry_in[i] for i in active), *((*s.x_in, *s.p_in)[k] for k in wanted)]
+    roots = [*(s.carry_out[i] for i in active), *(s.y_out[j] for j in seeded)]
+    assert c.backward is not None
+    found = c.backward(roots, [*ct_carry, *ct_y], targets)
+    ct_next = [_or_zeros(g, v.type) for g, v in zip(found, targets[: len(active)])]
+    ct_rest = dict(zip(wanted, found[len(active) :]))
+    ct_x = {k: g for k, g in ct_rest.items() if k < s.nx and g is not None}
+    ct_p = {k: g for k, g in ct_rest.items() if k >= s.nx and g is not None}
+    sums = {k: placeholder(f"sum{k}", 0, (*s.x_in, *s.p_in)[k].type) for k in ct_p}
+    outputs = [*ct_next, *(add(sums[k], g) for k, g in ct_p.items()), *ct_x.values()]
+    results = _reversed_scan(
+        s, [*ct_carry, *sums.values()],
+        [*(_or_zeros(cts[i], s.carry_in[i].type) for i in active),
+         *(zeros_of(v.type) for v in sums.values())],
+        ct_y, [cts[s.nc + j] for j in seeded], outputs,
+    )  # fmt: skip
+    gradients: list[Tensor | None] = [None] * len(c.operands)
+    for i, g in zip(active, results):
+        gradients[i] = g
+    for k, g in zip((*ct_p, *ct_x), results[len(active) :]):
+        gradients[s.nc + k] = g
+    return gradients
+
+
+def _reversed_scan(
+    s: _Scan, carries: list[Tensor], init: list[Tensor], ct_y: list[Tensor], ct_ys: list[Any],
+    outputs: list[Any],
+) -> tuple[Any, ...]:  # fmt: skip
+    """The scan backwards whose body computes `outputs`, with all that they read of the forward
+    body stored or computed again."""
+    stored = set(_residuals(s, outputs, [*carries, *ct_y]))
+    given = {s.index, *s.x_in, *s.p_in}
+    inner = sorted((v for v in stored if v not in given), key=lambda v: (v.node.id, v.index))
+    saved: tuple[Any, ...] = ()
+    if inner:
+        every = s.other(s.init, s.xs, s.captured, s.body.inputs, [*s.body.outputs, *inner])
+        saved = every[len(s.body.outputs) :]
+    copies = placeholders("saved", [v.type for v in inner])
+    read = [i for i, v in enumerate(s.x_in) if v in stored]
+    captured = [i for i, v in enumerate(s.p_in) if v in stored]
+    new = replaced(outputs, dict(zip(inner, copies)))
+    inputs = [
+        s.index, *carries, *(s.x_in[i] for i in read), *copies, *ct_y,
+        *(s.p_in[i] for i in captured),
+    ]  # fmt: skip
+    mapping = dict(zip(inputs, _renumbered(inputs)))
+    return s.other(
+        init, [*(s.xs[i] for i in read), *saved, *ct_ys], [s.captured[i] for i in captured],
+        list(mapping.values()), replaced(new, mapping), reverse=not s.attrs["reverse"],
+        remat=False,
+    )  # fmt: skip
+
+
+def _renumbered(inputs: Sequence[Value]) -> list[Tensor]:
+    """Placeholders of the same types, whose names and numbers differ from each other."""
+    names: set[str] = set()
+    found = []
+    for i, v in enumerate(inputs):
+        name = v.node.attrs["name"]
+        while name in names:
+            name += "_"
+        names.add(name)
+        found.append(placeholder(name, i, v.type))
+    return found
+
+
+def _residuals(s: _Scan, outputs: Sequence[Value], cotangents: Sequence[Value]) -> list[Value]:
+    """The values of the forward body that `outputs` read and that are not computed again: all that
+    costs something; with `remat` the body's inputs alone."""
+    remat = s.attrs["remat"]
+    forward = _forward_nodes(s.body, outputs, cotangents)
+    found: dict[Value, None] = {}
+    seen: set[Node] = set()
+
+    def boundary(v: Value) -> None:
+        stack = [v]
+        while stack:
+            v = stack.pop()
+            if v in found or v.node.op == "constant":
+                continue
+            if v.node.op == "input" or not (remat or _is_cheap(v.node)):
+                found[v] = None
+            elif v.node not in seen:
+                seen.add(v.node)
+                stack += v.node.operands
+
+    for node in reachable(outputs):
+        if node not in forward:
+            for v in node.operands:
+                if v.node in forward:
+                    boundary(v)
+    for v in outputs:
+        if v.node in forward:
+            boundary(v)
+    return _without_derived(list(found))
+
+
+def _forward_nodes(body: Graph, outputs: Sequence[Value], cotangents: Sequence[Value]) -> set[Node]:
+    """What the forward scan computes: the body's nodes, and loops that only wait for them (those
+    that store what an inner loop's reverse needs)."""
+    behind = {v.node for v in cotangents}
+    early: list[Value] = []
+    for node in reachable((*cotangents, *outputs)):
+        if any(v.node in behind for v in node.operands):
+            behind.add(node)
+        elif isinstance(get(node.op).lower, Control):
+            early += node.results
+    return {*body.nodes, *reachable(early)}
+
+
+def _is_cheap(node: Node) -> bool:
+    """Whether a value is computed again rather than kept: indices of views, sizes, numbers."""
+    lower = get(node.op).lower
+    return isinstance(lower, (View, Leaf)) or node.op == "dim_size"
+
+
+def _without_derived(values: list[Value]) -> list[Value]:
+    """Without what is one cheap operation away from other values that are kept: `1 - z` of `z`."""
+    kept = set(values)
+    for v in sorted(values, key=lambda v: -v.node.id):
+        node = v.node
+        if "elementwise" in get(node.op).traits and COST.get(node.op, 1) < 8:
+            if all(o in kept or o.node.op == "constant" for o in node.operands):
+                kept.discard(v)
+    return [v for v in values if v in kept]
+
+
+def vjp_while(c: VjpContext, arriving: Any) -> list[Tensor | None]:
+    raise DifferentiationError(
+        "while_loop: the number of iterations is known only when the loop has run, so the states "
+        "that reverse mode goes back through have no place in the memory plan. Give a bound, "
+        "while_loop(..., max_steps=n), or use fori_loop or scan with a number of iterations known "
+        "before; forward mode (sg.jvp, sg.jacobian(mode='forward')) and the dynamic mode (sg.eager) "
+        "need no bound"
+    )
+
+
+def vjp_branches(c: VjpContext, arriving: Any) -> list[Tensor | None]:
+    """The branch that was chosen, computed again and gone through backwards."""
+    cts = list(arriving) if isinstance(arriving, (list, tuple)) else [arriving]
+    choice, *operands = c.operands
+    wanted = [i for i, n in enumerate(c.needed[1:]) if n]
+    types = [operands[i].type for i in wanted]
+    given = [j for j, ct in enumerate(cts) if ct is not None and ct.dtype.is_float]
+    graphs = []
+    for g in branches_of(c.attrs):
+        seeds = placeholders("ct", [g.outputs[j].type for j in given], len(g.inputs))
+        assert c.backward is not None
+        found = c.backward([g.outputs[j] for j in given], seeds, [g.inputs[i] for i in wanted])
+        outputs = [_or_zeros(v, t) for v, t in zip(found, types)]
+        graphs.append(_closed([*g.inputs, *seeds], outputs))
+    every = (choice, *operands, *(cts[j] for j in given))
+    results = make(_name(c.attrs), every, named_branches(graphs, c.attrs)).results
+    gradients: list[Any] = [None] * len(c.operands)
+    for i, r in zip(wanted, results):
+        gradients[i + 1] = r
+    return gradients
+
+
+def _name(attrs: Attrs) -> str:
+    return "cond" if "true" in attrs else "switch"
+
+
+def _closed(inputs: Sequence[Value], outputs: Sequence[Value]) -> Graph:
+    """A graph on new inputs, so that names and numbers differ."""
+    fresh = _renumbered(inputs)
+    return Graph(fresh, replaced(outputs, dict(zip(inputs, fresh))))
+
+
+def vjp_checkpoint(c: VjpContext, arriving: Any) -> list[Tensor | None]:
+    """The body once more, on operands that are read when the cotangent is known."""
+    cts = list(arriving) if isinstance(arriving, (list, tuple)) else [arriving]
+    body: Graph = c.attrs["body"]
+    region = next(_regions)
+    signal = next(ct for ct in cts if ct is not None)
+    again = [make("recompute", (v, signal), {"region": region}).results[0] for v in c.operands]
+    outputs = replaced(body.outputs, dict(zip(body.inputs, again)))
+    given = [j for j, ct in enumerate(cts) if ct is not None]
+    wanted = [i for i, n in enumerate(c.needed) if n]
+    assert c.backward is not None
+    found = c.backward(
+        [outputs[j] for j in given], [cts[j] for j in given], [again[i] for i in wanted]
+    )
+    gradients: list[Tensor | None] = [None] * len(c.operands)
+    for i, g in zip(wanted, found):
+        gradients[i] = g
+    return gradients
+
+
+# --- forward --------------------------------------------------------------------------------------
+
+
+def jvp_scan(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """A scan of the values and their tangents together."""
+    s = _Scan(c.operands, c.attrs)
+    active = [i for i, v in enumerate(s.carry_in) if v.dtype.is_float]
+    rest = (*s.x_in, *s.p_in)
+    moved = [k for k, t in enumerate(tangents[s.nc :]) if t is not None]
+    t_carry = placeholders("t_c", [s.carry_in[i].type for i in active])
+    t_rest = placeholders("t_v", [rest[k].type for k in moved])
+    wrt = [*(s.carry_in[i] for i in active), *(rest[k] for k in moved)]
+    assert c.push is not None
+    pushed = c.push(s.body.outputs, wrt, [*t_carry, *t_rest])
+    t_out = [_or_zeros(pushed[i], s.carry_in[i].type) for i in active]
+    along = [j for j, t in enumerate(pushed[s.nc :]) if t is not None]
+    t_xs = [k for k in moved if k < s.nx]
+    t_ps = [k for k in moved if k >= s.nx]
+    inputs = [
+        s.index, *s.carry_in, *t_carry, *s.x_in, *t_rest[: len(t_xs)], *s.p_in,
+        *t_rest[len(t_xs) :],
+    ]  # fmt: skip
+    outputs = [*s.carry_out, *t_out, *s.y_out, *(pushed[s.nc + j] for j in along)]
+    body = _closed(inputs, outputs)
+    results = s.other(
+        [*s.init, *(_or_zeros(tangents[i], s.carry_in[i].type) for i in active)],
+        [*s.xs, *(tangents[s.nc + k] for k in t_xs)],
+        [*s.captured, *(tangents[s.nc + k] for k in t_ps)],
+        body.inputs, body.outputs,
+    )  # fmt: skip
+    found: list[Tensor | None] = [None] * len(c.results)
+    for i, r in zip(active, results[s.nc :]):
+        found[i] = r
+    for j, r in zip(along, results[s.nc + len(active) + len(s.y_out) :]):
+        found[s.nc + j] = r
+    return found
+
+
+def jvp_while(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+    w = _While(c.operands, c.attrs)
+    active = [i for i, v in enumerate(w.carry_in) if v.dtype.is_float]
+    moved = [k for k, t in enumerate(tangents[w.nc + w.tested :]) if t is not None]
+    t_carry = placeholders("t_c", [w.carry_in[i].type for i in active])
+    t_p = placeholders("t_p", [w.p_in[k].type for k in moved])
+    wrt = [*(w.carry_in[i] for i in active), *(w.p_in[k] for k in moved)]
+    assert c.push is not None
+    pushed = c.push(w.body.outputs, wrt, [*t_carry, *t_p])
+    t_out = [_or_zeros(pushed[i], w.carry_in[i].type) for i in active]
+    body = _closed([w.index, *w.carry_in, *t_carry, *w.p_in, *t_p], [*w.body.outputs, *t_out])
+    index, *rest = w.condition.inputs
+    condition = _closed([index, *rest[: w.nc], *t_carry, *rest[w.nc :]], w.condition.outputs)
+    operands = (
+        *w.init, *(_or_zeros(tangents[i], w.carry_in[i].type) for i in active),
+        *w.condition_captured, *w.captured, *(tangents[w.nc + w.tested + k] for k in moved),
+    )  # fmt: skip
+    results = w.other(operands, w.nc + len(active), condition, body)
+    found: list[Tensor | None] = [None] * w.nc
+    for i, r in zip(active, results[w.nc :]):
+        found[i] = r
+    return found
+
+
+class _While:
+    """A while loop's operands and its graphs' inputs by their parts."""
+
+    def __init__(self, operands: Sequence[Any], attrs: Attrs) -> None:
+        self.body: Graph = attrs["body"]
+        self.condition: Graph = attrs["condition"]
+        self.nc, self.tested = attrs["carries"], attrs["condition_captures"]
+        self.init = operands[: self.nc]
+        self.condition_captured = operands[self.nc : self.nc + self.tested]
+        self.captured = operands[self.nc + self.tested :]
+        self.index, *rest = self.body.inputs
+        self.carry_in, self.p_in = rest[: self.nc], rest[self.nc :]
+
+    def other(
+        self, operands: Sequence[Any], carries: int, condition: Graph, body: Graph
+    ) -> tuple[Any, ...]:
+        attrs = {
+            "condition": condition, "body": body, "carries": carries,
+            "condition_captures": self.tested,
+        }  # fmt: skip
+        return make("while_loop", operands, attrs).results
+
+
+def jvp_branches(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+    moved = [i for i, t in enumerate(tangents[1:]) if t is not None]
+    floats = [j for j, r in enumerate(c.results) if r.dtype.is_float]
+    graphs = []
+    for g in branches_of(c.attrs):
+        t_in = placeholders("t", [g.inputs[i].type for i in moved], len(g.inputs))
+        assert c.push is not None
+        pushed = c.push([g.outputs[j] for j in floats], [g.inputs[i] for i in moved], t_in)
+        outputs = [_or_zeros(t, g.outputs[j].type) for j, t in zip(floats, pushed)]
+        graphs.append(_closed([*g.inputs, *t_in], outputs))
+    every = (*c.operands, *(tangents[i + 1] for i in moved))
+    results = make(_name(c.attrs), every, named_branches(graphs, c.attrs)).results
+    found: list[Any] = [None] * len(c.results)
+    for j, r in zip(floats, results):
+        found[j] = r
+    return found
+
+
+def jvp_checkpoint(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """A checkpoint of the tangents' formula, which computes the values that it needs itself."""
+    body: Graph = c.attrs["body"]
+    moved = [i for i, t in enumerate(tangents) if t is not None]
+    t_in = placeholders("t", [body.inputs[i].type for i in moved], len(body.inputs))
+    assert c.push is not None
+    pushed = c.push(body.outputs, [body.inputs[i] for i in moved], t_in)
+    given = [j for j, t in enumerate(pushed) if t is not None]
+    found: list[Any] = [None] * len(c.results)
+    if given:
+        inner = _closed([*body.inputs, *t_in], [pushed[j] for j in given])
+        operands = (*c.operands, *(tangents[i] for i in moved))
+        results = make("checkpoint", operands, {"body": inner}).results
+        for j, r in zip(given, results):
+            found[j] = r
+    return found
+
+
+# --- batching -------------------------------------------------------------------------------------
+
+
+def _batched_type(type: TensorType, size: Any) -> TensorType:
+    return TensorType(type.dtype, (size, *type.shape))
+
+
+def _with_rows(v: Any, is_batched: bool, size: Any, type: TensorType) -> Tensor:
+    """`v` with the batch axis in front, repeated where it has none."""
+    return v if is_batched else broadcast_to(v, (size, *type.shape))
+
+
+def _as_batched(v: Value, is_batched: bool, size: Any) -> Any:
+    """A placeholder for a body's input, with a batch axis if it is batched; else the input."""
+    if not is_batched:
+        return v
+    return placeholder(v.node.attrs["name"], v.node.attrs["id"], _batched_type(v.type, size))
+
+
+def _on(
+    c: BatchContext, graph: Graph, inputs: Sequence[Any], flags: Sequence[bool]
+) -> list[tuple[Tensor, bool]]:
+    """The outputs of a graph on inputs of which some are batched."""
+    pairs = list(zip(graph.inputs, inputs, flags, strict=True))
+    plain = replaced(graph.outputs, {old: new for old, new, f in pairs if not f and old is not new})
+    assert c.batch is not None
+    found: list[tuple[Tensor, bool]] = c.batch(plain, {o: n for o, n, f in pairs if f}, c.size)
+    return found
+
+
+def _all_rows(
+    values: Sequence[tuple[Any, bool]], wanted: Sequence[bool], like: Sequence[Value], size: Any
+) -> list[Any]:
+    """Each value with the batch axis where it is wanted."""
+    return [
+        _with_rows(v, f, size, t.type) if w else v for (v, f), w, t in zip(values, wanted, like)
+    ]
+
+
+def batch_scan(c: BatchContext) -> Any:
+    """One scan of batched carries: whether a carry is batched is found by repetition."""
+    s = _Scan(c.operands, c.attrs)
+    carried, others = list(c.batched[: s.nc]), list(c.batched[s.nc :])
+    rest_in = (*s.x_in, *s.p_in)
+    rest = [_as_batched(v, f, c.size) for v, f in zip(rest_in, others)]
+    while True:
+        state = [_as_batched(v, f, c.size) for v, f in zip(s.carry_in, carried)]
+        found = _on(c, s.body, [s.index, *state, *rest], [False, *carried, *others])
+        now = [a or b for a, (_, b) in zip(carried, found)]
+        if now == carried:
+            break
+        carried = now
+    body = _closed(
+        [s.index, *state, *rest],
+        [*_all_rows(found, carried, s.carry_in, c.size), *(v for v, _ in found[s.nc :])],
+    )
+    init = _all_rows(list(zip(s.init, c.batched)), carried, s.carry_in, c.size)
+    # Batched arrays come as [rows, length, ..]; the scan goes along the length.
+    xs = [moveaxis(x, 0, 1) if f else x for x, f in zip(s.xs, others)]
+    results = s.other(init, xs, s.captured, body.inputs, body.outputs)
+    final = _all_rows(list(zip(results, carried)), [True] * s.nc, s.carry_in, c.size)
+    stacked = [
+        moveaxis(r, 1, 0) if f else _with_rows(r, False, c.size, t)
+        for r, (_, f), t in zip(results[s.nc :], found[s.nc :], c.result_types[s.nc :])
+    ]
+    return [*final, *stacked]
+
+
+def batch_while(c: BatchContext) -> Any:
+    """Where the condition differs from row to row, the loop runs as long as it holds for any, and
+    rows for which it does not keep their state."""
+    w = _While(c.operands, c.attrs)
+    carried, p_flags = list(c.batched[: w.nc]), list(c.batched[w.nc + w.tested :])
+    test_flags = list(c.batched[w.nc : w.nc + w.tested])
+    test_index, *test_in = w.condition.inputs
+    captured = [_as_batched(v, f, c.size) for v, f in zip(w.p_in, p_flags)]
+    tested = [_as_batched(v, f, c.size) for v, f in zip(test_in[w.nc :], test_flags)]
+    while True:
+        state = [_as_batched(v, f, c.size) for v, f in zip(w.carry_in, carried)]
+        found = _on(c, w.body, [w.index, *state, *captured], [False, *carried, *p_flags])
+        flags = [False, *carried, *test_flags]
+        ((test, per_row),) = _on(c, w.condition, [test_index, *state, *tested], flags)
+        now = [a or b or per_row for a, (_, b) in zip(carried, found)]
+        if now == carried:
+            break
+        carried = now
+    outputs = _all_rows(found, carried, w.carry_in, c.size)
+    condition = _closed([test_index, *state, *tested], [reduce_any(test) if per_row else test])
+    inputs = [w.index, *state, *captured]
+    extra: Sequence[Any] = ()
+    if per_row:
+        # The body asks again which rows still run.
+        ((running, _),) = _on(c, w.condition, [w.index, *state, *tested], flags)
+        outputs = [
+            where(reshape(running, (c.size, *(1 for _ in v.shape))), new, old)
+            for new, old, v in zip(outputs, state, w.carry_in)
+        ]
+        inputs += tested
+        extra = w.condition_captured
+    init = _all_rows(list(zip(w.init, c.batched)), carried, w.carry_in, c.size)
+    operands = (*init, *w.condition_captured, *w.captured, *extra)
+    results = w.other(operands, w.nc, condition, _closed(inputs, outputs))
+    return _all_rows(list(zip(results, carried)), [True] * w.nc, w.carry_in, c.size)
+
+
+def batch_branches(c: BatchContext) -> Any:
+    """With a choice for each row all branches are computed, and each row takes its own."""
+    graphs = branches_of(c.attrs)
+    choice, *operands = c.operands
+    flags = c.batched[1:]
+    if not c.batched[0]:
+        inner = [_rows_graph(c, g, flags) for g in graphs]
+        return list(make(_name(c.attrs), c.operands, named_branches(inner, c.attrs)).results)
+    results: list[Any] = []
+    for k, g in enumerate(graphs):
+        rows = [
+            _with_rows(v, f, c.size, t)
+            for (v, f), t in zip(_on(c, g, operands, flags), c.result_types)
+        ]
+        if k == 0:
+            results = rows
+            continue
+        chosen = choice if choice.dtype.kind == "b" else choice >= k
+        results = [
+            where(reshape(chosen, (c.size, *(1 for _ in t.shape))), new, old)
+            for new, old, t in zip(rows, results, c.result_types)
+        ]
+    return results
+
+
+def _rows_graph(c: BatchContext, graph: Graph, flags: Sequence[bool]) -> Graph:
+    """A graph with the batch axis on some inputs and on all outputs."""
+    inputs = [_as_batched(v, f, c.size) for v, f in zip(graph.inputs, flags)]
+    found = _on(c, graph, inputs, flags)
+    return _closed(
+        inputs, [_with_rows(v, f, c.size, t) for (v, f), t in zip(found, c.result_types)]
+    )
+
+
+def batch_checkpoint(c: BatchContext) -> Any:
+    inner = _rows_graph(c, c.attrs["body"], c.batched)
+    return list(make("checkpoint", c.operands, {"body": inner}).results)
+
+
+def batch_recompute(c: BatchContext) -> Any:
+    first, *others = c.operands
+    again = make("recompute", (first, *others), c.attrs).results[0]
+    return _with_rows(again, c.batched[0], c.size, c.types[0])
+
+
+__all__ = ["branches_of", "named_branches"]
