@@ -20,6 +20,7 @@ from staticgrad.kernels.cost import COST
 
 from .arithmetic import add
 from .closing import placeholder, placeholders, replaced, zeros_of
+from .linalg import matmul
 from .lowering import Control, Leaf, View
 from .reduction import any as reduce_any
 from .registry import Attrs, BatchContext, JvpContext, VjpContext, get, make
@@ -98,28 +99,61 @@ def vjp_scan(c: VjpContext, arriving: Any) -> list[Tensor | None]:
     ct_rest = dict(zip(wanted, found[len(active) :]))
     ct_x = {k: g for k, g in ct_rest.items() if k < s.nx and g is not None}
     ct_p = {k: g for k, g in ct_rest.items() if k >= s.nx and g is not None}
-    sums = {k: placeholder(f"sum{k}", 0, (*s.x_in, *s.p_in)[k].type) for k in ct_p}
-    outputs = [*ct_next, *(add(sums[k], g) for k, g in ct_p.items()), *ct_x.values()]
+    products = {} if s.attrs["remat"] else _row_products(s, ct_p)
+    sums = {
+        k: placeholder(f"sum{k}", 0, (*s.x_in, *s.p_in)[k].type) for k in ct_p if k not in products
+    }
+    stacked = dict.fromkeys(v for pair in products.values() for v in pair)
+    carried = [*ct_next, *(add(sums[k], ct_p[k]) for k in sums)]
     results = _reversed_scan(
         s, [*ct_carry, *sums.values()],
         [*(_or_zeros(cts[i], s.carry_in[i].type) for i in active),
          *(zeros_of(v.type) for v in sums.values())],
-        ct_y, [cts[s.nc + j] for j in seeded], outputs,
+        ct_y, [cts[s.nc + j] for j in seeded], carried, [*ct_x.values(), *stacked],
     )  # fmt: skip
     gradients: list[Tensor | None] = [None] * len(c.operands)
     for i, g in zip(active, results):
         gradients[i] = g
-    for k, g in zip((*ct_p, *ct_x), results[len(active) :]):
+    for k, g in zip((*sums, *ct_x), results[len(active) :]):
         gradients[s.nc + k] = g
+    rows = dict(zip(stacked, results[len(carried) + len(ct_x) :]))
+    for k, (a, b) in products.items():
+        gradients[s.nc + k] = matmul(_all_rows_of(rows[a]).T, _all_rows_of(rows[b]))
     return gradients
+
+
+def _row_products(s: _Scan, ct_p: dict[int, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+    """The gradients `a.T @ b` of captured matrices, as pairs of matrices with a row for each item.
+
+    The sum over all steps is one product over all rows: in the GRU of 100 steps of 32 x 128 that
+    is one of K = 3200 instead of 100 of K = 32, and no sum of matrices in each step.
+    """
+    found: dict[int, tuple[Any, Any]] = {}
+    fixed = {v.node for v in s.p_in}
+    for k, g in ct_p.items():
+        if g.node.op != "matmul":
+            continue
+        a, b = g.node.operands
+        if a.node.op == "permute_dims" and a.ndim == 2 and b.ndim == 2:
+            source = a.node.operands[0]
+            if a.node.attrs["axes"] == (1, 0) and source.node not in fixed:
+                found[k] = (source, b)
+    return found
+
+
+def _all_rows_of(stacked: Tensor) -> Tensor:
+    """[steps, rows, columns] -> [steps * rows, columns]"""
+    steps, rows, columns = stacked.shape
+    return reshape(stacked, (steps * rows, columns))
 
 
 def _reversed_scan(
     s: _Scan, carries: list[Tensor], init: list[Tensor], ct_y: list[Tensor], ct_ys: list[Any],
-    outputs: list[Any],
+    carried: list[Any], rows: list[Any],
 ) -> tuple[Any, ...]:  # fmt: skip
-    """The scan backwards whose body computes `outputs`, with all that they read of the forward
-    body stored or computed again."""
+    """The scan backwards whose body computes the new carries and the rows, with all that they read
+    of the forward body stored or computed again."""
+    outputs = [*carried, *rows]
     stored = set(_residuals(s, outputs, [*carries, *ct_y]))
     given = {s.index, *s.x_in, *s.p_in}
     inner = sorted((v for v in stored if v not in given), key=lambda v: (v.node.id, v.index))
@@ -127,6 +161,9 @@ def _reversed_scan(
     if inner:
         every = s.other(s.init, s.xs, s.captured, s.body.inputs, [*s.body.outputs, *inner])
         saved = every[len(s.body.outputs) :]
+    # Rows that are stored or given already need not be stored again.
+    known = {**dict(zip(s.x_in, s.xs)), **dict(zip(inner, saved))}
+    outputs = [*carried, *(v for v in rows if v not in known)]
     copies = placeholders("saved", [v.type for v in inner])
     read = [i for i, v in enumerate(s.x_in) if v in stored]
     captured = [i for i, v in enumerate(s.p_in) if v in stored]
@@ -136,11 +173,16 @@ def _reversed_scan(
         *(s.p_in[i] for i in captured),
     ]  # fmt: skip
     mapping = dict(zip(inputs, _renumbered(inputs)))
-    return s.other(
+    results = s.other(
         init, [*(s.xs[i] for i in read), *saved, *ct_ys], [s.captured[i] for i in captured],
         list(mapping.values()), replaced(new, mapping), reverse=not s.attrs["reverse"],
         remat=False,
     )  # fmt: skip
+    found = iter(results[len(carried) :])
+    return (
+        *results[: len(carried)],
+        *(known[v] if v in known else next(found) for v in rows),
+    )
 
 
 def _renumbered(inputs: Sequence[Value]) -> list[Tensor]:

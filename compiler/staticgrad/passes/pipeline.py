@@ -23,6 +23,7 @@ from .expand import expand
 from .fold import Evaluate, fold
 from .fuse import fuse
 from .layout import layout
+from .merge_loops import merge_loops
 from .mode import bind_mode
 from .simplify import simplify
 from .stabilize import stabilize
@@ -54,6 +55,7 @@ class Pass:
 
 PASSES: tuple[Pass, ...] = (
     Pass("bind_mode", "required", lambda g, o: bind_mode(g, o.training)),
+    Pass("merge_loops", "preserving", lambda g, o: merge_loops(g)),
     Pass("canonicalize", "defining", lambda g, o: canonicalize(g)),
     Pass("stabilize", "defining", lambda g, o: stabilize(g)),
     Pass("expand", "required", lambda g, o: expand(g)),

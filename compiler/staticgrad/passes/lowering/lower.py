@@ -226,6 +226,8 @@ class Lowerer:
             return scope.outer, scope.aliases[v], at
         if v in scope.slices and scope.outer is not None:
             whole, index = scope.slices[v]
+            if whole in scope.outer.stored:
+                return None  # a slice of what lies there
             return scope.outer, whole, (index, *at)
         node = v.node
         lower = registry.get(node.op).lower
