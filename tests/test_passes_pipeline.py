@@ -32,8 +32,8 @@ SWITCHABLE = list(dict.fromkeys(p.name for p in PASSES if p.kind != "required"))
 
 def test_the_list_reads_as_documented() -> None:
     assert [p.name for p in PASSES] == [
-        "bind_mode", "canonicalize", "stabilize", "expand", "canonicalize", "simplify", "fold",
-        "cse", "dce", "layout", "fuse",
+        "bind_mode", "merge_loops", "canonicalize", "stabilize", "expand", "canonicalize",
+        "simplify", "fold", "cse", "dce", "layout", "fuse",
     ]  # fmt: skip
     kinds = {p.name: p.kind for p in PASSES}
     assert {n for n, k in kinds.items() if k == "required"} == {"bind_mode", "expand"}

@@ -19,6 +19,7 @@ from .context import (
     CellRecord,
     Word,
 )
+from .interrupt import poll_addresses
 from .layout import NativeInterface, data_address, descriptor_address
 from .state import StateCell
 from .workers import pool
@@ -46,6 +47,9 @@ class CallContext:
         self.address = address(self.words)
         self.words[Word.BUFFERS] = address(self._buffers)
         self.words[Word.DIMS] = address(self._dims)
+        ask = poll_addresses()
+        self.words[Word.GIL_ENSURE] = ask[0]
+        self.words[Word.INTERRUPT_OCCURRED], self.words[Word.GIL_RELEASE] = ask[1:]
         self.binding: Binding | None = None
         kinds = [buffer.kind for buffer in manifest.buffers]
         self._temps = np.array([i for i, kind in enumerate(kinds) if kind == "temp"], np.int64)

@@ -18,7 +18,8 @@ address: all come from here.
           16 words with a status of its own; words 2-4 then hold the smallest (status, element)
     8     `i64 sg_barrier(ptr context, i64 n, i64 vote)`: gives every thread the or of all votes
     9     1 where the run is long enough to wait for workers that sleep
-    10-15 reserved for `sg_run`
+    10-12 what long loops ask for interrupts with, see `interrupt`
+    13-15 reserved for `sg_run`
     16-   `sg_entry`, see `Word`
 
 `i32 sg_run(ptr context)` returns 0, or another value where it failed before its commit point.
@@ -45,6 +46,9 @@ class Word(IntEnum):
     DISPATCH = 7
     BARRIER = 8
     PATIENT = 9
+    GIL_ENSURE = 10  # PyGILState_Ensure, or 0: loops don't ask
+    INTERRUPT_OCCURRED = 11  # PyOS_InterruptOccurred
+    GIL_RELEASE = 12  # PyGILState_Release
     RUN_LAST = 15
     BUSY = 16  # 1 while a call uses this context
     RELEASE_GIL = 17  # 1 where the bound cost exceeds GIL_RELEASE_NS

@@ -27,6 +27,7 @@ from .callcontext import CallContext
 from .context import CALL_SYMBOL, ENTRY_SYMBOL, RUN_SYMBOL
 from .dims import shape_text
 from .errors import BindError, ExecutionError, StateError
+from .interrupt import INTERRUPTED, raise_interrupt
 from .layout import Head, is_native_class, native_class, native_interface, set_call
 from .loader import Library, check_host
 from .state import CellLocks, StateCell
@@ -36,6 +37,12 @@ FailureHook = Callable[[int, int, int, Sequence[Array]], None]
 
 # Bindings that an executable remembers; one holds an offset per temporary.
 _REMEMBERED = 128
+
+# What an executable and its twins have in common.
+_SHARED = (
+    "_binder", "_bindings", "_by_shapes", "_cells", "_constants", "_holding", "_library", "_locks",
+    "_native", "_releasing", "_state_ranges", "_written",
+)  # fmt: skip
 
 _executables: weakref.WeakSet[Executable] = weakref.WeakSet()
 
@@ -123,7 +130,24 @@ class Executable(Head):
         self._reset_contexts()
         _executables.add(self)
 
+    def twin(self) -> Executable:
+        """Another executable of the same code and state, with contexts of its own: calls at other
+        sizes do not take the native entry away from this one's."""
+        made = object.__new__(type(self))
+        for name in ("manifest", "on_failure", *_SHARED):
+            object.__setattr__(made, name, getattr(self, name))
+        if hasattr(self, "__dict__"):  # the compiler's subclass has more to say about itself
+            made.__dict__.update(self.__dict__)
+        made._contexts = []
+        made._reset_contexts()
+        _executables.add(made)
+        return made
+
     # Sizes
+
+    def dims_of(self, shapes: Sequence[Shape]) -> dict[str, int]:
+        """The symbols' values for the inputs' shapes, one an input. Raises BindError."""
+        return self._binder.bind_shapes(shapes)
 
     def bind(self, dims: Mapping[str, int]) -> Binding:
         """Shapes, memory plan and cost at given values of the symbols. Raises BindError."""
@@ -196,6 +220,8 @@ class Executable(Head):
         ]
 
     def _raise_failure(self, code: int, element: int, value: int, *arrays: Array) -> NoReturn:
+        if code == INTERRUPTED:
+            raise_interrupt()
         if self.on_failure is not None:
             self.on_failure(code, element, value, arrays)
         message = self.manifest.messages.get(code)

@@ -22,8 +22,8 @@ from staticgrad.ops.interpret import run_graph
 Array = np.ndarray[Any, Any]
 
 
-def watched(graph: Graph) -> Graph:
-    """The graph with its floating outputs and new values tested for NaN."""
+def watched(graph: Graph, count: int) -> Graph:
+    """The graph with its floating outputs (the first `count`) and new values tested for NaN."""
     seen: dict[Value, Any] = {}
 
     def test(v: Any) -> Any:
@@ -34,8 +34,9 @@ def watched(graph: Graph) -> Graph:
                 seen[v] = check_nan(v)
         return seen[v]
 
+    outputs = [test(v) if i < count else v for i, v in enumerate(graph.outputs)]
     return Graph(
-        graph.inputs, [test(v) for v in graph.outputs],
+        graph.inputs, outputs,
         [(s, test(v)) for s, v in graph.updates], locs=graph.locs,
         constraints=graph.constraints, single=graph.single,
     )  # fmt: skip
@@ -68,7 +69,7 @@ def explain_nan(graph: Graph, arrays: Sequence[Array]) -> None:
         operands = ", ".join(str(v.type) for v in node.operands)
         raise ExecutionError(
             f"NaN computed by {node.op}({operands}) in element {at} of {node.types[0]}; state is "
-            f"unchanged\n  at {locs_text(graph.locs[node])}"
+            f"unchanged\n  at {locs_text(graph.locs.get(node, node.locs))}"
         ) from None
 
 

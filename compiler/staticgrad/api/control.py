@@ -24,7 +24,6 @@ from staticgrad.ops.control import INDEX
 from staticgrad.ops.control_rules import named_branches
 from staticgrad.ops.convert import as_tensor, astype
 from staticgrad.ops.joining import concat, stack
-from staticgrad.ops.logical import logical_and
 from staticgrad.ops.random import own_key
 from staticgrad.ops.reduction import dim_size
 from staticgrad.ops.registry import make
@@ -450,7 +449,7 @@ def _choose(
     for k, function in enumerate(functions):
         if not callable(function):
             raise ArgumentTypeError(f"{what}: branch {k} is no function: {function!r}")
-        inputs = placeholders("p", [v.type for v in given])
+        inputs = placeholders("a", [v.type for v in given])
         mark = placeholder("mark", 0, INDEX).node.id
         found, returned = _traced(lambda args, f=function: f(*args), inputs, (form,))
         traced.append((inputs, found, returned, mark))
@@ -460,9 +459,9 @@ def _choose(
             differs = pytree.difference(first_form, other, ("one branch", "another"))
             raise ArgumentTypeError(f"{what}: the branches return different structures: {differs}")
     outputs = _promoted_results([found for _, found, _, _ in traced])
-    for k, other in enumerate(outputs[1:], 1):
+    for k, values in enumerate(outputs[1:], 1):
         names = ("false", "true") if what == "cond" else ("branch 0", f"branch {k}")
-        _same_types(what, first_form, outputs[0], other, names, "the branches' types differ")
+        _same_types(what, first_form, outputs[0], values, names, "the branches' types differ")
     graphs, captured = _closed_alike([t[0] for t in traced], outputs, [t[3] for t in traced])
     named = named_branches(graphs, kind)
     results = make(what, (choice, *given, *captured), named).results
@@ -488,13 +487,13 @@ def _closed_alike(
     inputs: Sequence[list[Tensor]], outputs: Sequence[list[Tensor]], marks: Sequence[int]
 ) -> tuple[list[Graph], list[Value]]:
     """Closed graphs with the same inputs: each has those that any of them captures."""
-    closed = [close(i, o, since) for i, o, since in zip(inputs, outputs, marks)]
+    closed = [close(i, o, since, lazy=True) for i, o, since in zip(inputs, outputs, marks)]
     every = list(dict.fromkeys(v for _, captured in closed for v in captured))
     graphs = []
     for (graph, captured), own in zip(closed, inputs):
         known = dict(zip(captured, graph.inputs[len(own) :]))
         more = [
-            known.get(v) or placeholder(f"q{k}", len(own) + len(every) + k, v.type)
+            known[v] if v in known else placeholder(f"q{k}", len(own) + len(every) + k, v.type)
             for k, v in enumerate(every)
         ]
         graphs.append(Graph([*own, *more], graph.outputs))
@@ -516,7 +515,7 @@ def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
     def recomputing(*args: Any, **kwargs: Any) -> Any:
         leaves, form = pytree.flatten((args, kwargs))
         moved = [i for i, v in enumerate(leaves) if isinstance(v, Tensor)]
-        inputs = placeholders("p", [leaves[i].type for i in moved])
+        inputs = placeholders("a", [leaves[i].type for i in moved])
         mark = placeholder("mark", 0, INDEX).node.id
         replaced = list(leaves)
         for i, v in zip(moved, inputs):

@@ -15,7 +15,7 @@ from staticgrad.ir.graph import reachable
 from staticgrad.ir.loc import use_locs
 from staticgrad.ir.node import Node, Value
 from staticgrad.ir.types import TensorType
-from staticgrad.ops import registry
+from staticgrad.ops import registry, taps
 from staticgrad.ops.shape import reshape
 from staticgrad.ops.tensor import Tensor
 
@@ -42,6 +42,7 @@ def batched(
             results = _rebuild(node, flags, found, size)
         for r, many in zip(node.results, results):
             found.setdefault(r, many)
+            taps.carry(r, many)
     return [(found[v], True) if v in found else (v, False) for v in outputs]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from staticgrad_runtime.arena import ALIGN_BYTES
 from staticgrad_runtime.context import RUN_SYMBOL, STATUS_OK, Word
+from staticgrad_runtime.interrupt import INTERRUPTED
 
 from staticgrad.ir.dim import Dim, DimCall, DimLike
 from staticgrad.kernels.key import kernel_key
@@ -13,11 +14,17 @@ from staticgrad.kernels.program import Choose, Item, Program, Repeat, Step
 
 from .builder import Function, Module, memory_type
 from .loops import emit_kernel
-from .sharing import Sharing, share, share_unit
+from .sharing import Sharing, can_stop, region_ns, share, share_unit
 from .target import Target
 
 SHARE = "sg_share"
+POLL = "sg_poll"
 SPLIT = "sg_split"
+
+# A loop asks for interrupts about this often; an iteration takes at least some 10 ns.
+ASK_NS = 50_000_000
+LEAST_ITERATION_NS = 10
+MOST_UNASKED = 1 << 20
 
 
 def emit_program(program: Program, target: Target) -> tuple[str, list[str]]:
@@ -54,6 +61,25 @@ def _emit_run(module: Module) -> None:
     f.stmt(f"ret i32 {f.emit(f'tail call i32 {dispatch}(ptr %context, ptr @{SHARE})')}")
     f.label("one")
     f.stmt(f"ret i32 {f.emit(f'tail call i32 @{SHARE}(ptr %context, i64 0, i64 1)')}")
+    f.finish()
+
+
+def _emit_poll(module: Module) -> None:
+    """`i64 @sg_poll(ptr context)`: 1 where an interrupt has arrived, which it records as status."""
+    f = Function(module, POLL, [("ptr", "context")], "i64")
+    ensure = _load_word(f, Word.GIL_ENSURE, "ptr")
+    f.branch_if(f.emit(f"icmp eq ptr {ensure}, null"), "none", "ask")
+    f.label("ask")
+    state = f.emit(f"call i32 {ensure}()")
+    occurred = f.emit(f"call i32 {_load_word(f, Word.INTERRUPT_OCCURRED, 'ptr')}()")
+    f.stmt(f"call void {_load_word(f, Word.GIL_RELEASE, 'ptr')}(i32 {state})")
+    f.branch_if(f.emit(f"icmp eq i32 {occurred}, 0"), "none", "stop")
+    f.label("stop")
+    place = f.emit(f"getelementptr i64, ptr %context, i64 {int(Word.STATUS)}")
+    f.stmt(f"store i64 {INTERRUPTED}, ptr {place}")
+    f.stmt("ret i64 1")
+    f.label("none")
+    f.stmt("ret i64 0")
     f.finish()
 
 
@@ -107,7 +133,7 @@ class _Driver:
         self.dims = _load_word(f, Word.DIMS, "ptr") if program.dims else ""
         self.first = f.emit("icmp eq i64 %tid, 0")
         self.alone = f.emit("icmp eq i64 %n, 1")
-        self.can_fail = any(s.can_fail for s in program.steps)
+        self.can_fail = can_stop(program)
         self.at = 0  # the number of the next step
         self._sizes: dict[object, str] = {}
 
@@ -128,9 +154,9 @@ class _Driver:
             self.item(item)
 
     def item(self, item: Item, *, met: bool = False) -> None:
-        if isinstance(item, Step) or item.number in self.sharing.alone:
-            if self.at < len(self.sharing.barrier) and self.sharing.barrier[self.at] and not met:
-                self.barrier()
+        begins = isinstance(item, Step) or item.number in self.sharing.alone
+        if begins and not met and self.sharing.barrier[self.at]:
+            self.barrier()
         if isinstance(item, Step):
             name, shared = self.called[self.at], self.sharing.shared[self.at]
             self.at += 1
@@ -178,11 +204,12 @@ class _Driver:
         self._sizes = known
 
     def _repeat(self, region: Repeat, alone: bool) -> None:
-        """`for i in 0..length { items }`, or `for i in 0.. { test; if not *predicate break; items }`"""
+        """`for i in 0..length { items }`, or `for i in 0.. { test; while (*predicate) items }`"""
         f = self.f
         length = None if region.length is None else self.size(region.length)
         head, body, after = f.new_label("repeat"), f.new_label("iteration"), f.new_label("done")
         latch = f.new_label("again")
+        asked = self._asks(region)
         count = f"%count.{head}"
         before = f.block
         f.branch(head)
@@ -195,8 +222,13 @@ class _Driver:
         if region.reverse and length is not None:
             number = f.emit(f"sub i64 {f.emit(f'sub i64 {length}, 1')}, {count}")
         self._sizes[region.symbol] = number
+        vote = self._vote(count, asked) if asked else ""
         if not alone:
-            self.barrier()
+            vote = self.barrier(vote)
+        if vote:
+            going_on = f.new_label("going")
+            f.branch_if(f.emit(f"icmp eq i64 {vote}, 0"), going_on, after)
+            f.label(going_on)
         if length is None:
             self._part(region.test, alone)
             f.branch_if(self._going(region.predicate, alone), body, after)
@@ -329,14 +361,47 @@ class _Driver:
 
     # Meeting
 
-    def barrier(self) -> None:
+    def barrier(self, vote: str = "") -> str:
+        """All threads meet. With a vote, the or of all votes."""
         f = self.f
         meet, after = f.new_label("meet"), f.new_label("met")
+        before = f.block
         f.branch_if(self.alone, after, meet)
         f.label(meet)
-        self._meet("0")
+        votes = self._meet(vote or "0")
         f.branch(after)
         f.label(after)
+        return f.emit(f"phi i64 [ {vote}, %{before} ], [ {votes}, %{meet} ]") if vote else ""
+
+    # Interrupts
+
+    def _asks(self, region: Repeat) -> int:
+        """Every how many iterations (a power of two) a loop asks whether it is interrupted: about
+        every 50 ms by its cost; 0 for one that ends before that."""
+        ns = region_ns(region)
+        if region.length is not None:
+            whole = ns * region.length
+            if isinstance(whole, int) and whole < ASK_NS:
+                return 0
+        each = ns if isinstance(ns, int) else LEAST_ITERATION_NS
+        often = max(1, ASK_NS // max(each, LEAST_ITERATION_NS))
+        return 1 << (min(often, MOST_UNASKED).bit_length() - 1)
+
+    def _vote(self, count: str, asked: int) -> str:
+        """1 on thread 0 where this iteration asks and an interrupt has arrived, else 0."""
+        f = self.f
+        if not self.f.module.has(POLL):
+            _emit_poll(f.module)
+        ask, after = f.new_label("ask"), f.new_label("asked")
+        place = f.emit(f"and i64 {count}, {asked - 1}")
+        now = f.emit(f"icmp eq i64 {place}, {asked - 1}")
+        before = f.block
+        f.branch_if(f.emit(f"and i1 {now}, {self.first}"), ask, after)
+        f.label(ask)
+        found = f.emit(f"call i64 @{POLL}(ptr %context)")
+        f.branch(after)
+        f.label(after)
+        return f.emit(f"phi i64 [ 0, %{before} ], [ {found}, %{ask} ]")
 
     def _meet(self, vote: str) -> str:
         function = _load_word(self.f, Word.BARRIER, "ptr")

@@ -31,7 +31,7 @@ from staticgrad.kernels.ir import (
     Store,
     Template,
 )
-from staticgrad.kernels.program import Item, Program, Repeat, Step, parts, steps_of
+from staticgrad.kernels.program import Choose, Item, Program, Repeat, Step, parts, steps_of
 
 # What one core does in a nanosecond, for choices that only need the magnitude: matrix products run
 # at 80-110 flops, sweeps at some 30 elements times vector instructions; 20 bytes is between a
@@ -129,6 +129,37 @@ def total_cost(steps: Iterable[Step]) -> Cost:
     return total
 
 
+def region_ns(region: Repeat) -> DimLike:
+    """An estimate of one iteration's time on one thread."""
+    total: DimLike = 0
+    for part in parts(region):
+        for item in part:
+            if isinstance(item, Step):
+                total = total + step_cost(item).ns
+            elif isinstance(item, Repeat):
+                total = total + region_ns(item) * (1 if item.length is None else item.length)
+            else:
+                total = total + total_cost(s for b in item.branches for s in steps_of(b)).ns
+    return total
+
+
+def has_open_loop(items: Iterable[Item]) -> bool:
+    """Whether some loop runs for as long as a condition holds."""
+    for item in items:
+        if isinstance(item, Repeat) and item.length is None:
+            return True
+        if not isinstance(item, Step) and any(has_open_loop(part) for part in parts(item)):
+            return True
+    return False
+
+
+def can_stop(program: Program) -> bool:
+    """Whether a run can end before its commit point: by a step that fails, or an interrupt."""
+    return any(s.can_fail for s in program.steps) or any(
+        isinstance(item, (Repeat, Choose)) for item in program.items
+    )
+
+
 @dataclass
 class _Traits:
     """What matters of a kernel's body for its cost."""
@@ -209,7 +240,7 @@ def share(program: Program) -> Sharing:
 class _Sharer:
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.can_fail = any(s.can_fail for s in program.steps)
+        self.can_fail = can_stop(program)
         self.shared: list[bool] = []
         self.barrier: list[bool] = []
         self.alone: set[int] = set()

@@ -391,6 +391,4 @@ class _Items:
         if step.locs:
             notes += f" ({locs_text(step.locs)})"
         self.lines.append(f"{indent}step {index}: {name}({arguments})")
-        self.lines.append(
-            f"{indent}    {', '.join(facts)}" + (f"  # {notes}" if notes else "")
-        )
+        self.lines.append(f"{indent}    {', '.join(facts)}" + (f"  # {notes}" if notes else ""))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from staticgrad.ir.dim import DimLike
 from staticgrad.ir.dtype import DType
@@ -89,7 +89,7 @@ class Choose:
     locs: Locs = NOWHERE
 
 
-Item = Union[Step, Repeat, Choose]
+Item = Step | Repeat | Choose
 
 
 def parts(item: Repeat | Choose) -> tuple[tuple[Item, ...], ...]:

@@ -57,17 +57,18 @@ def inline(graph: Graph, operands: Sequence[Value]) -> list[Value]:
 
 def close(
     inputs: Sequence[Value], outputs: Sequence[Value], since: int,
-    vary: Callable[[Value], Value] | None = None,
+    vary: Callable[[Value], Value] | None = None, *, lazy: bool = False,
 ) -> tuple[Graph, list[Value]]:  # fmt: skip
     """The closed graph of `outputs` as a function of `inputs` and of what it captures, which come
     after `inputs` among its inputs; and what is captured.
 
     `since` is a node id from before the body was traced: random draws that are younger belong to
-    the body, even where they depend on none of its inputs. `vary` makes the global generator's key
-    the loop's own in each iteration.
+    the body, even where they depend on none of its inputs, and so does what can fail when it runs:
+    a body that does not run fails nothing. With `lazy` (a branch) all that is younger belongs to
+    it. `vary` makes the global generator's key the loop's own in each iteration.
     """
     nodes = reachable((*inputs, *outputs))
-    inside = _inside(nodes, inputs, since)
+    inside = _inside(nodes, inputs, since, lazy)
     varied: dict[Value, Value] = {}
     captured: dict[Value, Tensor] = {}
     new: dict[Value, Value] = {v: v for v in inputs}
@@ -100,12 +101,16 @@ def close(
     return Graph([*inputs, *captured.values()], results), list(captured)
 
 
-def _inside(nodes: Sequence[Node], inputs: Sequence[Value], since: int) -> set[Node]:
-    """What depends on the inputs, and random draws of the body with what depends on them."""
+def _inside(
+    nodes: Sequence[Node], inputs: Sequence[Value], since: int, lazy: bool
+) -> set[Node]:  # fmt: skip
+    """What depends on the inputs, and what is the body's own, with what depends on that."""
     inside = {v.node for v in inputs}
     for node in nodes:
-        drawn = node.id > since and _draws(node)
-        if drawn or any(v.node in inside for v in node.operands):
+        own = node.id > since and node.op not in ("input", "state")
+        if own:
+            own = lazy or _draws(node) or _has_trait(node, "can_fail")
+        if own or any(v.node in inside for v in node.operands):
             inside.add(node)
     return inside
 
@@ -115,10 +120,15 @@ def _is_generator(v: Value) -> bool:
 
 
 def _draws(node: Node) -> bool:
-    """Whether a node draws random numbers, or one of a graph that it holds."""
-    if "random" in registry.get(node.op).traits:
+    """Whether a node draws random numbers."""
+    return _has_trait(node, "random")
+
+
+def _has_trait(node: Node, trait: str) -> bool:
+    """Whether a node has a trait, or one of a graph that it holds."""
+    if trait in registry.get(node.op).traits:
         return True
-    return any(_draws(n) for _, g in subgraphs(node) for n in g.nodes)
+    return any(_has_trait(n, trait) for _, g in subgraphs(node) for n in g.nodes)
 
 
 def zeros_of(type: TensorType) -> Tensor:

@@ -1,8 +1,8 @@
 """How nodes with sub-graphs are differentiated and batched: graphs out of their bodies' graphs.
 
 The reverse of a scan is a scan the other way. What its body needs of the forward body's values is
-stored by a second forward scan, which the pass `merge_loops` joins with the first; with `remat` only
-the carries are stored, and the rest is computed again.
+stored by a second forward scan, which the pass `merge_loops` joins with the first; with `remat`
+only the carries are stored, and the rest is computed again.
 """
 
 from __future__ import annotations
@@ -253,9 +253,9 @@ def _without_derived(values: list[Value]) -> list[Value]:
     kept = set(values)
     for v in sorted(values, key=lambda v: -v.node.id):
         node = v.node
-        if "elementwise" in get(node.op).traits and COST.get(node.op, 1) < 8:
-            if all(o in kept or o.node.op == "constant" for o in node.operands):
-                kept.discard(v)
+        is_cheap = "elementwise" in get(node.op).traits and COST.get(node.op, 1) < 8
+        if is_cheap and all(o in kept or o.node.op == "constant" for o in node.operands):
+            kept.discard(v)
     return [v for v in values if v in kept]
 
 
@@ -264,8 +264,8 @@ def vjp_while(c: VjpContext, arriving: Any) -> list[Tensor | None]:
         "while_loop: the number of iterations is known only when the loop has run, so the states "
         "that reverse mode goes back through have no place in the memory plan. Give a bound, "
         "while_loop(..., max_steps=n), or use fori_loop or scan with a number of iterations known "
-        "before; forward mode (sg.jvp, sg.jacobian(mode='forward')) and the dynamic mode (sg.eager) "
-        "need no bound"
+        "before; forward mode (sg.jvp, sg.jacobian(mode='forward')) and the dynamic mode "
+        "(sg.eager) need no bound"
     )
 
 

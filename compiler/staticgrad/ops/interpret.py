@@ -6,6 +6,7 @@ Slow and plain: it is the oracle that compiled programs are compared with, and w
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from . import registry
 
 Array = np.ndarray[Any, Any]
 Watch = Callable[[Node, Sequence[Array], Sequence[Array]], None]
+
+_watching: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watch", default=None)
 
 
 def bind_dims(graph: Graph, arrays: Sequence[Array]) -> dict[str, int]:
@@ -91,7 +94,14 @@ def run_graph(
 ) -> tuple[list[Array], dict[Value, Array]]:
     """Outputs, and the new values of the updated state (which is not written here). A closed
     sub-graph gets the sizes of the graph that holds it. `watch` sees each node's operands and
-    results as they are computed."""
+    results as they are computed, in closed sub-graphs too."""
+    if watch is not None:
+        token = _watching.set(watch)
+        try:
+            return run_graph(graph, arrays, state, dims)
+        finally:
+            _watching.reset(token)
+    watch = _watching.get()
     if dims is None:
         dims = bind_dims(graph, arrays)
     values: dict[Value, Array] = dict(zip(graph.inputs, arrays))

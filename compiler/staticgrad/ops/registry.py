@@ -107,7 +107,8 @@ class BatchContext:
 Vjp = Callable[..., Sequence[Any]]
 
 # A jvp rule gets the context and one tangent for each operand (None: zero, not all of them are) and
-# returns the tangent of the result, or a sequence with one for each of several results (None: zero).
+# returns the tangent of the result, or a sequence with one for each of several results (None:
+# zero).
 # A tangent may still have a shape that broadcasts to the result's: `autodiff.forward` does that.
 Jvp = Callable[..., Any]
 

@@ -89,14 +89,15 @@ def _trim_fused(node: Node, alive: list[int]) -> _Kept:
     body: Graph = node.attrs["body"]
     inner = _with(body, range(len(body.inputs)), alive)
     operands = _read(inner)
-    return _Kept(alive, operands, {**node.attrs, "body": _with(body, operands, alive)})
+    return _Kept(alive, operands, {**node.attrs, "body": _with(inner, operands, range(len(alive)))})
 
 
 def _trim_branches(node: Node, alive: list[int]) -> _Kept:
     held = subgraphs(node)
     inner = [_with(g, range(len(g.inputs)), alive) for _, g in held]
     inputs = sorted({i for g in inner for i in _read(g)})
-    attrs = {**node.attrs, **{name: _with(g, inputs, alive) for name, g in held}}
+    every = range(len(alive))
+    attrs = {**node.attrs, **{n: _with(g, inputs, every) for (n, _), g in zip(held, inner)}}
     return _Kept(alive, [0, *(i + 1 for i in inputs)], attrs)
 
 
@@ -108,7 +109,8 @@ def _trim_scan(node: Node, alive: list[int]) -> _Kept:
     rows = [i for i in alive if i >= nc]
     while True:
         outputs = [*sorted(carries), *rows]
-        read = _read(_with(body, range(len(body.inputs)), outputs))
+        inner = _with(body, range(len(body.inputs)), outputs)
+        read = _read(inner)
         more = carries | {i - 1 for i in read if 1 <= i <= nc}
         if more == carries:
             break
@@ -116,7 +118,7 @@ def _trim_scan(node: Node, alive: list[int]) -> _Kept:
     operands = sorted(carries | {i - 1 for i in read if i > nc})
     inputs = [0, *(i + 1 for i in operands)]
     attrs = {
-        **node.attrs, "body": _with(body, inputs, outputs), "carries": len(carries),
+        **node.attrs, "body": _with(inner, inputs, range(len(outputs))), "carries": len(carries),
         "xs": sum(nc <= i < nc + nx for i in operands),
     }  # fmt: skip
     return _Kept(outputs, operands, attrs)
@@ -126,11 +128,13 @@ def _trim_while(node: Node, alive: list[int]) -> _Kept:
     """A carry stays if its last value is read, or if the condition or what stays reads it."""
     body, condition = node.attrs["body"], node.attrs["condition"]
     nc, tested = node.attrs["carries"], node.attrs["condition_captures"]
-    asked = _read(dce(condition))
+    asking = dce(condition)
+    asked = _read(asking)
     carries = set(alive) | {i - 1 for i in asked if 1 <= i <= nc}
     while True:
         outputs = sorted(carries)
-        read = _read(_with(body, range(len(body.inputs)), outputs))
+        inner = _with(body, range(len(body.inputs)), outputs)
+        read = _read(inner)
         more = carries | {i - 1 for i in read if 1 <= i <= nc}
         if more == carries:
             break
@@ -140,8 +144,8 @@ def _trim_while(node: Node, alive: list[int]) -> _Kept:
     first = [0, *(i + 1 for i in outputs)]
     attrs = {
         **node.attrs, "carries": len(outputs), "condition_captures": len(asked_of),
-        "condition": _with(condition, [*first, *asked_of], [0]),
-        "body": _with(body, [*first, *captured], outputs),
+        "condition": _with(asking, [*first, *asked_of], [0]),
+        "body": _with(inner, [*first, *captured], range(len(outputs))),
     }  # fmt: skip
     operands = [*outputs, *(i - 1 for i in asked_of), *(i - 1 + tested for i in captured)]
     return _Kept(outputs, operands, attrs)
@@ -156,9 +160,7 @@ _TRIM: dict[str, Callable[[Node, list[int]], _Kept]] = {
 }
 
 
-def _rebuild(
-    graph: Graph, updates: list[tuple[Value, Value]], plan: dict[Node, _Kept]
-) -> Graph:
+def _rebuild(graph: Graph, updates: list[tuple[Value, Value]], plan: dict[Node, _Kept]) -> Graph:
     values: dict[Value, Value] = {}
     order: list[Node] = []
     locs: dict[Node, Locs] = {}

@@ -131,7 +131,12 @@ class _Fusion:
         """A view belongs to no group of its own; it follows its operand into the operand's group
         where the map of indices allows, so that consumers can be fused through it."""
         g = self.group(node.operands[0].node)
-        if len(node.operands) == 1 and g is not None and len(g.nodes) < MOST_NODES and self._view_fits(g, node):
+        if (
+            len(node.operands) == 1
+            and g is not None
+            and len(g.nodes) < MOST_NODES
+            and self._view_fits(g, node)
+        ):
             self._add(g, node)
             return
         self.levels[node] = self._operand_level(node)

@@ -6,8 +6,8 @@ before -> after
     %4, %5, %6 = scan(%x0, %xs){ h, y, r }
 
 Differentiation does not change the scan that a model declared: it makes a second one, which also
-stores what its reverse needs, or which carries tangents beside the values. Two scans are one if they
-have the same length and direction and the carries of one are the first carries of the other:
+stores what its reverse needs, or which carries tangents beside the values. Two scans are one if
+they have the same length and direction and the carries of one are the first carries of the other:
 the same first values, computed by equal bodies.
 
 Preserving: the carries are computed once, by the same operations.
@@ -149,7 +149,8 @@ def _join(a: Node, b: Node, position: Mapping[Node, int], at: int) -> Joined | N
         if what in there:
             continue
         there[what] = placeholder(f"m{len(there)}", 1000 + len(there), v.type)
-        kind, outside = what  # type: ignore[misc]
+        assert isinstance(what, tuple)
+        kind, outside = what
         (xs if kind == "x" else captured).append(outside)
         (inputs_x if kind == "x" else inputs_p).append(there[what])
     mapping = {v: there[what] for v, what in g.outer.items()}
@@ -168,9 +169,7 @@ def _join(a: Node, b: Node, position: Mapping[Node, int], at: int) -> Joined | N
 
 def _numbered(inputs: Sequence[Value]) -> dict[Value, Value]:
     """New inputs for old ones, each with a number of its own."""
-    return {
-        v: placeholder(f"{'icxp'[min(i, 1)]}{i}", i, v.type) for i, v in enumerate(inputs)
-    }
+    return {v: placeholder(f"{'icxp'[min(i, 1)]}{i}", i, v.type) for i, v in enumerate(inputs)}
 
 
 def _numbers(

@@ -181,6 +181,4 @@ def _branch(lowerer: Lowerer, node: Node) -> None:
         _close(lowerer)
         branches.append(tuple(scope.items))
     if any(branches):
-        lowerer.scope.items.append(
-            Choose(index, number, tuple(branches), lowerer.graph.locs[node])
-        )
+        lowerer.scope.items.append(Choose(index, number, tuple(branches), lowerer.graph.locs[node]))

@@ -137,7 +137,7 @@ class Lowerer:
         return len(self.program.buffers) - 1
 
     def slice_of(self, base: int, v: Value, at: DimLike) -> int:
-        """The part of a buffer that is `v`, the one with the number `at` of as many as there are."""
+        """The part of a buffer that is `v`: the one with the number `at`."""
         index = self.add_buffer("slice", v.dtype, v.type.size, f"s{len(self.program.buffers)}")
         buffer = self.program.buffers[index]
         buffer.base, buffer.offset = base, at * v.type.size
@@ -268,9 +268,7 @@ class Lowerer:
         lower_map(self, draft, "index", (), [store], ("index",), frozenset())
         self.stored[v] = buffer
 
-    def copy(
-        self, v: Value, buffer: int, source: int | None = None, *, holds: bool = True
-    ) -> None:
+    def copy(self, v: Value, buffer: int, source: int | None = None, *, holds: bool = True) -> None:
         """A step that stores `v` densely in `buffer` (from the dense buffer `source`, if given),
         which then `holds` it."""
         draft = Draft(self.program)

@@ -18,12 +18,14 @@ from staticgrad_runtime.artifact import (
     StateSpec,
 )
 
-from staticgrad.codegen.sharing import lifetimes, share, total_cost
+from staticgrad.codegen.sharing import has_open_loop, lifetimes, share, total_cost
 from staticgrad.codegen.target import Target
 from staticgrad.ir.dim import DimLike, symbols, to_json
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.loc import locs_text
 from staticgrad.kernels.program import Program, ProgramBuffer
+
+OPEN_LOOP_NS = 1_000_000
 
 
 def build_manifest(
@@ -76,16 +78,23 @@ def build_manifest(
             if set(symbols(c.left)) | set(symbols(c.right)) <= set(program.dims)
         ],
         messages={code: MessageSpec(text, at) for code, (text, at) in program.messages.items()},
-        cost=CostSpec(to_json(flops), to_json(moved), to_json(total_cost(program.steps).ns),
+        cost=CostSpec(to_json(flops), to_json(moved), to_json(_ns(program)),
                       to_json(total_cost(shared).ns), to_json(sharing.barriers)),
         kernels=[
             {"name": s.kernel.name, "symbol": name, "step": i, "flops": to_json(s.flops * s.times),
-             "bytes": to_json(s.bytes * s.times), "times": to_json(s.times), "nodes": list(s.nodes), "locations": locs_text(s.locs)}
+             "bytes": to_json(s.bytes * s.times), "times": to_json(s.times),
+             "nodes": list(s.nodes), "locations": locs_text(s.locs)}
             for i, (s, name) in enumerate(zip(program.steps, called))
         ],
         report=dict(report),
     )  # fmt: skip
     return manifest, blobs
+
+
+def _ns(program: Program) -> DimLike:
+    """The estimated time of a run. A loop of unknown length counts as long: the GIL is released."""
+    ns = total_cost(program.steps).ns
+    return ns + OPEN_LOOP_NS if has_open_loop(program.items) else ns
 
 
 def _planned_bytes(b: ProgramBuffer, first: int) -> DimLike:
