@@ -50,10 +50,11 @@ def documents() -> dict[Path, str]:
     readme_text = readme.read_text(encoding="utf-8")
     architecture_text = architecture.read_text(encoding="utf-8")
     smallest = Stages(code_blocks(architecture_text)[0])  # first: state is numbered from 1
+    loop = Stages.loop(code_blocks(architecture_text)[1])
     example = run_example(code_blocks(readme_text)[0])
     return {
         readme: with_parts(readme_text, {"report": example.report}),
-        architecture: with_parts(architecture_text, smallest.parts()),
+        architecture: with_parts(architecture_text, smallest.parts() | loop),
         ROOT / "docs" / "operations.md": operations(),
         images / "overview-light.svg": overview(example, LIGHT),
         images / "overview-dark.svg": overview(example, DARK),

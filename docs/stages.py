@@ -157,6 +157,17 @@ class Stages:
             "llvm_driver": fenced(self.driver(), "llvm"),
         }
 
+    @staticmethod
+    def loop(code: str) -> dict[str, str]:
+        """The parts of the example of a loop."""
+        names = run_code(code, "descent.py")
+        declared = sg.Graph([names["start"]], [names["end"]])
+        program = lowered(declared).program
+        return {
+            "loop_declared": fenced(graph_text(declared)),
+            "loop_program": fenced(program_text(program).partition("\nkernel ")[0]),
+        }
+
     def last(self, name: str) -> Graph:
         """The graph after the last run of a pass."""
         return [g for n, g in self.made.after if n == name][-1]

@@ -14,16 +14,24 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from staticgrad.ir.dim import Dim, DimLike, equal_dims, floor_div, is_index
-from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
+from staticgrad.ir.dim import Dim, DimLike, dim_max, equal_dims, floor_div, is_index
+from staticgrad.ir.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DTypeError,
+    ShapeError,
+    UnsupportedError,
+)
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.node import Value
 from staticgrad.ir.types import TensorType
-from staticgrad.ops.closing import close, placeholder, placeholders
+from staticgrad.ops import taps
+from staticgrad.ops.closing import close, depends, placeholder, placeholders
 from staticgrad.ops.control import INDEX
 from staticgrad.ops.control_rules import named_branches
 from staticgrad.ops.convert import as_tensor, astype
 from staticgrad.ops.joining import concat, stack
+from staticgrad.ops.public import public
 from staticgrad.ops.random import own_key
 from staticgrad.ops.reduction import dim_size
 from staticgrad.ops.registry import make
@@ -65,6 +73,7 @@ def _traced(
 # --- scan -----------------------------------------------------------------------------------------
 
 
+@public
 def scan(
     f: Callable[..., Any], init: Tree, xs: Tree = None, length: Any = None, reverse: bool = False,
     *, checkpoint: Any = None,
@@ -223,11 +232,15 @@ def _one_scan(
     first = _tensors(init, f"{what}: init")
     slices = [TensorType(x.dtype, x.shape[1:]) for x in xs]
 
+    watched: list[tuple[Value, taps.Tap]] = []
+
     def attempt(first: list[Tensor]) -> tuple[list[Tensor], list[Any], Structure, list[Tensor]]:
         inputs = [placeholder("index", 0, INDEX)]
         inputs += placeholders("c", [v.type for v in first], 1)
         inputs += placeholders("x", slices, 1 + len(first))
-        found, whole = _traced(body, inputs, (None, form, x_form))
+        with taps.of_body() as seen:
+            found, whole = _traced(body, inputs, (None, form, x_form))
+        watched[:] = [(v, t) for v, t in seen if depends(v, inputs)]
         carry_form, y_form = whole.children
         _same_structure(what, form, carry_form)
         return inputs, found, y_form, _tensors(found[: form.num_leaves], f"{what}: the carry")
@@ -243,15 +256,38 @@ def _one_scan(
     ]
     _same_types(what, form, first, carries)
     ys = _tensors(found[form.num_leaves :], f"{what}: y")
+    rows = [v for v, _ in watched]
     graph, captured = close(
-        inputs, [*carries, *ys], inputs[0].node.id, lambda key: own_key(key, inputs[0])
+        inputs, [*carries, *ys, *rows], inputs[0].node.id, lambda key: own_key(key, inputs[0])
     )
     attrs = {
         "body": graph, "length": length, "carries": len(first), "xs": len(xs),
         "reverse": bool(reverse), "remat": remat,
     }  # fmt: skip
     results: Any = make("scan", (*first, *xs, *captured), attrs).results
-    return list(results[: len(first)]), list(results[len(first) :]), y_form
+    last = len(first) + len(ys)
+    for stacked, (_, tap) in zip(results[last:], watched):
+        taps.add(stacked, _each_row(tap.run, reverse))
+    return list(results[: len(first)]), list(results[len(first) : last]), y_form
+
+
+def _each_row(run: Callable[[Any], Any], reverse: bool) -> Callable[[Any], None]:
+    """An effect on what all iterations gave: that of each, in the order in which they ran."""
+
+    def each(stacked: Any) -> None:
+        for row in stacked[::-1] if reverse else stacked:
+            run(row)
+
+    return each
+
+
+def _unwatched(what: str, seen: Sequence[tuple[Value, taps.Tap]], inputs: Sequence[Value]) -> None:
+    """Refuses effects in a body whose values don't leave it."""
+    if any(depends(v, inputs) for v, _ in seen):
+        raise UnsupportedError(
+            f"{what}: sg.debug can't watch a value inside, which is not computed every time or not "
+            "a known number of times; watch what it returns, use sg.scan, or the dynamic mode"
+        )
 
 
 def _same_structure(what: str, given: Structure, returned: Structure) -> None:
@@ -287,6 +323,7 @@ def _same_types(
 # --- loops ----------------------------------------------------------------------------------------
 
 
+@public
 def fori_loop(
     lower: Any, upper: Any, body: Callable[..., Any], init: Tree, *, checkpoint: Any = None
 ) -> Tree:
@@ -318,8 +355,8 @@ def fori_loop(
             raise ArgumentTypeError(f"fori_loop: the bounds must be integers, got {b!r}")
     first = lower if isinstance(lower, Dim) else int(lower)
     count: DimLike = (upper if isinstance(upper, Dim) else int(upper)) - first
-    if isinstance(count, int):
-        count = max(count, 0)
+    if isinstance(count, int) or any(factor < 0 for _, factor in count.terms):
+        count = dim_max(count, 0)  # sizes are not negative, their differences may be
 
     def turn(index: Tensor, value: Tree, x: Tree) -> tuple[Tree, Tree]:
         at = index if isinstance(first, int) and first == 0 else index + _size(first)
@@ -336,6 +373,7 @@ def _bound(value: Any) -> Tensor:
     return astype(t, "int64")
 
 
+@public
 def while_loop(
     condition: Callable[..., Any], body: Callable[..., Any], init: Tree, *, max_steps: Any = None
 ) -> Tree:
@@ -355,7 +393,9 @@ def while_loop(
     def attempt(first: list[Tensor]) -> tuple[list[Tensor], list[Any], list[Tensor]]:
         inputs = [placeholder("index", 0, INDEX)]
         inputs += placeholders("c", [v.type for v in first], 1)
-        found, returned = _traced(lambda _, value: body(value), inputs, (None, form))
+        with taps.of_body() as seen:
+            found, returned = _traced(lambda _, value: body(value), inputs, (None, form))
+        _unwatched("while_loop", seen, inputs)
         _same_structure("while_loop", form, returned)
         return inputs, found, _tensors(found, "while_loop: the value")
 
@@ -371,7 +411,9 @@ def while_loop(
     _same_types("while_loop", form, first, carries)
     graph, captured = close(inputs, carries, inputs[0].node.id, lambda k: own_key(k, inputs[0]))
     test = [placeholder("index", 0, INDEX), *placeholders("c", [v.type for v in first], 1)]
-    (asked,), _ = _traced(lambda _, value: condition(value), test, (None, form))
+    with taps.of_body() as seen:
+        (asked,), _ = _traced(lambda _, value: condition(value), test, (None, form))
+    _unwatched("while_loop", seen, test)
     asking, asked_of = close(test, [_predicate(asked, "while_loop: the condition")],
                              test[0].node.id, lambda k: own_key(k, test[0]))  # fmt: skip
     attrs = {
@@ -413,6 +455,7 @@ def _predicate(value: Any, what: str) -> Tensor:
 # --- choices --------------------------------------------------------------------------------------
 
 
+@public
 def cond(predicate: Any, true_fn: Any, false_fn: Any, *operands: Any) -> Tree:
     """`true_fn(*operands)` where `predicate` holds, else `false_fn(*operands)`; only that one is
     computed when the program runs.
@@ -426,6 +469,7 @@ def cond(predicate: Any, true_fn: Any, false_fn: Any, *operands: Any) -> Tree:
     return _choose("cond", test, (false_fn, true_fn), {"true": None}, operands)
 
 
+@public
 def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Tree:
     """`branches[index](*operands)`, with an index beyond the ends clamped to them; only that one is
     computed when the program runs. Source: jax.lax.switch."""
@@ -451,7 +495,9 @@ def _choose(
             raise ArgumentTypeError(f"{what}: branch {k} is no function: {function!r}")
         inputs = placeholders("a", [v.type for v in given])
         mark = placeholder("mark", 0, INDEX).node.id
-        found, returned = _traced(lambda args, f=function: f(*args), inputs, (form,))
+        with taps.of_body() as seen:
+            found, returned = _traced(lambda args, f=function: f(*args), inputs, (form,))
+        _unwatched(what, seen, inputs)
         traced.append((inputs, found, returned, mark))
     first_form = traced[0][2]
     for _, _, other, _ in traced[1:]:
@@ -503,6 +549,7 @@ def _closed_alike(
 # --- checkpoint -----------------------------------------------------------------------------------
 
 
+@public
 def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, of whose values a gradient stores only the arguments: the others are computed again
     when the backward pass comes to them, and common subexpression elimination leaves that alone.
@@ -521,11 +568,16 @@ def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
         for i, v in zip(moved, inputs):
             replaced[i] = v
         inner_args, inner_kwargs = pytree.unflatten(form, replaced)
-        found, result_form = pytree.flatten(fn(*inner_args, **inner_kwargs))
+        with taps.of_body() as seen:
+            found, result_form = pytree.flatten(fn(*inner_args, **inner_kwargs))
+        watched = [(v, t) for v, t in seen if depends(v, inputs)]
         outputs = _tensors(found, "checkpoint: a result")
-        graph, captured = close(inputs, outputs, mark)
+        graph, captured = close(inputs, [*outputs, *(v for v, _ in watched)], mark)
         operands = (*(leaves[i] for i in moved), *captured)
-        return pytree.unflatten(result_form, make("checkpoint", operands, {"body": graph}).results)
+        results = make("checkpoint", operands, {"body": graph}).results
+        for value, (_, tap) in zip(results[len(outputs) :], watched):
+            taps.add(value, tap.run)
+        return pytree.unflatten(result_form, results[: len(outputs)])
 
     recomputing.__name__ = getattr(fn, "__name__", "checkpoint")
     recomputing.__doc__ = fn.__doc__

@@ -61,7 +61,7 @@ class Node:
     """
 
     __slots__ = ("attrs", "constraints", "id", "locs", "op", "operands", "payload", "results",
-                 "types")  # fmt: skip
+                 "types", "watch")  # fmt: skip
 
     def __init__(
         self, op: str, operands: Sequence[Value], attrs: Mapping[str, Any] | None,
@@ -75,6 +75,9 @@ class Node:
         self.locs = locs
         self.payload = payload
         self.constraints = constraints
+        self.watch: Any = (
+            None  # what looks at its values (ops/taps.py); no part of what it computes
+        )
         self.id = next(_ids)
         self.results = tuple(value_class(self, i) for i in range(len(self.types)))
 

@@ -131,6 +131,16 @@ def _has_trait(node: Node, trait: str) -> bool:
     return any(_has_trait(n, trait) for _, g in subgraphs(node) for n in g.nodes)
 
 
+def depends(value: Value, inputs: Sequence[Value]) -> bool:
+    """Whether a value is computed from one of `inputs`, or is one."""
+    nodes = {v.node for v in inputs}
+    behind = set(nodes)
+    for node in reachable((value,)):
+        if any(v.node in behind for v in node.operands):
+            behind.add(node)
+    return value.node in behind
+
+
 def zeros_of(type: TensorType) -> Tensor:
     """Zeros of a type, as a broadcast number."""
     zero = constant_array(np.zeros((), type.dtype.numpy))

@@ -34,8 +34,8 @@ from staticgrad.kernels.ir import Expr, Index, Literal, call, cast
 from .comparison import less
 from .convert import as_tensor, astype, constant_array, scalar_constant
 from .exponential import log, sqrt
-from .leaves import Parameter, parameter
 from .joining import stack
+from .leaves import Parameter, parameter
 from .logical import bitwise_and, bitwise_left_shift, bitwise_right_shift
 from .lowering import Generate
 from .reduction import at_user_line
