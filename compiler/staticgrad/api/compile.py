@@ -33,6 +33,7 @@ from staticgrad.passes.pipeline import run_pipeline
 from staticgrad.passes.schedule import schedule
 
 from .custom import CFunction, c_functions_of
+from .debug import Effects, tapped
 from .graph import Graph
 from .report import Report
 
@@ -64,24 +65,26 @@ def compile(
     Raises `GraphError`, `ArgumentError`, `UnsupportedError`; calls raise `BindError` for arrays
     that do not fit and `ExecutionError` for data that a kernel refuses.
     """
-    graph = Graph(inputs, outputs, updates)
+    graph, effects = tapped(Graph(inputs, outputs, updates), training)
     threads = thread_count(threads)
     if check not in (None, "nan"):
         raise ArgumentError(f'check must be None or "nan", got {check!r}')
     if mode == "reference":
         from .reference import ReferenceExecutable
 
-        return ReferenceExecutable(graph, training)
+        return ReferenceExecutable(graph, training, effects)
     if mode != "native":
         raise ArgumentError(f'mode must be "native" or "reference", got {mode!r}')
     if check is None:
-        return compile_graph(
-            graph, training=training, threads=threads, cache=cache, disable=disable
+        return build(
+            graph, effects, training=training, threads=threads, cache=cache, disable=disable
         )
     from .check import explain_nan, watched
 
     bound = bind_mode(graph, training)
-    program = compile_graph(watched(bound), threads=threads, cache=cache, disable=disable)
+    program = build(
+        watched(bound, effects.count), effects, threads=threads, cache=cache, disable=disable
+    )
     program.on_failure = lambda code, element, value, arrays: explain_nan(bound, arrays)
     return program
 
@@ -123,7 +126,7 @@ def compile_stages(
     start = time.perf_counter()
     final = run_pipeline(
         graph, training=training, disable=off, observe=observe, also=LATE_PASSES,
-        evaluate=lambda constants: compile_graph(constants, disable=(*off, "fold"))(),
+        evaluate=lambda constants: build(constants, disable=(*off, "fold"))(),
     )  # fmt: skip
     passed = time.perf_counter()
     program = schedule(lower(final, target), in_place="in_place" not in off)
@@ -143,6 +146,15 @@ def compile_graph(
     cache: bool = True, disable: Iterable[str] = (),
 ) -> Executable:  # fmt: skip
     """`compile` for a graph object."""
+    graph, effects = tapped(graph, training)
+    return build(graph, effects, training=training, threads=threads, cache=cache, disable=disable)
+
+
+def build(
+    graph: IrGraph, effects: Effects | None = None, *, training: bool | None = None,
+    threads: int | None = None, cache: bool = True, disable: Iterable[str] = (),
+) -> Executable:  # fmt: skip
+    """The program of a graph as it is; `effects` follow each call."""
     made = compile_stages(graph, training=training, disable=disable)
     code, times = _object_code(made, cache)
     made.compile_ms.update(times)
@@ -152,10 +164,14 @@ def compile_graph(
     start = time.perf_counter()
     cells = [v.node.payload for v in made.graph.state]
     called = c_functions_of(made.program)
-    executable = Executable(
-        artifact, cells, threads=threads, native=not any(c.calls_python for c in called),
-        extra_symbols={c.symbol: c.address for c in called},
+    kind = TappedExecutable if effects is not None and effects.taps else Executable
+    executable = kind(
+        artifact, cells, threads=threads, extra_symbols={c.symbol: c.address for c in called},
+        native=kind is Executable and not any(c.calls_python for c in called),
     )  # fmt: skip
+    if isinstance(executable, TappedExecutable):
+        assert effects is not None
+        executable.effects = effects
     executable.called = called
     made.compile_ms["load"] = 1e3 * (time.perf_counter() - start)
     executable.source = (graph, training, tuple(disable))
@@ -227,7 +243,8 @@ class Executable(runtime.Executable):
             int(np.prod(s.shape, dtype=np.int64)) * np.dtype(s.dtype).itemsize for s in m.state
         )
         kernels = [
-            {**k, "flops": figure(k["flops"]), "bytes": figure(k["bytes"])} for k in m.kernels
+            {**k, **{name: figure(k[name]) for name in ("flops", "bytes", "times")}}
+            for k in m.kernels
         ]
         return Report({
             "kernels": kernels,
@@ -248,6 +265,17 @@ class Executable(runtime.Executable):
         return dump_stages(graph, directory, training=training, disable=disable)
 
 
+class TappedExecutable(Executable):
+    """A program with hidden outputs, for the effects of `sg.debug` that follow each call."""
+
+    effects: Effects
+
+    def __call__(self, /, *arrays: Any, out: Any = None, **named: Any) -> Any:
+        if out is not None:
+            out = self.effects.extended(out)
+        return self.effects.finish(super().__call__(*arrays, out=out, **named))
+
+
 def _dim_text(expr: Any) -> Any:
     """A manifest's size in prefix form as people write it."""
     if not isinstance(expr, list):
@@ -261,4 +289,4 @@ def _dim_text(expr: Any) -> Any:
     return op.join(f"({p})" if "+" in p else p for p in parts)
 
 
-__all__ = ["Executable", "compile", "compile_graph", "compile_stages"]
+__all__ = ["Executable", "build", "compile", "compile_graph", "compile_stages"]

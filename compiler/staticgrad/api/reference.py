@@ -11,12 +11,15 @@ from staticgrad.ir.graph import Graph
 from staticgrad.ops.interpret import run_graph
 from staticgrad.passes.mode import bind_mode
 
+from .debug import Effects
+
 
 class ReferenceExecutable:
     """Called like a compiled program, at the speed of an interpreter; state is updated alike."""
 
-    def __init__(self, graph: Graph, training: bool | None) -> None:
+    def __init__(self, graph: Graph, training: bool | None, effects: Effects) -> None:
         self.graph = bind_mode(graph, training)
+        self.effects = effects
 
     def __call__(self, *arrays: Any, **named: Any) -> Any:
         g = self.graph
@@ -36,4 +39,4 @@ class ReferenceExecutable:
         outputs, state = run_graph(g, checked)
         for value, new in state.items():
             value.node.payload.assign(new)
-        return outputs[0] if g.single else tuple(outputs)
+        return self.effects.finish(outputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from staticgrad.api.program import Program
+from staticgrad.api.progress import EpochProgress, figures
 
 from . import checkpoint
 from .checkpoint import Checkpoint, Progress, Writer
 from .console import UsageError
 from .model import ModelFileError, call_user, iterate
-from .progress import EpochProgress
 
 
 class Means:
@@ -55,15 +54,6 @@ class Epoch:
             "samples": self.samples,
             "seconds": self.seconds,
         }
-
-
-def figures(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`loss 0.0312`, with four significant digits."""
-    found = []
-    for name, value in values.items():
-        plain = not math.isfinite(value) or value == 0 or 1e-4 <= abs(value) < 1e6
-        found.append(f"{prefix}{name} {value:.4g}" if plain else f"{prefix}{name} {value:.3e}")
-    return found
 
 
 def samples_of(batch: Sequence[Any]) -> int:

@@ -140,9 +140,9 @@ class Op:
     infer: Callable[[Types, Attrs], Types]
     reference: Callable[..., Any]
     vjp: Vjp | NotDifferentiable
+    jvp: Jvp | NotDifferentiable
+    batch: Batch
     lower: Lowering
-    jvp: Jvp | NotDifferentiable | None = None
-    batch: Batch | None = None
     samples: Callable[[], Iterable[Sample]]
     source: str
     traits: frozenset[str] = frozenset()

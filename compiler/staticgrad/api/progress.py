@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -75,3 +77,12 @@ class EpochProgress:
             self.show(figures)
         elif self._leaves:
             print(f"{self._desc}: {figures}", file=sys.stderr)
+
+
+def figures(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`loss 0.0312`, with four significant digits."""
+    found = []
+    for name, value in values.items():
+        plain = not math.isfinite(value) or value == 0 or 1e-4 <= abs(value) < 1e6
+        found.append(f"{prefix}{name} {value:.4g}" if plain else f"{prefix}{name} {value:.3e}")
+    return found
