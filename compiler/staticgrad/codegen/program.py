@@ -10,7 +10,7 @@ from staticgrad_runtime.interrupt import INTERRUPTED
 
 from staticgrad.ir.dim import Dim, DimCall, DimLike
 from staticgrad.kernels.key import kernel_key
-from staticgrad.kernels.program import Choose, Item, Program, Repeat, Step
+from staticgrad.kernels.program import Choose, Item, Program, Repeat, Step, parts, steps_of
 
 from .builder import Function, Module, memory_type
 from .loops import emit_kernel
@@ -222,7 +222,7 @@ class _Driver:
         if region.reverse and length is not None:
             number = f.emit(f"sub i64 {f.emit(f'sub i64 {length}, 1')}, {count}")
         self._sizes[region.symbol] = number
-        vote = self._vote(count, asked) if asked else ""
+        vote = self._vote(region, count, asked)
         if not alone:
             vote = self.barrier(vote)
         if vote:
@@ -243,22 +243,11 @@ class _Driver:
         f.label(after)
 
     def _going(self, predicate: int, alone: bool) -> str:
-        """Whether a loop goes on: its condition holds, and nothing has failed, which could make it
-        hold forever. Thread 0 decides for all."""
-        f = self.f
-        place = self._buffer(predicate, None)
-        if self.can_fail:
-            decide, after = f.new_label("decide"), f.new_label("decided")
-            status = _load_word(f, Word.STATUS, "i64")
-            failed = f.emit(f"icmp ne i64 {status}, {STATUS_OK}")
-            f.branch_if(f.emit(f"and i1 {failed}, {self.first}"), decide, after)
-            f.label(decide)
-            f.stmt(f"store i8 0, ptr {place}")
-            f.branch(after)
-            f.label(after)
+        """Whether a loop's condition holds."""
         if not alone:
             self.barrier()
-        return f.emit(f"icmp ne i8 {f.emit(f'load i8, ptr {place}')}, 0")
+        value = self.f.emit(f"load i8, ptr {self._buffer(predicate, None)}")
+        return self.f.emit(f"icmp ne i8 {value}, 0")
 
     def _choose(self, region: Choose, alone: bool) -> None:
         f = self.f
@@ -387,7 +376,20 @@ class _Driver:
         often = max(1, ASK_NS // max(each, LEAST_ITERATION_NS))
         return 1 << (min(often, MOST_UNASKED).bit_length() - 1)
 
-    def _vote(self, count: str, asked: int) -> str:
+    def _vote(self, region: Repeat, count: str, asked: int) -> str:
+        """Not 0 on a thread that wants the loop to end: a step of an earlier iteration has failed,
+        or an interrupt has arrived. Empty where neither can be."""
+        f = self.f
+        vote = ""
+        if any(s.can_fail for part in parts(region) for s in steps_of(part)):
+            status = _load_word(f, Word.STATUS, "i64")
+            vote = f.emit(f"zext i1 {f.emit(f'icmp ne i64 {status}, {STATUS_OK}')} to i64")
+        if asked:
+            found = self._ask(count, asked)
+            vote = f.emit(f"or i64 {vote}, {found}") if vote else found
+        return vote
+
+    def _ask(self, count: str, asked: int) -> str:
         """1 on thread 0 where this iteration asks and an interrupt has arrived, else 0."""
         f = self.f
         if not self.f.module.has(POLL):
