@@ -72,7 +72,7 @@ class Declared:
             return x
 
         result, self.module = build(case, *c.arguments(case, wrap))
-        results = [r for r in (result if isinstance(result, tuple) else (result,)) if r is not None]
+        results = c.results(result)
         if self.module is not None:
             wanted |= dict(self.module.named_parameters())
         self.outputs = {f"out{i}": r for i, r in enumerate(results)}

@@ -72,15 +72,25 @@ def random_array(key: str, spec: T) -> np.ndarray[Any, Any]:
 
 
 def arguments(case: Case, wrap: Callable[[str, T, Any], Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of a case's call, with every `T` replaced by `wrap(name, spec, values)`."""
+    """The arguments of a case's call, with every `T`, in tuples too, replaced by
+    `wrap(name, spec, values)`."""
 
     def convert(name: str, value: Any) -> Any:
+        if isinstance(value, tuple) and any(isinstance(v, T) for v in value):
+            return tuple(convert(f"{name}_{i}", v) for i, v in enumerate(value))
         if not isinstance(value, T):
             return value
         return wrap(name, value, random_array(f"{case.name}.{name}", value))
 
     args = [convert(f"arg{i}", a) for i, a in enumerate(case.args)]
     return args, {k: convert(k, v) for k, v in case.kwargs.items()}
+
+
+def results(result: Any) -> list[Any]:
+    """The tensors that a call returns, in tuples too, in order."""
+    if isinstance(result, tuple):
+        return [t for r in result for t in results(r)]
+    return [] if result is None else [result]
 
 
 def parameter_value(case: Case, name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -303,6 +313,39 @@ def _losses() -> list[Case]:
     ]  # fmt: skip
 
 
+def _recurrent() -> list[Case]:
+    x, flat, row = T((4, 2, 3)), T((4, 3)), T((2, 3))
+
+    def h(*shape: int) -> T:
+        return T((*shape, 5))
+
+    both = {"num_layers": 2, "bidirectional": True}
+    found = []
+    for kind in ("RNN", "GRU", "LSTM"):
+
+        def hx(*shape: int, kind: str = kind) -> Any:
+            return (h(*shape), h(*shape)) if kind == "LSTM" else h(*shape)
+
+        found += [
+            _m(kind, (3, 5), x),
+            _m(kind, (3, 5), x, hx(1, 2), bias=False),
+            _m(kind, (3, 5), x, hx(4, 2), **both),
+            _m(kind, (3, 5), T((2, 4, 3)), hx(2, 2), batch_first=True, num_layers=2),
+            _m(kind, (3, 5), flat, hx(2), bidirectional=True),
+            _m(kind, (3, 5), flat, batch_first=True),
+            _m(f"{kind}Cell", (3, 5), row, hx(2)),
+            _m(f"{kind}Cell", (3, 5), T((3,)), hx(), bias=False),
+            _m(f"{kind}Cell", (3, 5), row),
+        ]
+    return [
+        *found,
+        _m("RNN", (3, 5), x, h(4, 2), nonlinearity="relu", **both),
+        _m("RNNCell", (3, 5), row, h(2), nonlinearity="relu"),
+        _m("LSTM", (3, 5), x, (T((4, 2, 2)), h(4, 2)), proj_size=2, **both),
+        _m("LSTM", (3, 5), flat, proj_size=3, bias=False),
+    ]
+
+
 CASES = [
     *_activations(),
     *_convolutions(),
@@ -310,6 +353,7 @@ CASES = [
     *_normalizations(),
     *_linear(),
     *_losses(),
+    *_recurrent(),
 ]
 
 # --- optimisers -----------------------------------------------------------------------------------

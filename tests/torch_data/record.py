@@ -20,11 +20,6 @@ from tests.torch_data import cases as c  # noqa: E402
 torch.set_default_dtype(torch.float64)
 
 
-def _wrap(name: str, spec: c.T, values: Any) -> Any:
-    t = torch.tensor(values)
-    return t.requires_grad_(True) if spec.differentiable else t
-
-
 def _call(case: c.Case, args: list[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     if case.init is None:
         return getattr(torch.nn.functional, case.target)(*args, **kwargs), None
@@ -37,21 +32,26 @@ def _call(case: c.Case, args: list[Any], kwargs: dict[str, Any]) -> tuple[Any, A
 
 
 def record_case(case: c.Case) -> dict[str, Any]:
-    args, kwargs = c.arguments(case, _wrap)
-    result, module = _call(case, args, kwargs)
-    outputs = [o for o in (result if isinstance(result, tuple) else (result,)) if o is not None]
+    wanted: dict[str, torch.Tensor] = {}
+
+    def wrap(name: str, spec: c.T, values: Any) -> Any:
+        t = torch.tensor(values)
+        if spec.differentiable:
+            wanted[name] = t.requires_grad_(True)
+        return t
+
+    result, module = _call(case, *c.arguments(case, wrap))
+    outputs = c.results(result)
     stored = {f"out{i}": o.detach().numpy() for i, o in enumerate(outputs)}
     loss = sum(
         (o * torch.tensor(c.random_array(f"{case.name}.ct{i}", c.T(tuple(o.shape))))).sum()
         for i, o in enumerate(outputs)
         if o.is_floating_point()
     )
-    leaves = {f"arg{i}": a for i, a in enumerate(args)} | kwargs
     if module is not None:
-        leaves |= dict(module.named_parameters())
+        wanted |= dict(module.named_parameters())
         if case.training:
             stored |= {f"new.{n}": b.detach().numpy() for n, b in module.named_buffers()}
-    wanted = {n: t for n, t in leaves.items() if isinstance(t, torch.Tensor) and t.requires_grad}
     if wanted:
         grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
         stored |= {

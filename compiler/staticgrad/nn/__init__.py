@@ -34,6 +34,13 @@ from .activation import (
     Threshold,
 )
 from .attention import MultiheadAttention, TransformerEncoder, TransformerEncoderLayer
+from .callbacks import (
+    Callback,
+    EarlyStopping,
+    LearningRateScheduler,
+    ModelCheckpoint,
+    TerminateOnNaN,
+)
 from .containers import (
     ModuleDict,
     ModuleList,
@@ -46,6 +53,7 @@ from .convolution import (
     ConvTranspose1d,
     ConvTranspose2d,
 )
+from .history import History
 from .linear import (
     Bilinear,
     Embedding,
@@ -96,12 +104,23 @@ from .pooling import (
     Unflatten,
     Unfold,
 )
+from .recurrent import (
+    GRU,
+    LSTM,
+    RNN,
+    GRUCell,
+    LSTMCell,
+    RNNCell,
+)
 
 __all__ = [
     "CELU",
     "ELU",
     "GELU",
     "GLU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "SELU",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
@@ -114,6 +133,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "Bilinear",
+    "Callback",
     "Conv1d",
     "Conv2d",
     "ConvTranspose1d",
@@ -123,8 +143,10 @@ __all__ = [
     "Dropout",
     "Dropout1d",
     "Dropout2d",
+    "EarlyStopping",
     "Embedding",
     "Flatten",
+    "GRUCell",
     "GaussianNLLLoss",
     "GroupNorm",
     "Hardshrink",
@@ -132,12 +154,15 @@ __all__ = [
     "Hardswish",
     "Hardtanh",
     "HingeEmbeddingLoss",
+    "History",
     "HuberLoss",
     "Identity",
     "KLDivLoss",
     "L1Loss",
+    "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
+    "LearningRateScheduler",
     "Linear",
     "LogSigmoid",
     "LogSoftmax",
@@ -146,6 +171,7 @@ __all__ = [
     "MaxPool1d",
     "MaxPool2d",
     "Mish",
+    "ModelCheckpoint",
     "Module",
     "ModuleDict",
     "ModuleList",
@@ -156,6 +182,7 @@ __all__ = [
     "ParameterList",
     "PoissonNLLLoss",
     "RMSNorm",
+    "RNNCell",
     "ReLU",
     "ReLU6",
     "Sequential",
@@ -170,6 +197,7 @@ __all__ = [
     "Softsign",
     "Tanh",
     "Tanhshrink",
+    "TerminateOnNaN",
     "Threshold",
     "TransformerEncoder",
     "TransformerEncoderLayer",

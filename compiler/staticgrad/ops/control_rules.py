@@ -23,6 +23,7 @@ from .closing import placeholder, placeholders, replaced, zeros_of
 from .linalg import matmul
 from .lowering import Control, Leaf, View
 from .reduction import any as reduce_any
+from .reduction import sum as reduce_sum
 from .registry import Attrs, BatchContext, JvpContext, VjpContext, get, make
 from .selection import where
 from .shape import broadcast_to, moveaxis, reshape
@@ -100,10 +101,13 @@ def vjp_scan(c: VjpContext, arriving: Any) -> list[Tensor | None]:
     ct_x = {k: g for k, g in ct_rest.items() if k < s.nx and g is not None}
     ct_p = {k: g for k, g in ct_rest.items() if k >= s.nx and g is not None}
     products = {} if s.attrs["remat"] else _row_products(s, ct_p)
-    sums = {
-        k: placeholder(f"sum{k}", 0, (*s.x_in, *s.p_in)[k].type) for k in ct_p if k not in products
-    }
     stacked = dict.fromkeys(v for pair in products.values() for v in pair)
+    totals = _row_sums(ct_p, stacked)
+    sums = {
+        k: placeholder(f"sum{k}", 0, (*s.x_in, *s.p_in)[k].type)
+        for k in ct_p
+        if k not in products and k not in totals
+    }
     carried = [*ct_next, *(add(sums[k], ct_p[k]) for k in sums)]
     results = _reversed_scan(
         s, [*ct_carry, *sums.values()],
@@ -119,6 +123,8 @@ def vjp_scan(c: VjpContext, arriving: Any) -> list[Tensor | None]:
     rows = dict(zip(stacked, results[len(carried) + len(ct_x) :]))
     for k, (a, b) in products.items():
         gradients[s.nc + k] = matmul(_all_rows_of(rows[a]).T, _all_rows_of(rows[b]))
+    for k, v in totals.items():
+        gradients[s.nc + k] = reduce_sum(_all_rows_of(rows[v]), axis=0)
     return gradients
 
 
@@ -141,6 +147,21 @@ def _row_products(s: _Scan, ct_p: dict[int, Tensor]) -> dict[int, tuple[Tensor, 
     return found
 
 
+def _row_sums(ct_p: dict[int, Tensor], stacked: dict[Any, None]) -> dict[int, Any]:
+    """The gradients `sum(b, axis=0)` of captured vectors, for matrices b that are stacked anyway:
+    a bias beside a product. One sum over all rows."""
+    found: dict[int, Any] = {}
+    for k, g in ct_p.items():
+        node = g.node
+        if node.op == "reshape":  # the sum keeps the axis along which the vector was repeated
+            node = node.operands[0].node
+        if node.op == "sum" and node.attrs["axes"] == (0,):
+            (b,) = node.operands
+            if b in stacked and b.ndim == 2 and g.ndim == 1:
+                found[k] = b
+    return found
+
+
 def _all_rows_of(stacked: Tensor) -> Tensor:
     """[steps, rows, columns] -> [steps * rows, columns]"""
     steps, rows, columns = stacked.shape
@@ -157,13 +178,17 @@ def _reversed_scan(
     stored = set(_residuals(s, outputs, [*carries, *ct_y]))
     given = {s.index, *s.x_in, *s.p_in}
     inner = sorted((v for v in stored if v not in given), key=lambda v: (v.node.id, v.index))
-    saved: tuple[Any, ...] = ()
+    saved: dict[Value, Any] = {}
     if inner:
-        every = s.other(s.init, s.xs, s.captured, s.body.inputs, [*s.body.outputs, *inner])
-        saved = every[len(s.body.outputs) :]
+        results = dict.fromkeys(s.y_out)  # what is stacked as a result is not stored once more
+        more = [v for v in inner if v not in results]
+        every = s.other(s.init, s.xs, s.captured, s.body.inputs, [*s.body.outputs, *more])
+        stacks = dict(zip((*s.y_out, *more), every[s.nc :]))
+        saved = {v: stacks[v] for v in inner}
     # Rows that are stored or given already need not be stored again.
-    known = {**dict(zip(s.x_in, s.xs)), **dict(zip(inner, saved))}
-    outputs = [*carried, *(v for v in rows if v not in known)]
+    known = {**dict(zip(s.x_in, s.xs)), **saved}
+    new_rows = list(dict.fromkeys(v for v in rows if v not in known))
+    outputs = [*carried, *new_rows]
     copies = placeholders("saved", [v.type for v in inner])
     read = [i for i, v in enumerate(s.x_in) if v in stored]
     captured = [i for i, v in enumerate(s.p_in) if v in stored]
@@ -173,16 +198,14 @@ def _reversed_scan(
         *(s.p_in[i] for i in captured),
     ]  # fmt: skip
     mapping = dict(zip(inputs, _renumbered(inputs)))
-    results = s.other(
-        init, [*(s.xs[i] for i in read), *saved, *ct_ys], [s.captured[i] for i in captured],
+    found = s.other(
+        init, [*(s.xs[i] for i in read), *saved.values(), *ct_ys],
+        [s.captured[i] for i in captured],
         list(mapping.values()), replaced(new, mapping), reverse=not s.attrs["reverse"],
         remat=False,
     )  # fmt: skip
-    found = iter(results[len(carried) :])
-    return (
-        *results[: len(carried)],
-        *(known[v] if v in known else next(found) for v in rows),
-    )
+    known.update(zip(new_rows, found[len(carried) :]))
+    return (*found[: len(carried)], *(known[v] for v in rows))
 
 
 def _renumbered(inputs: Sequence[Value]) -> list[Tensor]:

@@ -138,8 +138,9 @@ def _join(a: Node, b: Node, position: Mapping[Node, int], at: int) -> Joined | N
     if any(position.get(v.node, at) >= at for v in (*host.operands, *guest.operands)):
         return None
     known: dict[Hashable, int] = {}
-    own = _numbers(h.body.outputs[: g.nc], h.outer, known)
-    if own != _numbers(g.body.outputs[: g.nc], g.outer, known):
+    of_h = _numbers(h.body.outputs, h.outer, known)
+    of_g = _numbers(g.body.outputs, g.outer, known)
+    if of_h[: g.nc] != of_g[: g.nc]:
         return None
     there = {what: v for v, what in h.outer.items()}
     xs, captured = list(h.xs), list(h.captured)
@@ -154,7 +155,14 @@ def _join(a: Node, b: Node, position: Mapping[Node, int], at: int) -> Joined | N
         (xs if kind == "x" else captured).append(outside)
         (inputs_x if kind == "x" else inputs_p).append(there[what])
     mapping = {v: there[what] for v, what in g.outer.items()}
-    rows = replaced(g.body.outputs[g.nc :], mapping)
+    # What the host stacks already is not stacked twice.
+    stacked = {what: h.nc + i for i, what in enumerate(of_h[h.nc :])}
+    more: list[Value] = []
+    for v, what_v in zip(g.body.outputs[g.nc :], of_g[g.nc :]):
+        if what_v not in stacked:
+            stacked[what_v] = len(h.body.outputs) + len(more)
+            more.append(v)
+    rows = replaced(more, mapping)
     inputs = _numbered([*h.inputs[: 1 + h.nc], *inputs_x, *inputs_p])
     outputs = replaced([*h.body.outputs, *rows], inputs)
     attrs = {
@@ -163,7 +171,9 @@ def _join(a: Node, b: Node, position: Mapping[Node, int], at: int) -> Joined | N
     made = registry.make("scan", (*h.init, *xs, *captured), attrs, locs=a.locs | b.locs)
     of_host = dict(zip(host.results, made.results))
     of_guest = dict(zip(guest.results, made.results[: g.nc]))
-    of_guest.update(zip(guest.results[g.nc :], made.results[len(h.body.outputs) :]))
+    of_guest.update(
+        (r, made.results[stacked[what_r]]) for r, what_r in zip(guest.results[g.nc :], of_g[g.nc :])
+    )
     return (made, of_host, of_guest) if host is a else (made, of_guest, of_host)
 
 

@@ -85,6 +85,16 @@ from .pooling import (
     max_pool2d,
     unfold,
 )
+from .recurrent import (
+    gru,
+    gru_cell,
+    lstm,
+    lstm_cell,
+    rnn_relu,
+    rnn_relu_cell,
+    rnn_tanh,
+    rnn_tanh_cell,
+)
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -113,6 +123,8 @@ __all__ = [
     "gelu",
     "glu",
     "group_norm",
+    "gru",
+    "gru_cell",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
@@ -127,6 +139,8 @@ __all__ = [
     "linear",
     "log_softmax",
     "logsigmoid",
+    "lstm",
+    "lstm_cell",
     "margin_ranking_loss",
     "max_pool1d",
     "max_pool2d",
@@ -142,6 +156,10 @@ __all__ = [
     "relu",
     "relu6",
     "rms_norm",
+    "rnn_relu",
+    "rnn_relu_cell",
+    "rnn_tanh",
+    "rnn_tanh_cell",
     "scaled_dot_product_attention",
     "selu",
     "sigmoid",

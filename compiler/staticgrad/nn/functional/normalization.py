@@ -7,6 +7,7 @@ the mean is large.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from staticgrad.ir.dim import Dim, DimLike, as_shape, product, shape_text
@@ -15,6 +16,7 @@ from staticgrad.ir.node import Value
 from staticgrad.ops.convert import as_tensor
 from staticgrad.ops.exponential import rsqrt, sqrt
 from staticgrad.ops.mode import training_switch
+from staticgrad.ops.public import public
 from staticgrad.ops.reduction import dim_size, mean
 from staticgrad.ops.reduction import max as reduce_max
 from staticgrad.ops.reduction import sum as reduce_sum
@@ -163,6 +165,7 @@ def _unbiased(var: Tensor, count: DimLike) -> Tensor:
     return var * (count / max(count - 1, 1))
 
 
+@partial(public, eager=True)
 def normalise_batch(
     x: Tensor, running: tuple[Any, Any] | None, scale: tuple[Any, Any], mode: bool | None,
     momentum: Any, eps: float, updates: Sequence[tuple[Value, Value]] = (),

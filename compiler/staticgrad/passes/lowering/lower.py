@@ -226,7 +226,7 @@ class Lowerer:
             return scope.outer, scope.aliases[v], at
         if v in scope.slices and scope.outer is not None:
             whole, index = scope.slices[v]
-            if whole in scope.outer.stored:
+            if _lies_in_buffer(whole, scope.outer):
                 return None  # a slice of what lies there
             return scope.outer, whole, (index, *at)
         node = v.node
@@ -343,6 +343,13 @@ class Lowerer:
             text = f"check_nan: a NaN in {node.types[0]}"
         self.program.messages[code] = (text, locs_text(self.graph.locs[node]))
         return code
+
+
+def _lies_in_buffer(v: Value, scope: Scope) -> bool:
+    """Whether a buffer holds a value densely, be it in another shape."""
+    while v not in scope.stored and v.node.op in _SAME_ORDER:
+        v = v.node.operands[0]
+    return v in scope.stored
 
 
 def _dims_of(graph: Graph) -> list[str]:
