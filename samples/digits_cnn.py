@@ -27,8 +27,13 @@ def build() -> sg.Program:
         nn.Linear(32 * 4 * 4, 64), nn.ReLU(), nn.Dropout(0.3),
         nn.Linear(64, 10),
     )  # fmt: skip
-    logits = model(x)
-    loss = nn.functional.cross_entropy(logits, y)
+
+    def loss_of(images, labels):
+        """Of declared inputs, or of tensors that have values: the same code."""
+        logits = model(images)
+        return nn.functional.cross_entropy(logits, labels), logits
+
+    loss, logits = loss_of(x, y)
     optimizer = sg.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
     return sg.Program(
         train=sg.Graph([x, y], [loss, logits], updates=optimizer.minimize(loss)),
@@ -38,6 +43,8 @@ def build() -> sg.Program:
         metrics={"accuracy": digits.accuracy},
         scheduler=sg.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS),
         epochs=EPOCHS,
+        loss=loss_of,
+        optimizer=optimizer,
     )
 
 

@@ -24,8 +24,13 @@ def build() -> sg.Program:
         nn.Linear(256, 128), nn.ReLU(), nn.Dropout(0.2),
         nn.Linear(128, 10),
     )  # fmt: skip
-    logits = model(x)
-    loss = nn.functional.cross_entropy(logits, y)
+
+    def loss_of(images, labels):
+        """Of declared inputs, or of tensors that have values: the same code."""
+        logits = model(images)
+        return nn.functional.cross_entropy(logits, labels), logits
+
+    loss, logits = loss_of(x, y)
     optimizer = sg.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.05)
     return sg.Program(
         train=sg.Graph([x, y], [loss, logits], updates=optimizer.minimize(loss)),
@@ -35,6 +40,8 @@ def build() -> sg.Program:
         metrics={"accuracy": digits.accuracy},
         scheduler=sg.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS),
         epochs=EPOCHS,
+        loss=loss_of,
+        optimizer=optimizer,
     )
 
 

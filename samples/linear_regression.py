@@ -42,8 +42,13 @@ def build() -> sg.Program:
     y = sg.input("y", ("N",), dtype="float64")
     w = sg.parameter(np.zeros(features), name="w")
     b = sg.parameter(np.zeros(()), name="b")
-    prediction = x @ w + b
-    loss = ((prediction - y) ** 2).mean()
+
+    def loss_of(features, wanted):
+        """Of declared inputs, or of tensors that have values: the same code."""
+        prediction = features @ w + b
+        return ((prediction - wanted) ** 2).mean(), prediction
+
+    loss, prediction = loss_of(x, y)
     optimizer = sg.optim.SGD([w, b], lr=LEARNING_RATE, momentum=MOMENTUM)
     return sg.Program(
         train=sg.Graph([x, y], [loss, prediction], updates=optimizer.minimize(loss)),
@@ -53,6 +58,8 @@ def build() -> sg.Program:
         metrics={"r2": r2},
         state={"w": w, "b": b},
         epochs=STEPS,
+        loss=loss_of,
+        optimizer=optimizer,
     )
 
 

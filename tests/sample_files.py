@@ -10,7 +10,7 @@ from types import ModuleType
 SAMPLES = Path(__file__).parent.parent / "samples"
 MODELS = (
     "char_transformer", "custom_c_op", "digits_cnn", "digits_mlp", "gradient_descent",
-    "linear_regression",
+    "linear_regression", "rgb_convnet",
 )  # fmt: skip
 
 
