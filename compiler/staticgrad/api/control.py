@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from staticgrad.ir.dim import Dim, DimLike, dim_max, equal_dims, floor_div, is_index
 from staticgrad.ir.errors import (
     ArgumentError,
@@ -29,14 +31,15 @@ from staticgrad.ops import taps
 from staticgrad.ops.closing import close, depends, placeholder, placeholders
 from staticgrad.ops.control import INDEX
 from staticgrad.ops.control_rules import named_branches
-from staticgrad.ops.convert import as_tensor, astype
+from staticgrad.ops.convert import as_tensor, astype, promoted
 from staticgrad.ops.joining import concat, stack
-from staticgrad.ops.public import public
+from staticgrad.ops.public import list_of, public
 from staticgrad.ops.random import own_key
 from staticgrad.ops.reduction import dim_size
 from staticgrad.ops.registry import make
 from staticgrad.ops.shape import reshape
 from staticgrad.ops.tensor import Tensor
+from staticgrad.ops.weak import WeakNumber
 
 from . import pytree
 from .foreign import foreign_of
@@ -44,10 +47,23 @@ from .pytree import Structure
 
 Tree = Any
 
+# Calls a body on carries of the types of first values: its inputs, its leaves, a form.
+Attempt = Callable[[list[Tensor]], tuple[list[Tensor], list[Any], Structure]]
+
+_CONDITION = "while_loop: the condition"
+
 
 def _is_weak(value: Any) -> bool:
-    """A bare Python number: its dtype follows what it meets."""
-    return type(value) in (bool, int, float)
+    """A Python number or a size: its dtype follows what it meets."""
+    if isinstance(value, (bool, int, float)):
+        return not isinstance(value, np.generic)
+    return isinstance(value, (WeakNumber, Dim))
+
+
+def _functions(what: str, **given: Any) -> None:
+    for name, value in given.items():
+        if not callable(value):
+            raise ArgumentTypeError(f"{what}: {name} must be a function, got {value!r}")
 
 
 def _tensors(values: Sequence[Any], what: str) -> list[Tensor]:
@@ -95,6 +111,7 @@ def scan(
     and forward mode. Raises `ShapeError` or `DTypeError`, with both sides, where the carry changes
     its type. Source: jax.lax.scan.
     """
+    _functions("scan", f=f)
     x_leaves, x_form = pytree.flatten(xs)
     leaves, form = pytree.flatten(init)
     if foreign_of((*leaves, *x_leaves)) is not None:
@@ -156,10 +173,14 @@ def _scan(
     xs: Sequence[Tensor], x_form: Structure, length: DimLike, reverse: bool, checkpoint: Any,
 ) -> tuple[Tree, Tree]:  # fmt: skip
     """`scan` with a body that is also given the number of the step."""
+    if isinstance(length, int) and length >= 1 << 63:
+        raise ArgumentError(f"{what}: {length} steps are more than an int64 counts")
     if checkpoint is None:
         carry, ys, y_form = _one_scan(what, body, init, form, xs, x_form, length, reverse)
         return pytree.unflatten(form, carry), pytree.unflatten(y_form, ys)
     segments, steps = _segments(what, length, checkpoint)
+    if any(_is_weak(v) for v in init):
+        init = _settled(what, form, init, _scan_body(what, body, form, xs, x_form, []))[0]
     inner_ys: list[Structure] = []
 
     def segment(number: Tensor, carry: Tree, parts: Tree) -> tuple[Tree, Tree]:
@@ -229,33 +250,10 @@ def _one_scan(
     remat: bool = False,
 ) -> tuple[list[Tensor], list[Tensor], Structure]:  # fmt: skip
     """The last carry's leaves, the stacked leaves, and the form of one y."""
-    first = _tensors(init, f"{what}: init")
-    slices = [TensorType(x.dtype, x.shape[1:]) for x in xs]
-
     watched: list[tuple[Value, taps.Tap]] = []
-
-    def attempt(first: list[Tensor]) -> tuple[list[Tensor], list[Any], Structure, list[Tensor]]:
-        inputs = [placeholder("index", 0, INDEX)]
-        inputs += placeholders("c", [v.type for v in first], 1)
-        inputs += placeholders("x", slices, 1 + len(first))
-        with taps.of_body() as seen:
-            found, whole = _traced(body, inputs, (None, form, x_form))
-        watched[:] = [(v, t) for v, t in seen if depends(v, inputs)]
-        carry_form, y_form = whole.children
-        _same_structure(what, form, carry_form)
-        return inputs, found, y_form, _tensors(found[: form.num_leaves], f"{what}: the carry")
-
-    inputs, found, y_form, carries = attempt(first)
-    weak = [_is_weak(v) and t.dtype != c.dtype for v, t, c in zip(init, first, carries)]
-    if any(weak):  # a Python number as first value takes the dtype that the body gives it
-        first = [astype(t, c.dtype) if w else t for t, c, w in zip(first, carries, weak)]
-        inputs, found, y_form, carries = attempt(first)
-    carries = [
-        astype(as_tensor(c), t.dtype) if _is_weak(v) else c
-        for v, c, t in zip(found, carries, first)
-    ]
-    _same_types(what, form, first, carries)
-    ys = _tensors(found[form.num_leaves :], f"{what}: y")
+    attempt = _scan_body(what, body, form, xs, x_form, watched)
+    first, inputs, carries, rest, y_form = _settled(what, form, init, attempt)
+    ys = _tensors(rest, f"{what}: y")
     rows = [v for v, _ in watched]
     graph, captured = close(
         inputs, [*carries, *ys, *rows], inputs[0].node.id, lambda key: own_key(key, inputs[0])
@@ -269,6 +267,27 @@ def _one_scan(
     for stacked, (_, tap) in zip(results[last:], watched):
         taps.add(stacked, _each_row(tap.run, reverse))
     return list(results[: len(first)]), list(results[len(first) : last]), y_form
+
+
+def _scan_body(
+    what: str, body: Callable[..., Any], form: Structure, xs: Sequence[Tensor], x_form: Structure,
+    watched: list[tuple[Value, taps.Tap]],
+) -> Attempt:  # fmt: skip
+    """What calls the body; `watched` then holds the effects in it."""
+    slices = [TensorType(x.dtype, x.shape[1:]) for x in xs]
+
+    def attempt(first: list[Tensor]) -> tuple[list[Tensor], list[Any], Structure]:
+        inputs = [placeholder("index", 0, INDEX)]
+        inputs += placeholders("c", [v.type for v in first], 1)
+        inputs += placeholders("x", slices, 1 + len(first))
+        with taps.of_body() as seen:
+            found, whole = _traced(body, inputs, (None, form, x_form))
+        watched[:] = [(v, t) for v, t in seen if depends(v, inputs)]
+        carry_form, y_form = whole.children
+        _same_structure(what, form, carry_form)
+        return inputs, found, y_form
+
+    return attempt
 
 
 def _each_row(run: Callable[[Any], Any], reverse: bool) -> Callable[[Any], None]:
@@ -288,6 +307,41 @@ def _unwatched(what: str, seen: Sequence[tuple[Value, taps.Tap]], inputs: Sequen
             f"{what}: sg.debug can't watch a value inside, which is not computed every time or not "
             "a known number of times; watch what it returns, use sg.scan, or the dynamic mode"
         )
+
+
+def _settled(
+    what: str, form: Structure, init: Sequence[Any], attempt: Attempt
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Any], Structure]:  # fmt: skip
+    """The first values and the body's inputs, new carries, other leaves and form of these.
+
+    `attempt` calls the body on carries of the first values' types. A Python number among them takes
+    the dtype that it has beside what the body gives, and the body is called again.
+    """
+    first = _tensors(init, f"{what}: init")
+    is_first = True
+    while True:
+        inputs, found, other_form = attempt(first)
+        carries = found[: len(first)]
+        _tensors(carries, f"{what}: the carry")
+        met = [
+            (promoted(v, c) if is_first else promoted(v, c, t))[0] if _is_weak(v) else t
+            for v, c, t in zip(init, carries, first)
+        ]
+        if all(a.dtype == b.dtype for a, b in zip(met, first)):
+            break
+        first, is_first = met, False
+    new = [_alike(c, t) for c, t in zip(carries, first)]
+    _same_types(what, form, first, new)
+    return first, inputs, new, found[len(first) :], other_form
+
+
+def _alike(value: Any, like: Tensor) -> Tensor:
+    """`value` as a tensor; a Python number in the other's dtype, if that is of its kind."""
+    if _is_weak(value):
+        as_met = promoted(value, like)[0]
+        if as_met.dtype == like.dtype:
+            return as_met
+    return as_tensor(value)
 
 
 def _same_structure(what: str, given: Structure, returned: Structure) -> None:
@@ -333,6 +387,7 @@ def fori_loop(
     `checkpoint` see there. With a tensor as a bound it is a `while_loop`.
     Source: jax.lax.fori_loop.
     """
+    _functions("fori_loop", body=body)
     leaves, form = pytree.flatten(init)
     bounds = (lower, upper)
     if foreign_of((*leaves, *bounds)) is not None:
@@ -383,45 +438,45 @@ def while_loop(
     through have no place in a planned memory); forward mode works. With `max_steps` the loop ends
     after that many at the latest and is differentiable in both modes. Source: jax.lax.while_loop.
     """
+    _functions("while_loop", condition=condition, body=body)
     leaves, form = pytree.flatten(init)
     if foreign_of(leaves) is not None:
         return _python_while(condition, body, init, max_steps)
     if max_steps is not None:
-        return _bounded(condition, body, init, max_steps)
-    first = _tensors(leaves, "while_loop: init")
-
-    def attempt(first: list[Tensor]) -> tuple[list[Tensor], list[Any], list[Tensor]]:
-        inputs = [placeholder("index", 0, INDEX)]
-        inputs += placeholders("c", [v.type for v in first], 1)
-        with taps.of_body() as seen:
-            found, returned = _traced(lambda _, value: body(value), inputs, (None, form))
-        _unwatched("while_loop", seen, inputs)
-        _same_structure("while_loop", form, returned)
-        return inputs, found, _tensors(found, "while_loop: the value")
-
-    inputs, found, carries = attempt(first)
-    weak = [_is_weak(v) and t.dtype != c.dtype for v, t, c in zip(leaves, first, carries)]
-    if any(weak):
-        first = [astype(t, c.dtype) if w else t for t, c, w in zip(first, carries, weak)]
-        inputs, found, carries = attempt(first)
-    carries = [
-        astype(as_tensor(c), t.dtype) if _is_weak(v) else c
-        for v, c, t in zip(found, carries, first)
-    ]
-    _same_types("while_loop", form, first, carries)
+        return _bounded(condition, body, leaves, form, max_steps)
+    first, inputs, carries = _while_body(body, leaves, form)
     graph, captured = close(inputs, carries, inputs[0].node.id, lambda k: own_key(k, inputs[0]))
     test = [placeholder("index", 0, INDEX), *placeholders("c", [v.type for v in first], 1)]
     with taps.of_body() as seen:
-        (asked,), _ = _traced(lambda _, value: condition(value), test, (None, form))
+        asked = _traced(lambda _, value: (condition(value),), test, (None, form))
     _unwatched("while_loop", seen, test)
-    asking, asked_of = close(test, [_predicate(asked, "while_loop: the condition")],
-                             test[0].node.id, lambda k: own_key(k, test[0]))  # fmt: skip
+    asking, asked_of = close(
+        test, [_predicate(pytree.unflatten(asked[1], asked[0])[0], _CONDITION)],
+        test[0].node.id, lambda k: own_key(k, test[0]),
+    )  # fmt: skip
     attrs = {
         "condition": asking, "body": graph, "carries": len(first),
         "condition_captures": len(asked_of),
     }  # fmt: skip
     results = make("while_loop", (*first, *asked_of, *captured), attrs).results
     return pytree.unflatten(form, results)
+
+
+def _while_body(
+    body: Callable[..., Any], init: Sequence[Any], form: Structure
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The first values, the body's inputs and what it makes of them."""
+
+    def attempt(first: list[Tensor]) -> tuple[list[Tensor], list[Any], Structure]:
+        inputs = [placeholder("index", 0, INDEX)]
+        inputs += placeholders("c", [v.type for v in first], 1)
+        with taps.of_body() as seen:
+            found, returned = _traced(lambda _, value: body(value), inputs, (None, form))
+        _unwatched("while_loop", seen, inputs)
+        _same_structure("while_loop", form, returned)
+        return inputs, found, returned
+
+    return _settled("while_loop", form, init, attempt)[:3]
 
 
 def _python_while(condition: Any, body: Any, value: Tree, max_steps: Any) -> Tree:
@@ -432,20 +487,34 @@ def _python_while(condition: Any, body: Any, value: Tree, max_steps: Any) -> Tre
     return value
 
 
-def _bounded(condition: Any, body: Any, init: Tree, max_steps: Any) -> Tree:
+def _bounded(
+    condition: Any, body: Any, init: Sequence[Any], form: Structure, max_steps: Any
+) -> Tree:  # fmt: skip
     """A scan of `max_steps` steps, which do nothing once the condition has failed."""
     if not (isinstance(max_steps, Dim) or is_index(max_steps)):
         raise ArgumentTypeError(f"while_loop: max_steps must be an int, got {max_steps!r}")
+    if not isinstance(max_steps, Dim) and int(max_steps) < 0:
+        raise ArgumentError(f"while_loop: max_steps must not be negative, got {max_steps}")
+    first, _, _ = _while_body(body, init, form)
 
     def step(i: Tensor, value: Tree) -> Tree:
-        going = _predicate(condition(value), "while_loop: the condition")
-        return cond(going, body, lambda same: same, value)
+        going = _predicate(condition(value), _CONDITION)
 
-    return fori_loop(0, max_steps, step, init)
+        # Of the body's results Python numbers take the carries' dtypes, as without a bound.
+        def turn(*leaves: Tensor) -> list[Tensor]:
+            new = pytree.flatten(body(pytree.unflatten(form, leaves)))[0]
+            return [_alike(v, t) for v, t in zip(new, leaves)]
+
+        leaves = cond(going, turn, lambda *same: list(same), *pytree.flatten(value)[0])
+        return pytree.unflatten(form, leaves)
+
+    return fori_loop(0, max_steps, step, pytree.unflatten(form, first))
 
 
 def _predicate(value: Any, what: str) -> Tensor:
     """A bool without axes; numbers are true unless they are zero."""
+    if value is None or isinstance(value, (tuple, list, dict)):
+        raise ArgumentTypeError(f"{what} must be one bool, got {value!r}")
     t = as_tensor(value, what)
     if t.shape != ():
         raise ShapeError(f"{what} must be one bool, got {t.type}; reduce it with .all() or .any()")
@@ -463,7 +532,8 @@ def cond(predicate: Any, true_fn: Any, false_fn: Any, *operands: Any) -> Tree:
     Both return the same structure of the same types. Under `vmap` with a predicate for each row
     both are computed, and each row takes its own. Source: jax.lax.cond.
     """
-    if isinstance(predicate, bool) or foreign_of((predicate,)) is not None:
+    _functions("cond", true_fn=true_fn, false_fn=false_fn)
+    if isinstance(predicate, (bool, np.bool_)) or foreign_of((predicate,)) is not None:
         return (true_fn if predicate else false_fn)(*operands)
     test = _predicate(predicate, "cond: the predicate")
     return _choose("cond", test, (false_fn, true_fn), {"true": None}, operands)
@@ -473,7 +543,8 @@ def cond(predicate: Any, true_fn: Any, false_fn: Any, *operands: Any) -> Tree:
 def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Tree:
     """`branches[index](*operands)`, with an index beyond the ends clamped to them; only that one is
     computed when the program runs. Source: jax.lax.switch."""
-    functions = tuple(branches)
+    functions = tuple(list_of(branches, "switch: branches", "functions"))
+    _functions("switch", **{f"branches[{i}]": f for i, f in enumerate(functions)})
     if not functions:
         raise ArgumentError("switch: expected at least one branch")
     if foreign_of((index,)) is not None or (is_index(index) and not isinstance(index, Tensor)):
@@ -490,9 +561,7 @@ def _choose(
     leaves, form = pytree.flatten(operands)
     given = _tensors(leaves, what)
     traced = []
-    for k, function in enumerate(functions):
-        if not callable(function):
-            raise ArgumentTypeError(f"{what}: branch {k} is no function: {function!r}")
+    for function in functions:
         inputs = placeholders("a", [v.type for v in given])
         mark = placeholder("mark", 0, INDEX).node.id
         with taps.of_body() as seen:
@@ -516,17 +585,14 @@ def _choose(
 
 def _promoted_results(found: list[list[Any]]) -> list[list[Tensor]]:
     """The branches' results; Python numbers take the dtype of the others' at their place."""
-    outputs = []
-    for leaves in found:
-        row = []
-        for j, v in enumerate(leaves):
-            t = as_tensor(v, "a branch's result")
-            strong = [other[j] for other in found if not _is_weak(other[j])]
-            if _is_weak(v) and strong:
-                t = astype(t, as_tensor(strong[0], "a branch's result").dtype)
-            row.append(t)
-        outputs.append(row)
-    return outputs
+    places = []
+    for values in zip(*found):
+        strong = [as_tensor(v, "a branch's result") for v in values if not _is_weak(v)]
+        if not strong:
+            places.append(list(promoted(*values)))
+            continue
+        places.append([_alike(v, strong[0]) for v in values])
+    return [list(row) for row in zip(*places)] if places else [[] for _ in found]
 
 
 def _closed_alike(

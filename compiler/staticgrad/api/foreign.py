@@ -1,46 +1,46 @@
-"""How tensors of the dynamic mode take part in transforms, which stand below that mode.
+"""Tensors of the dynamic mode as arguments of transforms and control flow, which stand below it.
 
-The dynamic mode registers its tensors' class with a function that runs a traced graph on them, so
-that results are on its tape.
+A traced function that is called with them runs as one operation of that mode, so that its results
+are on the tape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from staticgrad.ir.graph import Graph
+from staticgrad.ops.public import dynamic
 
-@dataclass(frozen=True)
+
 class Foreign:
-    """A class of tensors that are no arrays.
+    """The dynamic mode, as transforms see it."""
 
-    run       graph, inputs in its order (foreign tensors, arrays, Python numbers) -> its outputs
-    array_of  a foreign tensor as an array of its dtype and shape; other leaves as they are
-    """
+    def run(self, graph: Graph, inputs: Sequence[Any]) -> Sequence[Any]:
+        """A graph's outputs on inputs in its order: tensors of the mode, arrays, Python numbers."""
+        if not graph.outputs:
+            return ()
+        # In a module that runs on values parameters are values; the graph's are its state.
+        inside = dynamic.inside.set(False)
+        try:
+            found = dynamic.package().call_graph(graph, inputs)
+        finally:
+            dynamic.inside.reset(inside)
+        return (found,) if graph.single else tuple(found)
 
-    run: Callable[[Graph, Sequence[Any]], Sequence[Any]]
-    array_of: Callable[[Any], Any]
+    def array_of(self, value: Any) -> Any:
+        """A tensor of the mode as an array, for its dtype and shape; anything else as it is."""
+        return value.detach().numpy() if dynamic.is_tensor(value) else value
 
 
-_classes: dict[type, Foreign] = {}
-
-
-def register_foreign(cls: type, foreign: Foreign) -> None:
-    """Makes transforms called with an instance of `cls` among their leaves run by `foreign`."""
-    _classes[cls] = foreign
+_FOREIGN = Foreign()
 
 
 def foreign_of(leaves: Sequence[Any]) -> Foreign | None:
-    """What runs a call with these leaves, where one of them is foreign."""
-    if not _classes:
+    """What runs a call with these leaves, where one of them is a tensor of the dynamic mode."""
+    if not dynamic.types or not any(dynamic.is_tensor(v) for v in leaves):
         return None
-    for v in leaves:
-        for cls, foreign in _classes.items():
-            if isinstance(v, cls):
-                return foreign
-    return None
+    return _FOREIGN
 
 
-__all__ = ["Foreign", "foreign_of", "register_foreign"]
+__all__ = ["Foreign", "foreign_of"]

@@ -36,6 +36,10 @@ class Program:
                    A checkpoint holds all state of both graphs in any case, under its own name
     scheduler      one of `sg.optim.lr_scheduler`, stepped after each epoch
     epochs         how many epochs `train` takes if it isn't told
+    loss           `loss(*batch)` -> the scalar loss, or a tuple that begins with it: the same code
+                   on the static inputs and on tensors of the dynamic mode. With it and `optimizer`
+                   `staticgrad compare` runs a whole training step in both modes
+    optimizer      the optimiser of the training graph's updates
 
     Raises `ArgumentTypeError` for parts of a wrong kind, `GraphError` for a training graph without
     updates, `ShapeError` for a loss that is no scalar.
@@ -49,6 +53,8 @@ class Program:
     state: Mapping[str, Parameter] | None = None
     scheduler: Any = None
     epochs: int = 10
+    loss: Callable[..., Any] | None = None
+    optimizer: Any = None
 
     def __post_init__(self) -> None:
         for name in ("train", "predict"):
@@ -57,16 +63,25 @@ class Program:
                 raise _wrong(name, "a graph: sg.Graph(inputs, outputs, updates)", given)
         if self.train is None and self.predict is None:
             raise ArgumentError("Program: expected a graph as train=, predict= or both")
-        for name in ("train_batches", "test_batches"):
+        for name, what in (
+            ("train_batches", "a function that gives the batches"),
+            ("test_batches", "a function that gives the batches"),
+            ("loss", "a function that gives the loss of a batch"),
+        ):
             given = getattr(self, name)
             if given is not None and not callable(given):
-                raise _wrong(name, "a function that gives the batches", given)
+                raise _wrong(name, what, given)
         self._check_tables()
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
             raise _wrong("epochs", "a number of epochs, at least 0", self.epochs)
-        for method in ("step", "state_dict", "load_state_dict"):
-            if self.scheduler is not None and not callable(getattr(self.scheduler, method, None)):
-                raise _wrong("scheduler", f"an object with a method {method}", self.scheduler)
+        for name, methods in (
+            ("scheduler", ("step", "state_dict", "load_state_dict")),
+            ("optimizer", ("minimize",)),
+        ):
+            given = getattr(self, name)
+            for method in methods if given is not None else ():
+                if not callable(getattr(given, method, None)):
+                    raise _wrong(name, f"an object with a method {method}", given)
         if self.train is not None:
             self._check_training(self.train)
 

@@ -37,7 +37,7 @@ class Structure:
         self, kind: _Kind | None, data: Hashable = None, children: tuple[Structure, ...] = ()
     ) -> None:
         self.kind, self.data, self.children = kind, data, children
-        self.num_leaves = 1 if kind is None else sum(c.num_leaves for c in children)
+        self.num_leaves: int = 1 if kind is None else sum(c.num_leaves for c in children)
         self._hash = hash((kind.name if kind else None, data, children))
 
     def __hash__(self) -> int:
@@ -231,7 +231,7 @@ def map(function: Callable[..., Any], tree: Any, *rest: Any, is_leaf: IsLeaf | N
     Raises `ArgumentError` that names the first place where the structures differ.
     """
     if not callable(function):
-        raise ArgumentTypeError(f"tree.map: the first argument must be a function, got {function!r}")
+        raise ArgumentTypeError(f"tree.map: expected a function first, got {function!r}")
     first, form = flatten(tree, is_leaf)
     columns = [first]
     for i, other in enumerate(rest):

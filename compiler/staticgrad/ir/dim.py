@@ -10,9 +10,10 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, Protocol, Union
 
 from .errors import ArgumentError, ShapeError
 
@@ -38,6 +39,30 @@ Atom = str | DimCall
 Monomial = tuple[Atom, ...]
 
 
+class SizeReader(Protocol):
+    """Who knows the present sizes of symbols while a function is traced, and remembers what the
+    function asked about them: the traced graph holds where the answers are the same."""
+
+    def ask(self, op: str, left: DimLike, right: DimLike) -> bool | None:
+        """The answer to `left op right` (op: ==, <, <=), or None where a symbol is unknown."""
+
+    def size(self, dim: Dim) -> int | None:
+        """A size that is read as an int, or None where a symbol is unknown."""
+
+    def number(self, dim: Dim) -> Any:
+        """A size as a number of the graph, which is not read."""
+
+    def equal(self, dim: Dim, other: DimLike) -> bool:
+        """The answer to `dim == other`, which are no equal polynomials."""
+
+    def hashed(self, dim: Dim, own: int) -> int:
+        """The hash of a size that may be looked up as an int; `own` is that of the polynomial."""
+
+
+# Set while a function is traced with symbolic sizes; else an int can't be had of a symbol.
+size_reader: ContextVar[SizeReader | None] = ContextVar("size_reader", default=None)
+
+
 class Dim:
     """A symbolic size. Built by `Dim.symbol("N")`, by arithmetic, or by `parse_dim("2*N+1")`."""
 
@@ -54,14 +79,45 @@ class Dim:
         return Dim((((name,), 1),))
 
     def __hash__(self) -> int:
-        return self._hash
+        reader = size_reader.get()
+        return self._hash if reader is None else reader.hashed(self, self._hash)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Dim) and self.terms == other.terms
+        if isinstance(other, Dim):
+            if self.terms == other.terms:
+                return True
+        elif not isinstance(other, int):
+            return False
+        reader = size_reader.get()
+        return False if reader is None else reader.equal(self, other)
+
+    def __lt__(self, other: DimLike) -> bool:
+        return self._asked("<", self, other)
+
+    def __le__(self, other: DimLike) -> bool:
+        return self._asked("<=", self, other)
+
+    def __gt__(self, other: DimLike) -> bool:
+        return self._asked("<", other, self)
+
+    def __ge__(self, other: DimLike) -> bool:
+        return self._asked("<=", other, self)
+
+    @staticmethod
+    def _asked(op: str, left: DimLike, right: DimLike) -> bool:
+        if not isinstance(left, (int, Dim)) or not isinstance(right, (int, Dim)):
+            return NotImplemented
+        reader = size_reader.get()
+        answer = None if reader is None else reader.ask(op, left, right)
+        if answer is None:
+            raise ShapeError(
+                f"{left} {op} {right} can't be told: the size is known only at run time"
+            )
+        return answer
 
     def __add__(self, other: DimLike) -> DimLike:
         if not isinstance(other, (int, Dim)):
-            return NotImplemented
+            return self._as_number(operator.add, other)
         total = dict(_terms(self))
         for monomial, factor in _terms(other):
             total[monomial] = total.get(monomial, 0) + factor
@@ -71,7 +127,7 @@ class Dim:
 
     def __mul__(self, other: DimLike) -> DimLike:
         if not isinstance(other, (int, Dim)):
-            return NotImplemented
+            return self._as_number(operator.mul, other)
         total: dict[Monomial, int] = {}
         for m1, f1 in _terms(self):
             for m2, f2 in _terms(other):
@@ -102,10 +158,34 @@ class Dim:
     def __rmod__(self, other: int) -> DimLike:
         return modulo(other, self)
 
+    def _as_number(self, function: Callable[[Any, Any], Any], other: Any) -> Any:
+        """What is no size, but a float; other classes (tensors) are asked themselves."""
+        reader = size_reader.get()
+        known = reader is not None and isinstance(other, (int, float, Dim))
+        return function(reader.number(self), other) if reader and known else NotImplemented
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._as_number(operator.truediv, other)
+
+    def __pow__(self, other: Any) -> Any:
+        return self._as_number(operator.pow, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        reader = size_reader.get()
+        return NotImplemented if reader is None else other / reader.number(self)
+
     def __bool__(self) -> bool:
-        raise ShapeError(f"the size {self} is known only at run time; it has no truth value")
+        reader = size_reader.get()
+        empty = None if reader is None else reader.ask("==", self, 0)
+        if empty is None:
+            raise ShapeError(f"the size {self} is known only at run time; it has no truth value")
+        return not empty
 
     def __index__(self) -> int:
+        reader = size_reader.get()
+        size = None if reader is None else reader.size(self)
+        if size is not None:
+            return size
         raise ShapeError(
             f"the size {self} is known only at run time; an int is needed here. "
             "Declare the input with an int dim to fix it."

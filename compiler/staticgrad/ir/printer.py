@@ -285,9 +285,12 @@ def _same_bits(array: Array, first: Array) -> bool:
 
 
 def _call_attrs(node: Node) -> str:
-    """The attributes, and a mark where the node holds what no text can: a function, say."""
+    """The attributes, and a mark where the node holds what no text can: a function, say.
+
+    A payload that says `needed = False` only adds to the node, which can be read without it.
+    """
     text = attrs_text(node.attrs)
-    if node.payload is None:
+    if node.payload is None or not getattr(node.payload, "needed", True):
         return text
     mark = f"payload=<{type(node.payload).__name__}>"
     return f"{text[:-1]}, {mark}}}" if text else f"{{{mark}}}"

@@ -10,6 +10,7 @@ from . import (  # noqa: F401
     convert,
     creation,
     cumulative,
+    custom_rules,
     einsum,
     exponential,
     gather,

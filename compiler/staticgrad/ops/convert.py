@@ -12,6 +12,7 @@ from staticgrad.ir.errors import ArgumentTypeError, DTypeError
 from staticgrad.ir.types import TensorType
 
 from .lowering import Leaf, Pointwise
+from .public import dynamic
 from .registry import (
     Attrs,
     NotBatchable,
@@ -116,6 +117,8 @@ def as_tensor(value: Any, what: str = "operand") -> Tensor:
         return _size(value, int64)
     if isinstance(value, (np.ndarray, np.generic, bool, int, float, list, tuple)):
         return constant(value)
+    if dynamic.inside.get() and dynamic.is_tensor(value):  # a layer that runs on values
+        return value  # type: ignore[no-any-return]
     raise ArgumentTypeError(
         f"{what}: expected a tensor, an array or a number, got {type(value).__name__}"
     )

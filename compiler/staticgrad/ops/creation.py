@@ -31,6 +31,7 @@ from .registry import Attrs, NotBatchable, NotDifferentiable, Op, Sample, Types,
 from .samples import FLOATS, NUMERIC
 from .shape import broadcast_to, expand_dims, reshape
 from .tensor import Tensor, method
+from .weak import WeakNumber
 
 _STANDARD = "Python array API standard 2023.12, creation functions"
 _FAR = 2**62  # beyond every diagonal, and no overflow when a row's number is added
@@ -103,6 +104,8 @@ def _number(value: Any, what: str) -> Any:
         value = as_dim(value)
     if isinstance(value, Dim):
         return value
+    if isinstance(value, WeakNumber):  # decides on a shape
+        value = value.read()
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):

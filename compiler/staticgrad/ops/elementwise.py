@@ -31,6 +31,7 @@ from .registry import (
     register,
 )
 from .tensor import Tensor
+from .weak import WeakNumber
 
 STANDARD = "Python array API standard 2023.12, element-wise functions"
 BOOLEAN = NotDifferentiable("the result is bool")
@@ -137,7 +138,8 @@ def batch_elementwise(c: BatchContext) -> Any:
 def floating(*values: Any) -> tuple[Tensor, ...]:
     """Operands of one dtype, as `promoted`; Python ints alone become float32."""
     tensors = promoted(*values)
-    if not tensors[0].dtype.is_float and all(type(v) in (bool, int) for v in values):
+    bare = all(type(v) in (bool, int) or isinstance(v, WeakNumber) for v in values)
+    if not tensors[0].dtype.is_float and bare:
         return tuple(astype(t, "float32") for t in tensors)
     return tensors
 

@@ -2,8 +2,10 @@
 
 A traced function gets a `WeakNumber` for each Python number of the call. Beside a tensor it takes
 the tensor's dtype, as the number itself would (so a float32 stays float32); among themselves such
-numbers compute as Python does, in float64 and int64. Where Python needs the number itself (`if`,
-`range`, `math.sqrt`), it reads the present one, and the trace holds for calls that read the same.
+numbers compute as Python does, in float64 and int64. Where Python needs the number itself
+(`range(n)`, `if n > 3`, `math.sqrt(rate)`), it reads the present one, and the trace holds for calls
+that read the same. Only `if` on what follows from a float is refused, as for any tensor: each value
+would be traced again.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 
 from staticgrad.ir.dim import Dim, size_reader
 from staticgrad.ir.dtype import DType, bool_, float32, float64, int64
+from staticgrad.ir.errors import ArgumentTypeError
 from staticgrad.ir.node import Node
 from staticgrad.ir.types import TensorType
 
@@ -30,12 +33,13 @@ Evaluate = Callable[[Any], Number]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a weak number comes from: how it follows from a call's arguments, and what hears of it
-    being read (`note(text, evaluate, value)`)."""
+    """Where a weak number comes from: how it follows from a call's arguments, what hears of it
+    being read (`note(text, evaluate, value)`), and whether it follows from a float."""
 
     text: str
     evaluate: Evaluate
     note: Callable[[str, Evaluate, Number], None]
+    of_float: bool = False
 
 
 class WeakNumber(Tensor):
@@ -49,33 +53,42 @@ class WeakNumber(Tensor):
         """The number as an ordinary tensor: float32, int64 or bool, as bare Python numbers are."""
         return _cast(self, float32 if self.dtype.is_float else self.dtype)
 
-    def _read(self) -> Number:
+    def read(self) -> Number:
+        """The present number: the trace holds for calls where it is the same."""
         o = self.origin
         o.note(o.text, o.evaluate, self.number)
         return self.number
 
     def __bool__(self) -> bool:
-        return bool(self._read())
+        if self.origin.of_float:
+            raise ArgumentTypeError(
+                f"{self.origin.text} is a value of the program that is being traced, so it can't "
+                "be used in `if`, `while` or `and`; use sg.cond(condition, f, g, x) or "
+                "sg.where(condition, a, b), name the argument in static_argnames for a trace of "
+                "each value, or use the dynamic mode (sg.eager)"
+            )
+        return bool(self.read())
 
     def __int__(self) -> int:
-        return int(self._read())
+        return int(self.read())
 
     def __float__(self) -> float:
-        return float(self._read())
+        return float(self.read())
 
     def __index__(self) -> int:
-        if not isinstance(self.number, int):
+        value = self.read()
+        if isinstance(value, float):
             raise TypeError("a float can't be used as an int here; convert it with int(...)")
-        return operator.index(self._read())
+        return value
 
     def __round__(self, digits: int | None = None) -> Any:
-        return round(self._read(), digits)
+        return round(self.read(), digits)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        return np.asarray(self._read(), dtype)
+        return np.asarray(self.read(), dtype)
 
     def __format__(self, spec: str) -> str:
-        return format(self._read(), spec) if spec else repr(self)
+        return format(self.read(), spec) if spec else repr(self)
 
     __hash__ = Tensor.__hash__
 
@@ -143,6 +156,7 @@ def _binary(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
             f"({_shown(a)} {symbol} {_shown(b)})",
             lambda call: function(first(call), second(call)),
             note,
+            _of_float(a) or _of_float(b),
         )
         return weak(_computed(name, function, a, b).node, number, origin)
 
@@ -161,6 +175,10 @@ def _binary(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return forward, reflected
 
 
+def _of_float(v: Any) -> bool:
+    return isinstance(v, WeakNumber) and v.origin.of_float
+
+
 def _shown(v: Any) -> str:
     return v.origin.text if isinstance(v, WeakNumber) else repr(v)
 
@@ -177,10 +195,7 @@ def _computed(name: str, function: Callable[..., Any], a: Any, b: Any) -> Tensor
         wide = float64
     if name in ("and", "or", "xor") and types == [bool_, bool_]:
         wide = bool_
-    x, y = (
-        _cast(v, wide) if isinstance(v, WeakNumber) else _constant(v, wide)
-        for v in (a, b)
-    )
+    x, y = (_cast(v, wide) if isinstance(v, WeakNumber) else _constant(v, wide) for v in (a, b))
     found: Tensor = getattr(Tensor, f"__{name}__")(x, y)
     return found
 
@@ -201,7 +216,10 @@ def _unary(name: str, text: str, function: Callable[[Any], Any]) -> Callable[[We
     def method(self: WeakNumber) -> WeakNumber:
         inner = self.origin
         origin = Origin(
-            text.format(inner.text), lambda call: function(inner.evaluate(call)), inner.note
+            text.format(inner.text),
+            lambda call: function(inner.evaluate(call)),
+            inner.note,
+            inner.of_float,
         )
         plain = _cast(self, int64 if self.dtype == bool_ else self.dtype)
         result = getattr(Tensor, f"__{name}__")(plain)
@@ -213,7 +231,7 @@ def _unary(name: str, text: str, function: Callable[[Any], Any]) -> Callable[[We
 for _name in _symbols():
     _forward, _reflected = _binary(_name)
     setattr(WeakNumber, f"__{_name}__", _forward)
-    if hasattr(Tensor, f"__r{_name}__"):
+    if _name not in ("lt", "le", "gt", "ge", "eq", "ne"):  # Python swaps these by itself
         setattr(WeakNumber, f"__r{_name}__", _reflected)
 for _name, _text, _function in (
     ("neg", "-{}", operator.neg), ("abs", "abs({})", abs), ("pos", "+{}", operator.pos),
