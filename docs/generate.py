@@ -1,14 +1,15 @@
 """Writes what is generated in the documentation: `python docs/generate.py`.
 
     README.md              the report of its model
+    docs/guide.md          what its code prints
     docs/architecture.md   the dumps of the smallest model, and the table of passes
     docs/operations.md     the reference of all operations
     docs/images/           the pictures
 
 `--check` writes nothing: it prints the difference, and exits with 1 if there is one. A generated
-part stands between `<!-- generated: NAME -->` and `<!-- end -->`; the rest is written by hand. The
-README's report is as this machine printed it; its times and bytes (workspace, whose size depends on
-the CPU) are not compared.
+part stands between `<!-- generated: NAME -->` and `<!-- end -->`, or is a text block below the code
+that prints it; the rest is written by hand. The README's report is as this machine printed it; its
+times and bytes (workspace, whose size depends on the CPU) are not compared.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 os.environ["STATICGRAD_NUM_THREADS"] = "1"  # a plan has workspace for each thread
 os.environ["STATICGRAD_CACHE"] = "0"  # what the report tells of compile time is of a first time
 
+from examples import with_outputs
 from picture import DARK, LIGHT, overview
 from reference import operations
 from stages import Stages, run_example
@@ -46,7 +48,7 @@ def code_blocks(text: str) -> list[str]:
 def documents() -> dict[Path, str]:
     """Every generated file and every page with generated parts, as they should be."""
     readme, architecture = ROOT / "README.md", ROOT / "docs" / "architecture.md"
-    images = ROOT / "docs" / "images"
+    guide, images = ROOT / "docs" / "guide.md", ROOT / "docs" / "images"
     readme_text = readme.read_text(encoding="utf-8")
     architecture_text = architecture.read_text(encoding="utf-8")
     smallest = Stages(code_blocks(architecture_text)[0])  # first: state is numbered from 1
@@ -59,6 +61,7 @@ def documents() -> dict[Path, str]:
         images / "overview-light.svg": overview(example, LIGHT),
         images / "overview-dark.svg": overview(example, DARK),
         images / "smallest.svg": smallest.picture(),
+        guide: with_outputs(guide.read_text(encoding="utf-8"), "guide.py"),
     }
 
 
