@@ -28,10 +28,12 @@ ALLOWED: dict[str, set[str]] = {
     "codegen": {"kernels", "ir"},
     "inspect": {"ops", "kernels", "ir"},
     "api": {"inspect", "codegen", "passes", "rewrite", "autodiff", "ops", "kernels", "ir"},
-    "nn": {"autodiff", "api", "ops", "ir"},
+    "nn": {"optim", "autodiff", "api", "ops", "ir"},
     "optim": {"autodiff", "api", "ops", "ir"},
-    "cli": {"nn", "optim", "api", "inspect", "codegen", "passes", "rewrite", "autodiff", "ops",
-            "kernels", "ir"},
+    "eager": {"autodiff", "api", "ops", "ir"},
+    "compare": {"eager", "api", "passes", "autodiff", "ops", "ir"},
+    "cli": {"compare", "nn", "optim", "api", "inspect", "codegen", "passes", "rewrite", "autodiff",
+            "ops", "kernels", "ir"},
 }  # fmt: skip
 
 # file -> module of a layer that it may not import otherwise, and why it does.
@@ -49,8 +51,10 @@ RUNTIME_MODULES: dict[str, set[str] | None] = {
     "ops": {"state"},
     "nn": {"state", "arrays"},
     "optim": {"state", "arrays"},
+    "eager": {"state"},
+    "compare": {"executable"},  # to count its calls
     "passes": {"artifact"},
-    "codegen": {"context", "arena"},  # the words of a call's context; how memory is aligned
+    "codegen": {"context", "arena", "interrupt"},  # the words of a call's context; alignment
     "api": None,  # the driver: all of them
     "cli": None,
 }
@@ -159,6 +163,15 @@ def test_importing_staticgrad_leaves_the_heavy_packages_out() -> None:
     heavy = ("networkx", "llvmlite", "matplotlib", "tqdm", "safetensors", "sklearn", "scipy")
     code = f"import sys, staticgrad; print([m for m in {heavy!r} if m in sys.modules])"
     assert in_fresh_process(code) == "[]"
+
+
+def test_the_dynamic_mode_is_imported_when_it_is_asked_for() -> None:
+    code = """
+import sys, staticgrad as sg
+before = "staticgrad.eager" in sys.modules
+print(before, sg.eager.tensor(1.0), "eager" in dir(sg))
+"""
+    assert in_fresh_process(code) == "False tensor(1.) True"
 
 
 def test_compiling_and_calling_needs_llvmlite_alone() -> None:

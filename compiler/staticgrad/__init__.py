@@ -10,12 +10,24 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+from importlib import import_module
+from types import ModuleType
+
 from . import nn, optim
+from .api import debug
+from .api import pytree as tree
 from .api.compile import Executable, compile
+from .api.control import checkpoint, cond, fori_loop, scan, switch, while_loop
 from .api.custom import NotDifferentiable, Tolerance, custom_op
+from .api.custom_derivatives import custom_jvp, custom_vjp
 from .api.files import load, save
 from .api.graph import Graph
+from .api.jacobian import hessian, hvp, jacfwd, jacobian, jacrev
 from .api.program import Program
+from .api.session import Session, global_variables_initializer
+from .api.trace import jit
+from .api.transforms import grad, jvp, value_and_grad, vjp
+from .api.vmap import vmap
 from .autodiff.reverse import gradients
 from .ir.dim import Dim
 from .ir.dtype import (
@@ -47,6 +59,7 @@ from .ir.errors import (
     UnsupportedError,
     VerifyError,
 )
+from .nn import data
 from .ops import random
 from .ops.activation import (
     elu,
@@ -143,6 +156,7 @@ from .ops.logical import (
     logical_or,
     logical_xor,
 )
+from .ops.public import dynamic as _dynamic
 from .ops.reduction import all, any, count_nonzero, max, mean, min, prod, std, sum, var
 from .ops.rounding import abs, ceil, copysign, floor, nextafter, round, sign, trunc
 from .ops.searching import (
@@ -193,6 +207,24 @@ from .ops.trigonometric import (
 
 e, pi, inf, nan, newaxis = 2.718281828459045, 3.141592653589793, float("inf"), float("nan"), None
 
-_INTERNAL = ("annotations", "api", "autodiff", "codegen", "ir", "kernels", "ops", "passes",
-             "rewrite")  # fmt: skip
+_INTERNAL = ("ModuleType", "annotations", "api", "autodiff", "codegen", "import_module", "ir",
+             "kernels", "ops", "passes", "rewrite")  # fmt: skip
 __all__ = sorted(n for n in globals() if not n.startswith("_") and n not in _INTERNAL)
+
+
+def _eager() -> ModuleType:
+    """The dynamic mode, imported when it is first asked for: a static program needs none of it."""
+    return import_module(".eager", __name__)
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "eager":
+        return _eager()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "eager"})
+
+
+_dynamic.load = _eager

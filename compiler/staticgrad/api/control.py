@@ -627,6 +627,8 @@ def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def recomputing(*args: Any, **kwargs: Any) -> Any:
         leaves, form = pytree.flatten((args, kwargs))
+        if foreign_of(leaves) is not None:
+            return fn(*args, **kwargs)  # the tape of the dynamic mode saves what it needs
         moved = [i for i, v in enumerate(leaves) if isinstance(v, Tensor)]
         inputs = placeholders("a", [leaves[i].type for i in moved])
         mark = placeholder("mark", 0, INDEX).node.id

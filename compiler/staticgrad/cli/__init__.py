@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import compile, doctor, run, train
+from . import compare, compile, doctor, run, train
 from .console import (
     OK,
     UsageError,
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(
         dest="verb", metavar="VERB", required=True, parser_class=_Parser, title="verbs"
     )
-    for verb in (train, run, compile, doctor):
+    for verb in (train, run, compile, compare, doctor):
         verb.add_parser(verbs, common)
     return parser
 

@@ -7,6 +7,7 @@ import copy
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, StateError, U
 from staticgrad.ops.convert import to_array
 from staticgrad.ops.leaves import Parameter as StateParameter
 from staticgrad.ops.leaves import parameter
+from staticgrad.ops.public import dynamic
 
 _CPU = ("cpu", "cpu:0")
 _DEVICES = ("cuda", "gpu", "tpu", "mps", "xpu", "rocm", "hip")
@@ -101,6 +103,8 @@ class Module:
         raise UnsupportedError(f"{type(self).__name__} does not define `forward`")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if dynamic.types and not dynamic.inside.get() and dynamic.among((*args, kwargs)):
+            return self._call_eagerly(args, kwargs)
         if _calling.get():
             return self.forward(*args, **kwargs)
         self._registries()
@@ -110,6 +114,16 @@ class Module:
             return self.forward(*args, **kwargs)
         finally:
             _calling.reset(token)
+
+    def _call_eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs `forward` as it stands: what it calls works on values, parameters are theirs."""
+        token = dynamic.inside.set(True)
+        calling = _calling.set(True)
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            _calling.reset(calling)
+            dynamic.inside.reset(token)
 
     # --- registration -------------------------------------------------------------------------
 
@@ -129,6 +143,11 @@ class Module:
         if not isinstance(value, (StateParameter, Module)):
             self._set_plain(name, value)
             return
+        if isinstance(getattr(type(self), name, None), FunctionType):
+            raise ArgumentError(
+                f"{type(self).__name__}.{name} is a method, which would hide the "
+                f"{type(value).__name__}; choose another name"
+            )
         parameters, buffers, modules = self._registries()
         home = modules
         if isinstance(value, StateParameter):
@@ -276,6 +295,21 @@ class Module:
         """The trainable state with its dotted paths, as in PyTorch's state_dict; each once."""
         return self._named_state(0, prefix, recurse, remove_duplicate)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients that the dynamic mode has added up in the parameters."""
+        for p in self.parameters():
+            if p.grad is not None:
+                if set_to_none:
+                    p.grad = None
+                else:
+                    p.grad.data.zero_()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Module:
+        """Sets for all parameters whether the dynamic mode records operations on them."""
+        for p in self.parameters():
+            p.requires_grad = requires_grad
+        return self
+
     def parameters(self, recurse: bool = True) -> Iterator[StateParameter]:
         """The trainable state: what an optimiser is given."""
         return (p for _, p in self.named_parameters(recurse=recurse))
@@ -314,12 +348,90 @@ class Module:
         fn(self)
         return self
 
+    # --- training -----------------------------------------------------------------------------
+
+    def fit(
+        self, xs: Any, ys: Any = None, *, loss: Any = None, optimizer: Any = None, epochs: int = 1,
+        batch_size: int = 32, validation_data: Any = None, validation_split: float = 0.0,
+        callbacks: Any = (), metrics: Any = None, shuffle: bool = True, progress: bool = True,
+        seed: int | None = None, check: str | None = None,
+    ) -> Any:  # fmt: skip
+        """Trains the model and returns the `History` of its epochs.
+
+            history = model.fit(xs, ys, loss="cross_entropy", optimizer="adam", epochs=5)
+
+        xs, ys      arrays with samples along the first axis; a tuple or a dict of them for several
+                    inputs (arguments or keywords of `forward`) or targets; a list is one array.
+                    Or xs alone: a loader, each iteration over which gives the batches (inputs,
+                    targets) of an epoch, such as `sg.data.DataLoader`. Floating arrays are
+                    converted to the dtype of the model's parameters
+        loss        a name ("cross_entropy", "mse", "l1", "huber", "bce", "bce_with_logits", "nll",
+                    ...), a loss of `sg.nn`, or a function (prediction, target) -> scalar tensor
+        optimizer   "adam" (the default), "sgd", "adamw", "rmsprop", "adagrad" with the defaults of
+                    `sg.optim`, or an optimiser over the model's parameters
+        epochs, batch_size  as they say; the last batch of an epoch has the samples that are left,
+                    and every figure is the mean over samples. A loader has batches of its own
+        validation_data     (xs, ys) or a loader, evaluated after each epoch
+        validation_split    instead of it: the share of the samples, from the end, to be held out
+        callbacks   `sg.nn.Callback` objects, functions (epoch, logs) called after each epoch,
+                    schedules of `sg.optim.lr_scheduler`
+        metrics     names ("accuracy", "mae", "mse") or functions of arrays (prediction, target);
+                    None: the accuracy of classifiers
+        shuffle     whether each epoch has another order: `rng.permutation(n)` of one
+                    `numpy.random.default_rng(seed)`; with seed None it comes from `sg.random.seed`
+        progress    a bar on a terminal, else a line an epoch, on standard error
+        check       "nan": a step that computes a NaN raises, names the line, and changes nothing
+
+        A step is one native call: forward, backward and update. What was compiled is kept: another
+        `fit` with the same loss and optimiser compiles nothing and goes on where the optimiser was;
+        without them it takes those of the last one. Whatever `train()` or `eval()` fixed for the
+        whole model, it is in training mode here. An exception, Ctrl-C too, leaves the state of the
+        last step that was done.
+
+        Raises `ArgumentError`, `ArgumentTypeError` and `ShapeError` for arguments that don't fit,
+        `ExecutionError` for a label out of range.
+        """
+        from .training import fit
+
+        return fit(
+            self, xs, ys, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size,
+            validation_data=validation_data, validation_split=validation_split,
+            callbacks=callbacks, metrics=metrics, shuffle=shuffle, progress=progress, seed=seed,
+            check=check,
+        )  # fmt: skip
+
+    def evaluate(
+        self, xs: Any, ys: Any = None, *, loss: Any = None, metrics: Any = None,
+        batch_size: int = 32,
+    ) -> Any:  # fmt: skip
+        """The loss and the metrics, means over samples, with the model in evaluation mode.
+
+        Arguments are those of `fit`, whose loss and metrics are taken where none are given. Returns
+        `Scores`: `loss, accuracy = model.evaluate(xs, ys)`, or `scores["accuracy"]` by name.
+        """
+        from .training import evaluate
+
+        return evaluate(self, xs, ys, loss=loss, metrics=metrics, batch_size=batch_size)
+
+    def predict(self, xs: Any, *, batch_size: int = 32) -> Any:
+        """What `forward` gives for arrays, as arrays, computed batch by batch in evaluation mode.
+
+        xs is what `fit` takes, or a loader of inputs or of pairs (inputs, targets). Where `forward`
+        gives a tuple, list or dict, so does this.
+        """
+        from .training import predict
+
+        return predict(self, xs, batch_size=batch_size)
+
     # --- mode, device, dtype ------------------------------------------------------------------
 
     @property
     def training(self) -> bool | SymbolicMode:
-        """True or False where `train()` or `eval()` fixed it, else the symbolic mode."""
-        return SYMBOLIC if self._mode is None else self._mode
+        """True or False where `train()` or `eval()` fixed it, else the symbolic mode; in a call
+        on eager tensors True until `eval()`."""
+        if self._mode is None:
+            return True if dynamic.inside.get() else SYMBOLIC
+        return self._mode
 
     def train(self, mode: bool | None = True) -> Module:
         """Fixes the mode of this module and all below it; None makes it symbolic again."""
@@ -438,7 +550,8 @@ class Module:
                 if id(value) not in memo:
                     memo[id(value)] = parameter(value.numpy(), trainable=value.trainable)
         for name, value in self.__dict__.items():
-            object.__setattr__(copied, name, copy.deepcopy(value, memo))
+            if name != "_trainer":  # its compiled programs are the original's
+                object.__setattr__(copied, name, copy.deepcopy(value, memo))
         return copied
 
     # --- printing -----------------------------------------------------------------------------

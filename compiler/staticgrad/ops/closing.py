@@ -39,14 +39,15 @@ def replaced(values: Sequence[Value], mapping: Mapping[Value, Value]) -> list[Va
     stays what it is."""
     new: dict[Value, Value] = dict(mapping)
     for node in reachable(values):
-        if node.results and node.results[0] in new:
+        if all(r in new for r in node.results):
             continue
         if any(v in new for v in node.operands):
             operands = [new.get(v, v) for v in node.operands]
             copy = registry.make(
                 node.op, operands, node.attrs, payload=node.payload, locs=node.locs
             )
-            new.update(zip(node.results, copy.results))
+            for old, made in zip(node.results, copy.results):
+                new.setdefault(old, made)  # the mapping may hold some of a node's results
     return [new.get(v, v) for v in values]
 
 

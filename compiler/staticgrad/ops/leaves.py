@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from staticgrad.ir.types import TensorType
 
 from .convert import to_array
 from .lowering import Leaf
-from .registry import NotDifferentiable, Op, apply, register
+from .public import dynamic
+from .registry import NotBatchable, NotDifferentiable, Op, apply, register
 from .tensor import Tensor
 
 _input_ids = itertools.count()
@@ -42,7 +44,8 @@ def input(name: str, shape: Any, dtype: Any = "float32") -> Tensor:
 class Parameter(Tensor):
     """A state value with an owner's handle: a trainable parameter or a buffer."""
 
-    __slots__ = ()
+    __slots__ = ("_eager",)
+    _eager: Any  # the leaf that it is in the dynamic mode, once asked for
 
     @property
     def cell(self) -> StateCell:
@@ -60,6 +63,93 @@ class Parameter(Tensor):
     def assign(self, value: Any) -> None:
         """Sets the value; shape and dtype must fit. Programs compiled before see it."""
         self.cell.assign(to_array(value, None))
+
+    # --- in the dynamic mode ---
+
+    @property
+    def _leaf(self) -> Any:
+        """The eager tensor that shares this state's memory."""
+        return dynamic.package().leaf_of(self)
+
+    @property
+    def grad(self) -> Any:
+        """The gradient that `backward` of the dynamic mode has added up here; None before."""
+        return self._leaf.grad if dynamic.types else None
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        if value is not None or dynamic.types:
+            self._leaf.grad = value
+
+    @property
+    def data(self) -> Any:
+        """The values as an eager tensor that shares the memory and is not recorded."""
+        return self._leaf.data
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        self._leaf.data = value
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the dynamic mode records operations on it. At first what `trainable` is."""
+        return self._leaf.requires_grad if dynamic.types else self.trainable and self.dtype.is_float
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self._leaf.requires_grad = value
+
+    def requires_grad_(self, requires_grad: bool = True) -> Parameter:
+        """Sets `requires_grad`; programs compiled by `sg.compile` don't ask for it."""
+        self._leaf.requires_grad = requires_grad
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        return True
+
+    def item(self) -> Any:
+        """The value of state of one element, as a Python number."""
+        return self._leaf.item()
+
+    def tolist(self) -> Any:
+        """The values as nested lists of Python numbers."""
+        return self.numpy().tolist()
+
+    def register_hook(self, hook: Any) -> Any:
+        """As an eager tensor's: `hook(grad)` is called when the gradient is computed."""
+        return self._leaf.register_hook(hook)
+
+
+def _in_place(name: str) -> Callable[..., Any]:
+    def method(self: Parameter, *args: Any, **kwargs: Any) -> Parameter:
+        getattr(self._leaf, name)(*args, **kwargs)
+        return self
+
+    method.__name__ = name
+    method.__doc__ = f"An eager tensor's `{name}`, on this state: programs compiled before see it."
+    return method
+
+
+def _operator(name: str, plain: str) -> Callable[[Any, Any], Any]:
+    """`p -= v`: changes the state where the dynamic mode is meant, a tensor of it on the right or
+    a block of `no_grad`; else `p = p - v`, which is graph."""
+
+    def operator(self: Parameter, other: Any, /) -> Any:
+        if dynamic.is_tensor(other) or (dynamic.types and dynamic.package().meant()):
+            getattr(self._leaf, name)(other)
+            return self
+        return getattr(self, plain)(other)
+
+    operator.__name__ = name
+    return operator
+
+
+for _name in ("add_", "sub_", "mul_", "div_", "zero_", "fill_", "copy_", "clamp_", "normal_",
+              "uniform_"):  # fmt: skip
+    setattr(Parameter, _name, _in_place(_name))
+for _name in ("add", "sub", "mul", "truediv"):
+    setattr(Parameter, f"__i{_name}__", _operator(f"__i{_name}__", f"__{_name}__"))
 
 
 def parameter(value: Any, name: str | None = None, *, trainable: bool = True) -> Parameter:
@@ -97,6 +187,8 @@ def _leaf(name: str, summary: str, reason: str) -> None:
             infer=lambda types, attrs: (TensorType(attrs["dtype"], attrs["shape"]),),
             reference=lambda **attrs: attrs["payload"],
             vjp=NotDifferentiable(reason),
+            jvp=NotDifferentiable(reason),
+            batch=NotBatchable(reason),
             lower=Leaf(),
             samples=lambda: [],
             source="this project",

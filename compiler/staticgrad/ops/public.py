@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from numbers import Real
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from staticgrad.ir.dim import Dim, is_index
-from staticgrad.ir.errors import ArgumentTypeError, StaticgradError
+from staticgrad.ir.dim import Dim, is_index, size_reader
+from staticgrad.ir.errors import ArgumentTypeError, StaticgradError, UnsupportedError
 from staticgrad.ir.loc import current_locs, locs_text
 from staticgrad.ir.node import Value
 
@@ -43,6 +44,49 @@ _WORDS = {
 }
 
 
+class DynamicMode:
+    """How the dynamic mode hears of calls with its tensors. This layer knows nothing else of it.
+
+    types   its tensors' classes, once it is loaded: before that a static call costs one look
+    call    `call(function, args, kwargs)` runs a public function on such tensors
+    load    imports the mode: `load()` is its package
+    inside  whether a module is running that was called with such tensors: parameters then stand for
+            their values
+    """
+
+    def __init__(self) -> None:
+        self.types: frozenset[type] = frozenset()
+        self.call: Callable[..., Any] | None = None
+        self.load: Callable[[], Any] | None = None
+        self.inside: ContextVar[bool] = ContextVar("inside_eager_module", default=False)
+
+    def is_tensor(self, value: Any) -> bool:
+        """Whether `value` is a tensor of the dynamic mode."""
+        return type(value) in self.types
+
+    def among(self, values: Iterable[Any]) -> bool:
+        """Whether there is such a tensor among values or in lists, tuples and dicts of them."""
+        for value in values:
+            kind = type(value)
+            if kind in self.types:
+                return True
+            if kind is list or kind is tuple:
+                if value and self.among(value):
+                    return True
+            elif kind is dict and value and self.among(value.values()):
+                return True
+        return False
+
+    def package(self) -> Any:
+        """The mode's package, imported when it is first wanted."""
+        if self.load is None:
+            raise UnsupportedError("the dynamic mode comes with `import staticgrad`")
+        return self.load()
+
+
+dynamic = DynamicMode()
+
+
 def locate(error: StaticgradError) -> None:
     """Adds the user's line to an error's text, unless that was done before."""
     if getattr(error, "located", False):
@@ -64,6 +108,8 @@ def checked_scalar(value: Any, kinds: tuple[str, ...], what: str) -> Any:
     if value is None and "None" in kinds:
         return None
     if isinstance(value, Dim) and ("int" in kinds or "float" in kinds):
+        if size_reader.get() is not None:
+            return int(value)  # a traced function: the present size, guarded
         raise ArgumentTypeError(
             f"{what} must be an int, got the symbolic size {value}, known only at run time; "
             "declare the input with an int dim to fix it"
@@ -119,8 +165,12 @@ def _label(function: FunctionType, args: tuple[Any, ...]) -> str:
     return owner if function.__name__ == "__init__" else f"{owner}.{function.__name__}"
 
 
-def public(function: F) -> F:
-    """`function` with its plain arguments checked and its errors located."""
+def public(function: F, *, eager: bool = False) -> F:
+    """`function` with its plain arguments checked and its errors located.
+
+    With `eager` it is an operation of the dynamic mode as well: called with a tensor of that mode,
+    or inside a module that was, the call goes there.
+    """
     if getattr(function, "is_public", False) or not isinstance(function, FunctionType):
         return function
     plain = _plain_parameters(function)
@@ -140,6 +190,12 @@ def public(function: F) -> F:
 
     @functools.wraps(function)
     def at_boundary(*args: Any, **kwargs: Any) -> Any:
+        types = dynamic.types
+        if eager and types and (
+            (args and args[0].__class__ in types) or dynamic.inside.get() or dynamic.among(args)
+            or (kwargs and dynamic.among((kwargs,)))
+        ):  # fmt: skip
+            return dynamic.call(at_boundary, args, kwargs)  # type: ignore[misc]
         try:
             return function(*(checked(args, kwargs) if plain else args), **kwargs)
         except StaticgradError as error:
@@ -158,17 +214,27 @@ def public_class(cls: C) -> C:
     return cls
 
 
-def publish(module: ModuleType, names: Iterable[str]) -> None:
-    """Makes boundaries of a module's functions and classes; bases of the same package too."""
+def publish(module: ModuleType, names: Iterable[str], *, eager: bool = True) -> None:
+    """Makes boundaries of a module's functions and classes; bases of the same package too. With
+    `eager` the functions are operations of the dynamic mode as well."""
     namespace: Mapping[str, Any] = vars(module)
     for name in names:
         value = namespace[name]
         if isinstance(value, FunctionType):
-            setattr(module, name, public(value))
+            setattr(module, name, public(value, eager=eager))
         elif isinstance(value, type):
             for cls in value.__mro__:
                 if cls.__module__.startswith("staticgrad."):
                     public_class(cls)
 
 
-__all__ = ["checked_scalar", "list_of", "locate", "public", "public_class", "publish", "shown"]
+__all__ = [
+    "checked_scalar",
+    "dynamic",
+    "list_of",
+    "locate",
+    "public",
+    "public_class",
+    "publish",
+    "shown",
+]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from staticgrad.ir.dim import Dim, DimLike
+from staticgrad.ir.dim import Dim, DimLike, size_reader
 from staticgrad.ir.errors import ArgumentTypeError, ShapeError
 from staticgrad.ir.node import Value
 
@@ -46,29 +46,31 @@ class Tensor(Value):
         if not self.ndim:
             raise ShapeError("a 0-d tensor has no len()")
         size = self.shape[0]
-        if isinstance(size, Dim):
+        if isinstance(size, Dim) and size_reader.get() is None:
             raise ShapeError(
                 f"len(): the first dim {size} is symbolic; its size is known only at run time"
             )
-        return size
+        return int(size)
 
     @public
     def __iter__(self) -> Iterator[Tensor]:
         if not self.ndim:
             raise ShapeError("a 0-d tensor can't be iterated over or unpacked")
         size = self.shape[0]
-        if isinstance(size, Dim):
+        if isinstance(size, Dim) and size_reader.get() is None:
             raise ShapeError(
                 f"a tensor of type {self.type} can't be iterated over or unpacked: its first dim "
                 f"{size} is symbolic, its size known only at run time. Use an int dim."
             )
-        return (self[i] for i in range(size))
+        return (self[i] for i in range(int(size)))
 
     @public
     def __bool__(self) -> bool:
         raise ArgumentTypeError(
             "a static tensor has no value while the graph is being declared, so it can't be used "
-            "in `if`, `while` or `and`; use sg.where(condition, a, b)"
+            "in `if`, `while` or `and`. Choose in the graph: sg.cond(predicate, f, g, ..) or "
+            "sg.while_loop, element by element sg.where(condition, a, b); or run the code in the "
+            "dynamic mode, on sg.eager.tensor"
         )
 
     @public
@@ -82,6 +84,15 @@ class Tensor(Value):
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         self.__float__()
+
+    @public
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        """Of tensors of the dynamic mode: raises."""
+        raise ArgumentTypeError(
+            "backward() of a static tensor: it has no value yet. Its gradients are "
+            "sg.gradients(loss, parameters), tensors that sg.compile computes; for values at once "
+            "begin with eager.tensor(...)"
+        )
 
     __hash__ = Value.__hash__
 
@@ -233,7 +244,7 @@ def method(name: str) -> Callable[[F], F]:
     """
 
     def attach(function: F) -> F:
-        setattr(Tensor, name, public(function))
+        setattr(Tensor, name, public(function, eager=True))
         return function
 
     return attach

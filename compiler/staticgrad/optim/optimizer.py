@@ -27,10 +27,11 @@ from staticgrad.ir.errors import (
 from staticgrad.ir.loc import locs_text
 from staticgrad.ops.convert import astype, to_array
 from staticgrad.ops.leaves import Parameter, parameter
-from staticgrad.ops.public import checked_scalar, list_of
+from staticgrad.ops.public import checked_scalar, dynamic, list_of
 from staticgrad.ops.tensor import Tensor
 
 from .clip import clip_by_global_norm, clip_by_value
+from .step import Step
 
 Pair = tuple[Parameter, Tensor]
 
@@ -181,6 +182,9 @@ class Optimizer:
         self.defaults = dict(defaults)
         self.param_groups: list[ParamGroup] = []
         self._slots: dict[Parameter, dict[str, Parameter]] = {}
+        # Eager tensors among the parameters, with the state that stands for them in formulas.
+        self._stand_ins: dict[Any, Parameter] = {}
+        self._programs: dict[tuple[Parameter, ...], Any] = {}  # of `step`
         self._step: Parameter | None = None
         if self.counts_steps or self._needs_steps():
             self._step = parameter(np.zeros((), np.int64), "step", trainable=False)
@@ -225,7 +229,7 @@ class Optimizer:
         given = param_group["params"]
         params: list[Any] = (
             [given]
-            if isinstance(given, Tensor)
+            if isinstance(given, Tensor) or dynamic.is_tensor(given)
             else list_of(given, f'{type(self).__name__}: "params"', "parameters")
         )
         for p in params:
@@ -236,7 +240,8 @@ class Optimizer:
         self.check(options)
         group = ParamGroup(options, len(self.param_groups))
         self.param_groups.append(group)
-        for p in params:
+        for given_p in params:
+            p = self._static(given_p)
             label = p.name or f"parameter{len(self._slots)}"
             self._slots[p] = {
                 name: parameter(
@@ -247,8 +252,30 @@ class Optimizer:
                 for name, value in self.slots(group, p).items()
             }
 
+    def _static(self, p: Any) -> Parameter:
+        """A parameter as it is; for an eager tensor the state that stands for it."""
+        if isinstance(p, Parameter):
+            return p
+        if p not in self._stand_ins:
+            value = p.detach().numpy()
+            self._stand_ins[p] = parameter(value, f"parameter{len(self._slots)}")
+        return self._stand_ins[p]
+
     def _check_parameter(self, p: Any) -> None:
         name = type(self).__name__
+        if dynamic.is_tensor(p):
+            if not hasattr(type(p), "overwrite"):
+                raise ArgumentTypeError(f"{name}: a Variable is updated by assign_sub, got {p!r}")
+            if not p.is_leaf:
+                raise ArgumentError(
+                    f"{name}: a tensor of type {p.type} is the result of an operation; only leaves "
+                    "can be optimised, such as eager.tensor(..., requires_grad=True)"
+                )
+            if p in self._stand_ins:
+                raise ArgumentError(f"{name}: a tensor is in more than one parameter group")
+            if not p.dtype.is_float:
+                raise ArgumentError(f"{name}: a tensor of type {p.type} is not trainable")
+            return
         if not isinstance(p, Parameter):
             raise ArgumentTypeError(f"{name}: expected parameters (sg.parameter), got {p!r}")
         if not p.trainable or not p.dtype.is_float:
@@ -259,7 +286,7 @@ class Optimizer:
     @property
     def parameters(self) -> list[Parameter]:
         """The parameters of all groups, in order."""
-        return [p for group in self.param_groups for p in group["params"]]
+        return [self._static(p) for group in self.param_groups for p in group["params"]]
 
     @property
     def lr(self) -> LearningRate:
@@ -287,6 +314,16 @@ class Optimizer:
         with `unreachable="zeros"` its gradient is 0.
         """
         chosen = self._chosen(parameters)
+        if self._stand_ins:
+            raise ArgumentError(
+                f"{type(self).__name__}.minimize: this optimiser's parameters are eager tensors; "
+                "use loss.backward() and step(), or declare them by sg.parameter"
+            )
+        if dynamic.is_tensor(loss):
+            raise ArgumentTypeError(
+                f"{type(self).__name__}.minimize: the loss is an eager tensor, which has a value "
+                "already; use loss.backward() and step()"
+            )
         try:
             grads = gradients(loss, chosen, unreachable=unreachable)
         except DifferentiationError as error:
@@ -319,7 +356,7 @@ class Optimizer:
         step: Any = None if self._step is None else self._step + 1
         found: list[Pair] = []
         for group in self.param_groups:
-            members = set(group["params"])
+            members = {self._static(p) for p in group["params"]}
             mine = [(g, p) for g, p in pairs if p in members]
             if not mine:
                 continue
@@ -358,6 +395,36 @@ class Optimizer:
                     f"{p.type}, got {g!r} (declared at {locs_text(p.node.locs)})"
                 )
         return pairs
+
+    # --- the dynamic mode ---
+
+    def step(self, closure: Any = None) -> Any:
+        """Updates the parameters along their `.grad`, by one native call for all of them.
+
+        Parameters whose gradient is None stay as they are. `closure`, if given, computes the loss
+        and its gradients first; its result is returned.
+        """
+        loss = None if closure is None else closure()
+        given = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if given:
+            chosen = tuple(self._static(p) for p in given)
+            program = self._programs.get(chosen)
+            if program is None:
+                program = self._programs[chosen] = Step(self, given)
+            program.run(given)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the parameters' `.grad`: to None, or to zeros in place."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if set_to_none:
+                    p.grad = None
+                else:
+                    p.grad = p.grad.detach()
+                    p.grad.zero_()
 
     # --- checkpoints ---
 
@@ -414,7 +481,7 @@ class Optimizer:
 
 def _groups(params: Any) -> list[Mapping[str, Any]]:
     """PyTorch's `params`: parameters, or dicts with "params"."""
-    if isinstance(params, Tensor):
+    if isinstance(params, Tensor) or dynamic.is_tensor(params):
         raise ArgumentTypeError("an optimiser is given a list of parameters, not one tensor")
     try:
         given = list(params)

@@ -1,0 +1,81 @@
+"""The dynamic mode: operations run as they are called; a tape records how to differentiate them.
+
+    t = sg.eager.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    (t**2).sum().backward()
+    t.grad                                      # tensor([2., 4., 6.])
+
+It is the same functions, layers and optimisers as the static mode's, with PyTorch's names and rules
+for tensors (`tensor`, `backward`, `no_grad`), and `Variable` and `GradientTape` as TensorFlow 2 has
+them. Operations run through compiled kernels: one set of records and rules serves both modes.
+"""
+
+from __future__ import annotations
+
+from staticgrad.ops.public import dynamic
+
+from . import dispatch, indexing, inplace, methods, operators  # noqa: F401
+from .backward import grad
+from .creation import (
+    arange,
+    as_tensor,
+    empty,
+    eye,
+    from_numpy,
+    full,
+    linspace,
+    ones,
+    ones_like,
+    rand,
+    randn,
+    tensor,
+    zeros,
+    zeros_like,
+)
+from .functions import call_graph, is_tensor, meant
+from .gradient_tape import GradientTape, Variable
+from .mode import (
+    detect_anomaly,
+    enable_grad,
+    is_anomaly_enabled,
+    is_grad_enabled,
+    no_grad,
+    set_detect_anomaly,
+    set_grad_enabled,
+)
+from .parameters import leaf_of
+from .tensor import Tensor
+
+dynamic.types = frozenset((Tensor, Variable))
+dynamic.call = dispatch.call
+
+__all__ = [
+    "GradientTape",
+    "Tensor",
+    "Variable",
+    "arange",
+    "as_tensor",
+    "call_graph",
+    "detect_anomaly",
+    "empty",
+    "enable_grad",
+    "eye",
+    "from_numpy",
+    "full",
+    "grad",
+    "is_anomaly_enabled",
+    "is_grad_enabled",
+    "is_tensor",
+    "leaf_of",
+    "linspace",
+    "meant",
+    "no_grad",
+    "ones",
+    "ones_like",
+    "rand",
+    "randn",
+    "set_detect_anomaly",
+    "set_grad_enabled",
+    "tensor",
+    "zeros",
+    "zeros_like",
+]

@@ -1,0 +1,156 @@
+"""Whether operations are recorded: `no_grad`, `enable_grad`, `set_grad_enabled`, anomaly mode."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, TypeVar
+
+from staticgrad.ir.errors import ArgumentTypeError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+recording: ContextVar[bool] = ContextVar("eager_recording", default=True)
+checking: ContextVar[bool] = ContextVar("eager_anomaly", default=False)
+
+
+class _Switch:
+    """Sets a mode for a `with` block or for the calls of a function that it decorates."""
+
+    _variable = recording
+
+    def __init__(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise ArgumentTypeError(f"{type(self).__name__}: expected True or False, got {value!r}")
+        self._value = value
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> _Switch:
+        self._tokens.append(self._variable.set(self._value))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._variable.reset(self._tokens.pop())
+
+    def __call__(self, function: F) -> F:
+        switch, value = type(self)._variable, self._value
+        if inspect.isgeneratorfunction(function):
+            raise ArgumentTypeError(
+                f"{type(self).__name__}: can't decorate a generator, whose body runs between other "
+                "code; use `with` inside it"
+            )
+
+        @functools.wraps(function)
+        def switched(*args: Any, **kwargs: Any) -> Any:
+            token = switch.set(value)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                switch.reset(token)
+
+        return switched  # type: ignore[return-value]
+
+
+class no_grad(_Switch):
+    """Operations inside are not recorded: their results require no gradient, and leaves that do
+    may be changed in place. A context manager and a decorator, as `no_grad()` or `@no_grad`."""
+
+    def __new__(cls, function: Any = None) -> Any:
+        made = super().__new__(cls)
+        if function is None:
+            return made
+        made.__init__()  # type: ignore[misc]
+        return made(function)
+
+    def __init__(self) -> None:
+        super().__init__(False)
+
+
+class enable_grad(_Switch):
+    """Operations inside are recorded again, within `no_grad`."""
+
+    def __new__(cls, function: Any = None) -> Any:
+        made = super().__new__(cls)
+        if function is None:
+            return made
+        made.__init__()  # type: ignore[misc]
+        return made(function)
+
+    def __init__(self) -> None:
+        super().__init__(True)
+
+
+class set_grad_enabled(_Switch):
+    """Switches recording on or off: from here on, or for a `with` block."""
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__(mode)
+        self._before = recording.get()
+        recording.set(mode)
+
+    def __enter__(self) -> set_grad_enabled:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        recording.set(self._before)
+
+    def __call__(self, function: F) -> F:
+        recording.set(self._before)
+        return super().__call__(function)
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations are recorded here."""
+    return recording.get()
+
+
+class detect_anomaly(_Switch):
+    """A backward pass inside that computes a NaN raises, and names the operation's forward line."""
+
+    _variable = checking
+
+    def __init__(self) -> None:
+        super().__init__(True)
+
+
+class set_detect_anomaly(_Switch):
+    """As `detect_anomaly`, from here on or for a `with` block."""
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__(mode)
+        self._before = checking.get()
+        checking.set(mode)
+
+    def __enter__(self) -> set_detect_anomaly:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        checking.set(self._before)
+
+
+def is_anomaly_enabled() -> bool:
+    """Whether backward passes look for NaN."""
+    return checking.get()
+
+
+__all__ = [
+    "detect_anomaly",
+    "enable_grad",
+    "is_anomaly_enabled",
+    "is_grad_enabled",
+    "no_grad",
+    "set_detect_anomaly",
+    "set_grad_enabled",
+]
