@@ -30,6 +30,7 @@ from .errors import BindError, ExecutionError, StateError
 from .interrupt import INTERRUPTED, raise_interrupt
 from .layout import Head, is_native_class, native_class, native_interface, set_call
 from .loader import Library, check_host
+from .objects import unpack
 from .state import CellLocks, StateCell
 from .workers import thread_count
 
@@ -117,7 +118,8 @@ class Executable(Head):
         self._bindings: dict[tuple[int, ...], Binding] = {}
         self._by_shapes: dict[tuple[Shape, ...], Binding] = {}
         names = (RUN_SYMBOL, CALL_SYMBOL, ENTRY_SYMBOL)
-        objects = [code for code in (artifact.object_code, artifact.entry_code) if code]
+        objects = [*unpack(artifact.object_code), artifact.entry_code]
+        objects = [code for code in objects if code]
         self._library = Library(objects, names, extra_symbols or {})
         call = self._library.address(CALL_SYMBOL if CALL_SYMBOL in self._library else RUN_SYMBOL)
         self._releasing = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(call)
