@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "static-vs-dynamic.md"
 FOUND = ROOT / "docs" / "compare_figures.json"
 MODELS = ("linear_regression", "digits_mlp", "rgb_convnet")
-REPETITIONS = 25
+REPETITIONS, ROUNDS = 25, 5
 SEED = 0
 _PART = re.compile(r"(<!-- generated: ([a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _HOSTS = {"znver3": "Zen 3", "znver4": "Zen 4", "znver5": "Zen 5"}  # as people call them
@@ -41,7 +41,7 @@ def measured() -> dict[str, Any]:
         print(name, file=sys.stderr)
         with verb._environment(1):
             path = str(ROOT / "samples" / f"{name}.py")
-            models[name] = verb.compare(path, SEED, REPETITIONS)
+            models[name] = verb.compare(path, SEED, REPETITIONS, ROUNDS)
     return {"date": datetime.date.today().isoformat(), "models": models}
 
 

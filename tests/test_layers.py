@@ -54,7 +54,7 @@ RUNTIME_MODULES: dict[str, set[str] | None] = {
     "eager": {"state"},
     "compare": {"executable"},  # to count its calls
     "passes": {"artifact"},
-    "codegen": {"context", "arena", "interrupt"},  # the words of a call's context; alignment
+    "codegen": {"context", "arena", "interrupt", "objects"},  # a call's words; alignment; parts
     "api": None,  # the driver: all of them
     "cli": None,
 }

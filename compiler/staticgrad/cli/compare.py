@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +41,9 @@ with a cache of their own, empty at first. The model's state is afterwards as be
 of yours is touched. Ends with 4 where values or gradients of the two modes disagree.
 """
 
-_REPETITIONS, _FAST = 15, 3
+# Repetitions of warm steps, and rounds of new processes.
+_REPETITIONS, _ROUNDS = 15, 3
+_FAST_REPETITIONS, _FAST_ROUNDS = 3, 1
 _MEASURE = "import sys; from staticgrad.cli.compare import measure; measure(sys.argv[1:])"
 
 
@@ -63,7 +66,8 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fast", action="store_true",
-        help=f"{_FAST} repetitions in place of {_REPETITIONS}: rougher times, the rest as ever",
+        help=f"{_FAST_REPETITIONS} repetitions in place of {_REPETITIONS}, {_FAST_ROUNDS} round of "
+        f"new processes in place of {_ROUNDS}: rougher times, the rest as ever",
     )  # fmt: skip
     parser.set_defaults(run=run)
 
@@ -90,7 +94,11 @@ def run(options: argparse.Namespace) -> Result:
 
     _check_output(options.output)
     with _environment(options.threads), user_code():
-        found = compare(options.model, options.seed, _FAST if options.fast else _REPETITIONS)
+        found = compare(
+            options.model, options.seed,
+            _FAST_REPETITIONS if options.fast else _REPETITIONS,
+            _FAST_ROUNDS if options.fast else _ROUNDS,
+        )  # fmt: skip
     title = f"{found['model']}: static against dynamic"
     parts = sections(found)
     if options.output is not None:
@@ -116,9 +124,10 @@ def of_text(found: dict[str, Any]) -> str:
     )
 
 
-def compare(path: str, seed: int, repetitions: int) -> dict[str, Any]:
-    """All that is found out about a model file, as plain data. Raises `MismatchError` where the
-    modes disagree: then no other figure of them means anything."""
+def compare(path: str, seed: int, repetitions: int, rounds: int) -> dict[str, Any]:
+    """All that is found out about a model file, as plain data: times are medians of `repetitions`
+    of warm steps, and of `rounds` of new processes. Raises `MismatchError` where the modes
+    disagree: then no other figure of them means anything."""
     from staticgrad_runtime.workers import thread_count, usable_cpus
 
     from staticgrad.codegen.target import host_target
@@ -130,7 +139,7 @@ def compare(path: str, seed: int, repetitions: int) -> dict[str, Any]:
     if not agreed["agrees"]:
         raise MismatchError(agreement.mismatch_text(agreed))
     _say("time to the first result")
-    first = _first_results(subject, path, seed)
+    first = _first_results(subject, path, seed, rounds)
     _say("steps, calls and memory")
     steady = build.steady(subject, repetitions)
     python = counts.python_calls(subject)
@@ -243,16 +252,26 @@ def _environment(threads: int | None) -> Iterator[None]:
                     os.environ[name] = value
 
 
-def _first_results(subject: Subject, path: str, seed: int) -> dict[str, dict[str, Any]]:
+def _first_results(
+    subject: Subject, path: str, seed: int, rounds: int
+) -> dict[str, dict[str, dict[str, float]]]:
     """For each mode the way to the first result: with an empty cache, then with what that left."""
-    found: dict[str, dict[str, Any]] = {}
-    for mode in ("static", "dynamic"):
-        with tempfile.TemporaryDirectory(prefix="staticgrad-compare-") as folder:
-            cache = {"STATICGRAD_CACHE_DIR": folder}
-            found[mode] = {
-                state: _child(subject, path, seed, mode, cache) for state in ("cold", "warm")
-            }
-    return found
+    found: dict[str, dict[str, list[dict[str, float]]]] = {
+        mode: {"cold": [], "warm": []} for mode in ("static", "dynamic")
+    }
+    for _ in range(rounds):
+        for mode, states in found.items():
+            with tempfile.TemporaryDirectory(prefix="staticgrad-compare-") as folder:
+                for times in states.values():
+                    cache = {"STATICGRAD_CACHE_DIR": folder}
+                    times.append(_child(subject, path, seed, mode, cache))
+    return {
+        mode: {
+            state: {stage: median(t[stage] for t in times) for stage in times[0]}
+            for state, times in states.items()
+        }
+        for mode, states in found.items()
+    }
 
 
 def _child(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from staticgrad.autodiff.reverse import gradients
+from staticgrad.ir.errors import DTypeError, UnsupportedError
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.node import Value
 from staticgrad.ops.random import default_generator
@@ -93,8 +94,13 @@ def agreement(subject: Subject) -> dict[str, Any]:
             "mode draws"
         )
     if own == "float32":
-        found += _replayed(subject, wide=True)
-        notes.append("float64: every float32 of the declared graph widened, replayed node by node")
+        try:
+            found += _replayed(subject, wide=True)
+            notes.append(
+                "float64: every float32 of the declared graph widened, replayed node by node"
+            )
+        except (DTypeError, UnsupportedError) as error:  # an operation of the user's own
+            notes.append(f"float64 is not possible for this model: {error}")
     worst = {
         dtype: max(d.relative for d in found if d.dtype == dtype and not d.is_noise)
         for dtype in dict.fromkeys(d.dtype for d in found)
