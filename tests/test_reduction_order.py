@@ -44,3 +44,17 @@ def test_infinities_nothing_and_the_sign_of_zero() -> None:
     assert np.isnan(program(a)[0])
     whole, columns, rows = program(np.zeros((0, 3), "float32"))
     assert not np.signbit(whole) and not np.signbit(columns).any() and rows.shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+@pytest.mark.parametrize("last", range(2, 12))
+def test_a_declared_size_gives_the_bits_of_a_symbolic_one(last: int, dtype: str) -> None:
+    a = (np.random.default_rng(last).normal(size=(5, 20, last)) * 100).astype(dtype)
+    bits = []
+    for size in (last, "K"):
+        x = sg.input("x", (5, 20, size), dtype)
+        outputs = [x.sum(axis=2), x.max(axis=2), x.sum(axis=(1, 2)), x.sum(axis=1), x.prod(axis=2)]
+        if dtype != "int32":
+            outputs += [sg.softmax(x, axis=2), sg.logsumexp(x, axis=2), sg.var(x, axis=2)]
+        bits.append([y.tobytes() for y in sg.compile([x], outputs)(a)])
+    assert bits[0] == bits[1]

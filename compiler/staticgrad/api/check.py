@@ -67,9 +67,11 @@ def explain_nan(graph: Graph, arrays: Sequence[Array]) -> None:
         node = found.node
         at = next(int(np.flatnonzero(np.isnan(r))[0]) for r in found.results if _has_nan(r))
         operands = ", ".join(str(v.type) for v in node.operands)
+        line = locs_text(graph.locs.get(node, node.locs))
+        where = f"\n  at {line}" if line else ""
         raise ExecutionError(
             f"NaN computed by {node.op}({operands}) in element {at} of {node.types[0]}; state is "
-            f"unchanged\n  at {locs_text(graph.locs.get(node, node.locs))}"
+            f"unchanged{where}"
         ) from None
 
 

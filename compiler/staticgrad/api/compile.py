@@ -29,11 +29,13 @@ from staticgrad.ops.tensor import Tensor
 from staticgrad.passes.lowering import lower
 from staticgrad.passes.lowering.manifest import build_manifest
 from staticgrad.passes.mode import bind_mode
+from staticgrad.passes.names import with_free_names
 from staticgrad.passes.pipeline import run_pipeline
 from staticgrad.passes.schedule import schedule
 
 from .custom import CFunction, c_functions_of
 from .debug import Effects, tapped
+from .failure import failure_hook
 from .graph import Graph
 from .report import Report
 
@@ -85,7 +87,15 @@ def compile(
     program = build(
         watched(bound, effects.count), effects, threads=threads, cache=cache, disable=disable
     )
-    program.on_failure = lambda code, element, value, arrays: explain_nan(bound, arrays)
+    told = failure_hook(program.manifest)
+    texts = {code: message.text for code, message in program.manifest.messages.items()}
+
+    def explain(code: int, element: int, value: int, arrays: Sequence[Any]) -> None:
+        if texts.get(code, "").startswith("check_nan"):
+            explain_nan(bound, arrays)
+        told(code, element, value, arrays)
+
+    program.on_failure = explain
     return program
 
 
@@ -129,7 +139,9 @@ def compile_stages(
         evaluate=lambda constants: build(constants, disable=(*off, "fold"))(),
     )  # fmt: skip
     passed = time.perf_counter()
-    program = schedule(lower(final, target), in_place="in_place" not in off)
+    named, names = with_free_names(final)
+    program = schedule(lower(named, target), in_place="in_place" not in off)
+    program.names = names
     lowered = time.perf_counter()
     text, called = emit_program(program, target)
     emitted = time.perf_counter()
@@ -138,7 +150,7 @@ def compile_stages(
         "lower": 1e3 * (lowered - passed),
         "emit": 1e3 * (emitted - lowered),
     }
-    return Compiled(final, program, text, called, target, times)
+    return Compiled(named, program, text, called, target, times)
 
 
 def compile_graph(
@@ -173,6 +185,8 @@ def build(
         assert effects is not None
         executable.effects = effects
     executable.called = called
+    if manifest.messages:
+        executable.on_failure = failure_hook(manifest)
     made.compile_ms["load"] = 1e3 * (time.perf_counter() - start)
     executable.source = (graph, training, tuple(disable))
     executable.text = made.text

@@ -47,6 +47,7 @@ from .recorder import Recorder
 
 _MOST_ENTRIES = 256  # of one function; the oldest goes when a Python number is read in each call
 _MOST_GLANCES = 4096
+_PYTHON = {"b": "bool", "i": "int", "f": "float"}  # arguments that are weak numbers
 
 
 def tracing() -> bool:
@@ -335,9 +336,14 @@ class Traced:
         """Each trace that is kept: what it serves, and why it was made."""
         if not self._order:
             return f"{self.__name__}: not traced yet"
-        lines = [f"{self.__name__}: {len(self._order)} traces"]
+        count = len(self._order)
+        lines = [f"{self.__name__}: {count} trace{'' if count == 1 else 's'}"]
         for number, (_, entry) in enumerate(self._order, 1):
-            inputs = ", ".join(f"{v.node.attrs['name']}: {v.type}" for v in entry.graph.inputs)
+            weak = {at: np.dtype(dtype).kind for at, dtype in entry.numbers}
+            inputs = ", ".join(
+                f"{v.node.attrs['name']}: {_PYTHON[weak[at]] if at in weak else v.type}"
+                for at, v in enumerate(entry.graph.inputs)
+            )
             outputs = ", ".join(str(v.type) for v in entry.graph.outputs)
             lines.append(f"{number}. ({inputs}) -> ({outputs})")
             lines.append(f"   because: {entry.reason}")

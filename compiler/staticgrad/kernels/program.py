@@ -122,6 +122,7 @@ class Program:
     written: set[int] = field(default_factory=set)  # buffers of state that the program writes
     constants: Mapping[int, Any] = field(default_factory=dict)  # buffer -> array
     messages: dict[int, tuple[str, str]] = field(default_factory=dict)  # code -> text, location
+    names: Mapping[str, str] = field(default_factory=dict)  # of sizes -> what the user calls them
 
     @property
     def steps(self) -> tuple[Step, ...]:

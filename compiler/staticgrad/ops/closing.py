@@ -108,9 +108,9 @@ def _inside(
     """What depends on the inputs, and what is the body's own, with what depends on that."""
     inside = {v.node for v in inputs}
     for node in nodes:
-        own = node.id > since and node.op not in ("input", "state")
+        own = node.id > since and node.op not in ("input", "state", "constant")
         if own:
-            own = lazy or _draws(node) or _has_trait(node, "can_fail")
+            own = lazy or _draws(node) or has_trait(node, "can_fail")
         if own or any(v.node in inside for v in node.operands):
             inside.add(node)
     return inside
@@ -122,14 +122,14 @@ def _is_generator(v: Value) -> bool:
 
 def _draws(node: Node) -> bool:
     """Whether a node draws random numbers."""
-    return _has_trait(node, "random")
+    return has_trait(node, "random")
 
 
-def _has_trait(node: Node, trait: str) -> bool:
+def has_trait(node: Node, trait: str) -> bool:
     """Whether a node has a trait, or one of a graph that it holds."""
     if trait in registry.get(node.op).traits:
         return True
-    return any(_has_trait(n, trait) for _, g in subgraphs(node) for n in g.nodes)
+    return any(has_trait(n, trait) for _, g in subgraphs(node) for n in g.nodes)
 
 
 def depends(value: Value, inputs: Sequence[Value]) -> bool:

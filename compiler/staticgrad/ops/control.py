@@ -4,8 +4,8 @@
 and `switch` run one of several graphs; `checkpoint` runs one graph, whose values are computed again
 when a gradient wants them. What a body reads from outside are operands of the node (`closing`).
 
-The rules that differentiate and batch these nodes stand in `control_rules`; they are given the
-functions of `autodiff` through their contexts.
+The rules that differentiate these nodes stand in `control_rules`, those that batch them in
+`control_batching`; they are given the functions of `autodiff` through their contexts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from staticgrad.ir.errors import DTypeError, GraphError, ShapeError
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.types import TensorType
 
+from . import control_batching as batching
 from . import control_rules as rules
 from .lowering import Control, Expand, View
 from .registry import Attrs, Op, Sample, Types, register, require_equal
@@ -98,7 +99,7 @@ register(
         reference=_reference_scan,
         vjp=rules.vjp_scan,
         jvp=rules.jvp_scan,
-        batch=rules.batch_scan,
+        batch=batching.batch_scan,
         lower=Control("scan"),
         samples=lambda: [],
         source=_SOURCE,
@@ -147,7 +148,7 @@ register(
         reference=_reference_while,
         vjp=rules.vjp_while,
         jvp=rules.jvp_while,
-        batch=rules.batch_while,
+        batch=batching.batch_while,
         lower=Control("while"),
         samples=lambda: [],
         source=_SOURCE,
@@ -207,7 +208,7 @@ for _name, _infer, _reference, _summary in (
             reference=_reference,
             vjp=rules.vjp_branches,
             jvp=rules.jvp_branches,
-            batch=rules.batch_branches,
+            batch=batching.batch_branches,
             lower=Control("branch"),
             samples=lambda: [],
             source=_SOURCE,
@@ -240,7 +241,7 @@ register(
         reference=_reference_checkpoint,
         vjp=rules.vjp_checkpoint,
         jvp=rules.jvp_checkpoint,
-        batch=rules.batch_checkpoint,
+        batch=batching.batch_checkpoint,
         lower=Expand(_inlined),
         samples=lambda: [],
         source="Griewank, Walther 2000, Revolve; jax.checkpoint",
@@ -269,7 +270,7 @@ register(
         reference=lambda x, *others, region: x,
         vjp=lambda c, ct: (ct, *(None for _ in c.operands[1:])),
         jvp=lambda c, tangents: tangents[0],
-        batch=rules.batch_recompute,
+        batch=batching.batch_recompute,
         lower=View(_same_place),
         samples=_samples_recompute,
         source="this project: a barrier to common subexpression elimination",

@@ -1,4 +1,4 @@
-"""How nodes with sub-graphs are differentiated and batched: graphs out of their bodies' graphs.
+"""How nodes with sub-graphs are differentiated: graphs out of their bodies' graphs.
 
 The reverse of a scan is a scan the other way. What its body needs of the forward body's values is
 stored by a second forward scan, which the pass `merge_loops` joins with the first; with `remat`
@@ -22,11 +22,9 @@ from .arithmetic import add
 from .closing import placeholder, placeholders, replaced, zeros_of
 from .linalg import matmul
 from .lowering import Control, Leaf, View
-from .reduction import any as reduce_any
 from .reduction import sum as reduce_sum
-from .registry import Attrs, BatchContext, JvpContext, VjpContext, get, make
-from .selection import where
-from .shape import broadcast_to, moveaxis, reshape
+from .registry import Attrs, JvpContext, VjpContext, get, make
+from .shape import reshape
 from .tensor import Tensor
 
 INDEX = TensorType(int64, ())
@@ -53,7 +51,7 @@ def _or_zeros(v: Tensor | None, type: TensorType) -> Tensor:
     return zeros_of(type) if v is None else v
 
 
-class _Scan:
+class Scan:
     """A scan's operands, and its body's inputs and outputs, by their parts."""
 
     def __init__(self, operands: Sequence[Any], attrs: Attrs) -> None:
@@ -84,7 +82,7 @@ class _Scan:
 
 def vjp_scan(c: VjpContext, arriving: Any) -> list[Tensor | None]:
     """ct_carry(t), ct_x(t), ct_p += body's vjp(t)(ct_carry(t+1), ct_y(t)), t backwards."""
-    s = _Scan(c.operands, c.attrs)
+    s = Scan(c.operands, c.attrs)
     cts = list(arriving) if isinstance(arriving, (list, tuple)) else [arriving]
     active = [i for i, v in enumerate(s.carry_in) if v.dtype.is_float]
     seeded = [j for j, v in enumerate(s.y_out) if v.dtype.is_float and cts[s.nc + j] is not None]
@@ -128,7 +126,7 @@ def vjp_scan(c: VjpContext, arriving: Any) -> list[Tensor | None]:
     return gradients
 
 
-def _row_products(s: _Scan, ct_p: dict[int, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+def _row_products(s: Scan, ct_p: dict[int, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
     """The gradients `a.T @ b` of captured matrices, as pairs of matrices with a row for each item.
 
     The sum over all steps is one product over all rows: in the GRU of 100 steps of 32 x 128 that
@@ -169,7 +167,7 @@ def _all_rows_of(stacked: Tensor) -> Tensor:
 
 
 def _reversed_scan(
-    s: _Scan, carries: list[Tensor], init: list[Tensor], ct_y: list[Tensor], ct_ys: list[Any],
+    s: Scan, carries: list[Tensor], init: list[Tensor], ct_y: list[Tensor], ct_ys: list[Any],
     carried: list[Any], rows: list[Any],
 ) -> tuple[Any, ...]:  # fmt: skip
     """The scan backwards whose body computes the new carries and the rows, with all that they read
@@ -221,7 +219,7 @@ def _renumbered(inputs: Sequence[Value]) -> list[Tensor]:
     return found
 
 
-def _residuals(s: _Scan, outputs: Sequence[Value], cotangents: Sequence[Value]) -> list[Value]:
+def _residuals(s: Scan, outputs: Sequence[Value], cotangents: Sequence[Value]) -> list[Value]:
     """The values of the forward body that `outputs` read and that are not computed again: all that
     costs something; with `remat` the body's inputs alone."""
     remat = s.attrs["remat"]
@@ -305,20 +303,20 @@ def vjp_branches(c: VjpContext, arriving: Any) -> list[Tensor | None]:
         assert c.backward is not None
         found = c.backward([g.outputs[j] for j in given], seeds, [g.inputs[i] for i in wanted])
         outputs = [_or_zeros(v, t) for v, t in zip(found, types)]
-        graphs.append(_closed([*g.inputs, *seeds], outputs))
+        graphs.append(closed([*g.inputs, *seeds], outputs))
     every = (choice, *operands, *(cts[j] for j in given))
-    results = make(_name(c.attrs), every, named_branches(graphs, c.attrs)).results
+    results = make(branch_op(c.attrs), every, named_branches(graphs, c.attrs)).results
     gradients: list[Any] = [None] * len(c.operands)
     for i, r in zip(wanted, results):
         gradients[i + 1] = r
     return gradients
 
 
-def _name(attrs: Attrs) -> str:
+def branch_op(attrs: Attrs) -> str:
     return "cond" if "true" in attrs else "switch"
 
 
-def _closed(inputs: Sequence[Value], outputs: Sequence[Value]) -> Graph:
+def closed(inputs: Sequence[Value], outputs: Sequence[Value]) -> Graph:
     """A graph on new inputs, so that names and numbers differ."""
     fresh = _renumbered(inputs)
     return Graph(fresh, replaced(outputs, dict(zip(inputs, fresh))))
@@ -349,7 +347,7 @@ def vjp_checkpoint(c: VjpContext, arriving: Any) -> list[Tensor | None]:
 
 def jvp_scan(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
     """A scan of the values and their tangents together."""
-    s = _Scan(c.operands, c.attrs)
+    s = Scan(c.operands, c.attrs)
     active = [i for i, v in enumerate(s.carry_in) if v.dtype.is_float]
     rest = (*s.x_in, *s.p_in)
     moved = [k for k, t in enumerate(tangents[s.nc :]) if t is not None]
@@ -367,7 +365,7 @@ def jvp_scan(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Tensor | 
         *t_rest[len(t_xs) :],
     ]  # fmt: skip
     outputs = [*s.carry_out, *t_out, *s.y_out, *(pushed[s.nc + j] for j in along)]
-    body = _closed(inputs, outputs)
+    body = closed(inputs, outputs)
     results = s.other(
         [*s.init, *(_or_zeros(tangents[i], s.carry_in[i].type) for i in active)],
         [*s.xs, *(tangents[s.nc + k] for k in t_xs)],
@@ -383,7 +381,7 @@ def jvp_scan(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Tensor | 
 
 
 def jvp_while(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-    w = _While(c.operands, c.attrs)
+    w = While(c.operands, c.attrs)
     active = [i for i, v in enumerate(w.carry_in) if v.dtype.is_float]
     moved = [k for k, t in enumerate(tangents[w.nc + w.tested :]) if t is not None]
     t_carry = placeholders("t_c", [w.carry_in[i].type for i in active])
@@ -392,9 +390,9 @@ def jvp_while(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Tensor |
     assert c.push is not None
     pushed = c.push(w.body.outputs, wrt, [*t_carry, *t_p])
     t_out = [_or_zeros(pushed[i], w.carry_in[i].type) for i in active]
-    body = _closed([w.index, *w.carry_in, *t_carry, *w.p_in, *t_p], [*w.body.outputs, *t_out])
+    body = closed([w.index, *w.carry_in, *t_carry, *w.p_in, *t_p], [*w.body.outputs, *t_out])
     index, *rest = w.condition.inputs
-    condition = _closed([index, *rest[: w.nc], *t_carry, *rest[w.nc :]], w.condition.outputs)
+    condition = closed([index, *rest[: w.nc], *t_carry, *rest[w.nc :]], w.condition.outputs)
     operands = (
         *w.init, *(_or_zeros(tangents[i], w.carry_in[i].type) for i in active),
         *w.condition_captured, *w.captured, *(tangents[w.nc + w.tested + k] for k in moved),
@@ -406,7 +404,7 @@ def jvp_while(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Tensor |
     return found
 
 
-class _While:
+class While:
     """A while loop's operands and its graphs' inputs by their parts."""
 
     def __init__(self, operands: Sequence[Any], attrs: Attrs) -> None:
@@ -438,9 +436,9 @@ def jvp_branches(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Tenso
         assert c.push is not None
         pushed = c.push([g.outputs[j] for j in floats], [g.inputs[i] for i in moved], t_in)
         outputs = [_or_zeros(t, g.outputs[j].type) for j, t in zip(floats, pushed)]
-        graphs.append(_closed([*g.inputs, *t_in], outputs))
+        graphs.append(closed([*g.inputs, *t_in], outputs))
     every = (*c.operands, *(tangents[i + 1] for i in moved))
-    results = make(_name(c.attrs), every, named_branches(graphs, c.attrs)).results
+    results = make(branch_op(c.attrs), every, named_branches(graphs, c.attrs)).results
     found: list[Any] = [None] * len(c.results)
     for j, r in zip(floats, results):
         found[j] = r
@@ -457,7 +455,7 @@ def jvp_checkpoint(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Ten
     given = [j for j, t in enumerate(pushed) if t is not None]
     found: list[Any] = [None] * len(c.results)
     if given:
-        inner = _closed([*body.inputs, *t_in], [pushed[j] for j in given])
+        inner = closed([*body.inputs, *t_in], [pushed[j] for j in given])
         operands = (*c.operands, *(tangents[i] for i in moved))
         results = make("checkpoint", operands, {"body": inner}).results
         for j, r in zip(given, results):
@@ -465,154 +463,19 @@ def jvp_checkpoint(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Ten
     return found
 
 
-# --- batching -------------------------------------------------------------------------------------
-
-
-def _batched_type(type: TensorType, size: Any) -> TensorType:
-    return TensorType(type.dtype, (size, *type.shape))
-
-
-def _with_rows(v: Any, is_batched: bool, size: Any, type: TensorType) -> Tensor:
-    """`v` with the batch axis in front, repeated where it has none."""
-    return v if is_batched else broadcast_to(v, (size, *type.shape))
-
-
-def _as_batched(v: Value, is_batched: bool, size: Any) -> Any:
-    """A placeholder for a body's input, with a batch axis if it is batched; else the input."""
-    if not is_batched:
-        return v
-    return placeholder(v.node.attrs["name"], v.node.attrs["id"], _batched_type(v.type, size))
-
-
-def _on(
-    c: BatchContext, graph: Graph, inputs: Sequence[Any], flags: Sequence[bool]
-) -> list[tuple[Tensor, bool]]:
-    """The outputs of a graph on inputs of which some are batched."""
-    pairs = list(zip(graph.inputs, inputs, flags, strict=True))
-    plain = replaced(graph.outputs, {old: new for old, new, f in pairs if not f and old is not new})
-    assert c.batch is not None
-    found: list[tuple[Tensor, bool]] = c.batch(plain, {o: n for o, n, f in pairs if f}, c.size)
-    return found
-
-
-def _all_rows(
-    values: Sequence[tuple[Any, bool]], wanted: Sequence[bool], like: Sequence[Value], size: Any
-) -> list[Any]:
-    """Each value with the batch axis where it is wanted."""
-    return [
-        _with_rows(v, f, size, t.type) if w else v for (v, f), w, t in zip(values, wanted, like)
-    ]
-
-
-def batch_scan(c: BatchContext) -> Any:
-    """One scan of batched carries: whether a carry is batched is found by repetition."""
-    s = _Scan(c.operands, c.attrs)
-    carried, others = list(c.batched[: s.nc]), list(c.batched[s.nc :])
-    rest_in = (*s.x_in, *s.p_in)
-    rest = [_as_batched(v, f, c.size) for v, f in zip(rest_in, others)]
-    while True:
-        state = [_as_batched(v, f, c.size) for v, f in zip(s.carry_in, carried)]
-        found = _on(c, s.body, [s.index, *state, *rest], [False, *carried, *others])
-        now = [a or b for a, (_, b) in zip(carried, found)]
-        if now == carried:
-            break
-        carried = now
-    body = _closed(
-        [s.index, *state, *rest],
-        [*_all_rows(found, carried, s.carry_in, c.size), *(v for v, _ in found[s.nc :])],
-    )
-    init = _all_rows(list(zip(s.init, c.batched)), carried, s.carry_in, c.size)
-    # Batched arrays come as [rows, length, ..]; the scan goes along the length.
-    xs = [moveaxis(x, 0, 1) if f else x for x, f in zip(s.xs, others)]
-    results = s.other(init, xs, s.captured, body.inputs, body.outputs)
-    final = _all_rows(list(zip(results, carried)), [True] * s.nc, s.carry_in, c.size)
-    stacked = [
-        moveaxis(r, 1, 0) if f else _with_rows(r, False, c.size, t)
-        for r, (_, f), t in zip(results[s.nc :], found[s.nc :], c.result_types[s.nc :])
-    ]
-    return [*final, *stacked]
-
-
-def batch_while(c: BatchContext) -> Any:
-    """Where the condition differs from row to row, the loop runs as long as it holds for any, and
-    rows for which it does not keep their state."""
-    w = _While(c.operands, c.attrs)
-    carried, p_flags = list(c.batched[: w.nc]), list(c.batched[w.nc + w.tested :])
-    test_flags = list(c.batched[w.nc : w.nc + w.tested])
-    test_index, *test_in = w.condition.inputs
-    captured = [_as_batched(v, f, c.size) for v, f in zip(w.p_in, p_flags)]
-    tested = [_as_batched(v, f, c.size) for v, f in zip(test_in[w.nc :], test_flags)]
-    while True:
-        state = [_as_batched(v, f, c.size) for v, f in zip(w.carry_in, carried)]
-        found = _on(c, w.body, [w.index, *state, *captured], [False, *carried, *p_flags])
-        flags = [False, *carried, *test_flags]
-        ((test, per_row),) = _on(c, w.condition, [test_index, *state, *tested], flags)
-        now = [a or b or per_row for a, (_, b) in zip(carried, found)]
-        if now == carried:
-            break
-        carried = now
-    outputs = _all_rows(found, carried, w.carry_in, c.size)
-    condition = _closed([test_index, *state, *tested], [reduce_any(test) if per_row else test])
-    inputs = [w.index, *state, *captured]
-    extra: Sequence[Any] = ()
-    if per_row:
-        # The body asks again which rows still run.
-        ((running, _),) = _on(c, w.condition, [w.index, *state, *tested], flags)
-        outputs = [
-            where(reshape(running, (c.size, *(1 for _ in v.shape))), new, old)
-            for new, old, v in zip(outputs, state, w.carry_in)
-        ]
-        inputs += tested
-        extra = w.condition_captured
-    init = _all_rows(list(zip(w.init, c.batched)), carried, w.carry_in, c.size)
-    operands = (*init, *w.condition_captured, *w.captured, *extra)
-    results = w.other(operands, w.nc, condition, _closed(inputs, outputs))
-    return _all_rows(list(zip(results, carried)), [True] * w.nc, w.carry_in, c.size)
-
-
-def batch_branches(c: BatchContext) -> Any:
-    """With a choice for each row all branches are computed, and each row takes its own."""
-    graphs = branches_of(c.attrs)
-    choice, *operands = c.operands
-    flags = c.batched[1:]
-    if not c.batched[0]:
-        inner = [_rows_graph(c, g, flags) for g in graphs]
-        return list(make(_name(c.attrs), c.operands, named_branches(inner, c.attrs)).results)
-    results: list[Any] = []
-    for k, g in enumerate(graphs):
-        rows = [
-            _with_rows(v, f, c.size, t)
-            for (v, f), t in zip(_on(c, g, operands, flags), c.result_types)
-        ]
-        if k == 0:
-            results = rows
-            continue
-        chosen = choice if choice.dtype.kind == "b" else choice >= k
-        results = [
-            where(reshape(chosen, (c.size, *(1 for _ in t.shape))), new, old)
-            for new, old, t in zip(rows, results, c.result_types)
-        ]
-    return results
-
-
-def _rows_graph(c: BatchContext, graph: Graph, flags: Sequence[bool]) -> Graph:
-    """A graph with the batch axis on some inputs and on all outputs."""
-    inputs = [_as_batched(v, f, c.size) for v, f in zip(graph.inputs, flags)]
-    found = _on(c, graph, inputs, flags)
-    return _closed(
-        inputs, [_with_rows(v, f, c.size, t) for (v, f), t in zip(found, c.result_types)]
-    )
-
-
-def batch_checkpoint(c: BatchContext) -> Any:
-    inner = _rows_graph(c, c.attrs["body"], c.batched)
-    return list(make("checkpoint", c.operands, {"body": inner}).results)
-
-
-def batch_recompute(c: BatchContext) -> Any:
-    first, *others = c.operands
-    again = make("recompute", (first, *others), c.attrs).results[0]
-    return _with_rows(again, c.batched[0], c.size, c.types[0])
-
-
-__all__ = ["branches_of", "named_branches"]
+__all__ = [
+    "Scan",
+    "While",
+    "branch_op",
+    "branches_of",
+    "closed",
+    "jvp_branches",
+    "jvp_checkpoint",
+    "jvp_scan",
+    "jvp_while",
+    "named_branches",
+    "vjp_branches",
+    "vjp_checkpoint",
+    "vjp_scan",
+    "vjp_while",
+]

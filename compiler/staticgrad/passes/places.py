@@ -20,7 +20,7 @@ class Places:
 
     def __init__(self, numbering: Numbering) -> None:
         self.numbering = numbering
-        self.checked: set[tuple[tuple[int, int], DimLike, int]] = set()
+        self.checked: set[tuple[tuple[int, int], DimLike, int, str]] = set()
         self.rows: dict[Node, tuple[Value, int]] = {}
 
     def note_gather(self, node: Node) -> Found:
@@ -28,7 +28,8 @@ class Places:
         if len(node.operands) == 2:
             x, index = node.operands
             size = x.shape[node.attrs["axis"]]
-            self.checked.add((self.numbering.of(index), size, node.attrs["batch"]))
+            kind = node.attrs.get("kind", "index")
+            self.checked.add((self.numbering.of(index), size, node.attrs["batch"], kind))
         return None
 
     def one_in_a_row(self, node: Node) -> Found:
@@ -42,13 +43,14 @@ class Places:
         if any(d != 1 for d in places) or index.shape[:batch] != shape[:batch]:
             return None
         size = shape[axis]
-        if (self.numbering.of(index), size, batch) not in self.checked:
+        kind = node.attrs.get("kind", "index")
+        if (self.numbering.of(index), size, batch, kind) not in self.checked:
             return None
         inner = len(shape) - axis - 1
         at = _reshaped(index, (*shape[:batch], *([1] * (len(shape) - batch))))
         column = _reshaped(values, (*shape[:axis], 1, *shape[axis + 1 :]))
         numbers = make("iota", size=size, dtype=int64, start=0, step=1)
-        hit = make("equal", _wrapped(at, size), _reshaped(numbers, (size, *([1] * inner))))
+        hit = make("equal", _wrapped(at, size, kind), _reshaped(numbers, (size, *([1] * inner))))
         chosen = make("where", hit, column, constant_of(0, values.dtype))
         if chosen.shape != shape:
             return None
@@ -73,13 +75,13 @@ def _reshaped(v: Value, shape: tuple[DimLike, ...]) -> Value:
     return v if v.shape == shape else make("reshape", v, shape=shape)
 
 
-def _wrapped(index: Value, size: DimLike) -> Value:
-    """The index as int64, a negative one counted from the end."""
+def _wrapped(index: Value, size: DimLike, kind: str) -> Value:
+    """The index as int64, a negative one counted from the end if its kind is that."""
+    wraps = kind == "index" and index.dtype.kind == "i"
     if index.dtype != int64:
-        signed = index.dtype.kind == "i"
         index = make("astype", index, dtype=int64)
-        if not signed:
-            return index
+    if not wraps:
+        return index
     count = (
         constant_of(size, int64) if isinstance(size, int)
         else make("dim_size", dim=size, dtype=int64)

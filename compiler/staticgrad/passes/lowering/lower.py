@@ -337,10 +337,8 @@ class Lowerer:
     def failure_code(self, node: Node) -> int:
         """A status code whose message tells what went wrong in `node`."""
         code = len(self.program.messages)
-        sizes = ", ".join(str(v.type) for v in node.operands)
-        text = f"{node.op}: index {{value}} is out of range (operands {sizes})"
-        if node.op == "check_nan":
-            text = f"check_nan: a NaN in {node.types[0]}"
+        told = registry.get(node.op).failure
+        text = f"{node.op}: the data is refused" if told is None else told(node)
         self.program.messages[code] = (text, locs_text(self.graph.locs[node]))
         return code
 

@@ -20,7 +20,7 @@ from staticgrad_runtime.artifact import (
 
 from staticgrad.codegen.sharing import has_open_loop, lifetimes, share, total_cost
 from staticgrad.codegen.target import Target
-from staticgrad.ir.dim import DimLike, symbols, to_json
+from staticgrad.ir.dim import Dim, DimLike, substitute, symbols, to_json
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.loc import locs_text
 from staticgrad.kernels.program import Program, ProgramBuffer
@@ -32,6 +32,11 @@ def build_manifest(
     program: Program, graph: Graph, target: Target, called: list[str], report: Mapping[str, Any]
 ) -> tuple[Manifest, list[bytes]]:
     """The manifest and the constants' bytes."""
+    own = {new: Dim.symbol(old) for new, old in program.names.items()}
+
+    def size(d: DimLike) -> Any:
+        return to_json(substitute(d, own) if own else d)
+
     blobs: list[bytes] = []
     constants = []
     for buffer, array in program.constants.items():
@@ -46,14 +51,14 @@ def build_manifest(
         triple=target.triple,
         cpu=target.cpu,
         features=target.features,
-        dims=list(program.dims),
+        dims=[program.names.get(n, n) for n in program.dims],
         inputs=[
-            InputSpec(v.node.attrs["name"], str(v.dtype), [to_json(d) for d in v.shape], b,
+            InputSpec(v.node.attrs["name"], str(v.dtype), [size(d) for d in v.shape], b,
                       locs_text(graph.locs[v.node]))
             for v, b in zip(graph.inputs, program.inputs)
         ],
         outputs=[
-            OutputSpec(f"out{i}", str(v.dtype), [to_json(d) for d in v.shape], b,
+            OutputSpec(f"out{i}", str(v.dtype), [size(d) for d in v.shape], b,
                        locs_text(graph.locs[v.node]))
             for i, (v, b) in enumerate(zip(graph.outputs, program.outputs))
         ],
@@ -67,22 +72,22 @@ def build_manifest(
         constants=constants,
         buffers=[
             # A temporary that no step uses any more (a new value computed in place) has no size.
-            BufferSpec("temp" if b.kind == "slice" else b.kind, to_json(_planned_bytes(b, first)),
+            BufferSpec("temp" if b.kind == "slice" else b.kind, size(_planned_bytes(b, first)),
                        max(first, 0), max(last, 0), per_thread=b.per_thread)
             for b, (first, last) in zip(program.buffers, lifetimes(program, sharing))
         ],
         constraints=[
-            ConstraintSpec(to_json(c.left), to_json(c.right),
+            ConstraintSpec(size(c.left), size(c.right),
                            f"{c.message} (at {locs_text(c.locs)})" if c.locs else c.message)
             for c in graph.constraints
             if set(symbols(c.left)) | set(symbols(c.right)) <= set(program.dims)
         ],
         messages={code: MessageSpec(text, at) for code, (text, at) in program.messages.items()},
-        cost=CostSpec(to_json(flops), to_json(moved), to_json(_ns(program)),
-                      to_json(total_cost(shared).ns), to_json(sharing.barriers)),
+        cost=CostSpec(size(flops), size(moved), size(_ns(program)),
+                      size(total_cost(shared).ns), size(sharing.barriers)),
         kernels=[
-            {"name": s.kernel.name, "symbol": name, "step": i, "flops": to_json(s.flops * s.times),
-             "bytes": to_json(s.bytes * s.times), "times": to_json(s.times),
+            {"name": s.kernel.name, "symbol": name, "step": i, "flops": size(s.flops * s.times),
+             "bytes": size(s.bytes * s.times), "times": size(s.times),
              "nodes": list(s.nodes), "locations": locs_text(s.locs)}
             for i, (s, name) in enumerate(zip(program.steps, called))
         ],

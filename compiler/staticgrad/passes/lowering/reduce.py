@@ -10,14 +10,24 @@ scratch memory; cheap ones are computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from staticgrad.ir.dim import Dim, DimLike, product
 from staticgrad.ir.node import Node, Value
-from staticgrad.kernels.ir import Accumulator, Expr, Let, Loop, Reduce, Ref, Stmt
-from staticgrad.kernels.order import reduce_lanes
+from staticgrad.kernels.ir import (
+    Accumulator,
+    Call,
+    Expr,
+    Let,
+    Literal,
+    Loop,
+    Reduce,
+    Ref,
+    Stmt,
+)
+from staticgrad.kernels.order import combine_op, reduce_lanes
 from staticgrad.kernels.rewrite import all_indices, merges, replaced
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
@@ -31,7 +41,8 @@ from .pull import At, Puller
 if TYPE_CHECKING:
     from .lower import Lowerer
 
-# Reduced rows shorter than this leave most lanes idle; then lanes run along a kept dim instead.
+# Reduced rows up to this length leave most lanes idle; then lanes run along a kept dim instead, and
+# each row is written out, folded as lanes are: the order does not tell whether a size is declared.
 SHORT_ROW = 8
 
 
@@ -61,10 +72,16 @@ class Space:
             return True
         if not self.reduced or len(self.shape) - 1 not in self.axes:
             return False
-        last_reduced, last_kept = self.reduced[-1][1], self.kept[-1][1]
-        short = isinstance(last_reduced, int) and last_reduced <= SHORT_ROW
+        return not self.is_short
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the last axis alone is reduced, and is written out."""
+        if not self.kept or len(self.reduced) != 1 or len(self.shape) - 1 not in self.axes:
+            return False
+        extent, last_kept = self.reduced[0][1], self.kept[-1][1]
         wide = not isinstance(last_kept, int) or last_kept > SHORT_ROW
-        return not (short and wide)
+        return wide and isinstance(extent, int) and 0 < extent <= SHORT_ROW
 
 
 def space_of(node: Node) -> Space:
@@ -147,6 +164,9 @@ class ReduceLowering:
         space = self.space
         full = [(i, o) for i, o in self.body.outputs if self._is_full(i)]
         rows = [(i, o) for i, o in self.body.outputs if not self._is_full(i)]
+        if space.is_short:
+            self._finish(self._written_out(full, rows))
+            return
         self._plan_rows(full)
         statements: list[Stmt] = []
         for stage in self.stages:
@@ -172,6 +192,33 @@ class ReduceLowering:
                 )
             )
         self._finish(statements)
+
+    def _written_out(
+        self, full: list[tuple[Value, Value]], rows: list[tuple[Value, Value]]
+    ) -> list[Stmt]:
+        """Statements for one row, each of its elements an expression of its own."""
+        space = self.space
+        extent = space.reduced[0][1]
+        assert isinstance(extent, int)
+        known: dict[Value, Callable[[At], Expr]] = {}
+        puller = Puller(self.body.inside, self._outside, known)
+        for n in self.reductions:
+            known[n.results[0]] = lambda at, n=n: _folded(  # type: ignore[misc]
+                n, [puller.pull(n.operands[0], (*space.row, j)) for j in range(extent)]
+            )
+        statements: list[Stmt] = []
+        for inner, outer in full:
+            buffer = self.lowerer.result_buffer(outer)
+            for j in range(extent):
+                at = (*space.row, j)
+                value = puller.pull(inner, at)
+                statements.append(self.draft.store(buffer, linear(at, outer.shape), value))
+        for inner, outer in rows:
+            at = self._row_at(inner)
+            buffer = self.lowerer.result_buffer(outer)
+            value = puller.pull(inner, at)
+            statements.append(self.draft.store(buffer, linear(at, outer.shape), value))
+        return statements
 
     def _is_full(self, v: Value) -> bool:
         return v.shape == self.space.shape and not self._is_reduction(v.node)
@@ -267,3 +314,23 @@ class ReduceLowering:
         nodes = self.body.labels
         flops = product(space.shape) * len(nodes)
         self.lowerer.add_step(kernel, buffers, sizes, extent, nodes, self.body.locs, flops=flops)
+
+
+def _folded(n: Node, elements: Sequence[Expr]) -> Expr:
+    """The elements of a row folded as lanes are: by halves, of the next power of two."""
+    lower = registry.get(n.op).lower
+    assert isinstance(lower, Reduction)
+    dtype = n.types[0].dtype
+    op = combine_op(lower.kind)
+    lanes: list[Expr | None] = list(elements)
+    while len(lanes) & (len(lanes) - 1):
+        lanes.append(None)
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        pairs = zip(lanes[:half], lanes[half:])
+        lanes = [a if b is None or a is None else Call(op, (a, b), dtype) for a, b in pairs]
+    (found,) = lanes
+    assert found is not None
+    if lower.kind == "sum" and dtype.is_float:  # as a sum of blocks ends: -0.0 is 0.0
+        found = Call("add", (found, Literal(0.0, dtype)), dtype)
+    return found

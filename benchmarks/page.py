@@ -1,0 +1,63 @@
+"""docs/performance.md, made from the document of a run; its picture goes to docs/images/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import plot, report
+from .client import ROOT
+from .results import Document
+
+PAGE = ROOT / "docs" / "performance.md"
+PICTURE = ROOT / "docs" / "images" / "performance.svg"
+
+
+def page(document: Document, picture: str | None) -> str:
+    """The page's text; `picture` is the link to the picture."""
+    host = document["host"]
+    caches = ", ".join(f"{name} {text}" for name, text in host["caches"].items())
+    steps, *others = report.tables(document)
+    parts = [
+        "# Performance",
+        "This page is made by `python -m benchmarks page RESULTS.json`; don't edit it. How the "
+        "figures are taken is told in [benchmarks/README.md](../benchmarks/README.md); they can be "
+        "repeated with `python -m benchmarks`.",
+        _items([
+            f"Host: {host['cpu']}, {host['usable_cores']} cores, {caches}; {host['system']}",
+            f"Versions: {report.versions_line(document)}",
+            f"Run: {document['created']}; {document['repetitions']} repetitions of at least "
+            f"{1e3 * document['repetition_s']:g} ms",
+            *(f"Ceilings, {line}" for line in report.ceiling_lines(document)),
+        ]),
+        "## In short",
+        _items(report.summary(document)),
+    ]  # fmt: skip
+    if picture is not None:
+        parts.append(f"![The peers' times as multiples of staticgrad's]({picture})")
+    for table in (steps, *others):
+        parts += [f"## {_title(table)}", table.markdown()]
+    workloads = {r["workload"]: r["about"] for r in document["results"] if r["group"] != "matmul"}
+    if workloads:
+        parts += ["## The workloads", _items([f"`{n}`: {about}" for n, about in workloads.items()])]
+    remarks = report.remarks(document)
+    if remarks:
+        parts += ["## Remarks", _items(remarks)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _title(table: report.Table) -> str:
+    matmul = all(row[0].startswith("matmul") for row in table.rows)
+    return f"Matrix products: {table.title[0].lower()}{table.title[1:]}" if matmul else table.title
+
+
+def _items(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def write(document: Document, path: Path = PAGE, picture: Path = PICTURE) -> list[Path]:
+    """Writes the page and its picture; the paths written."""
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    drawn = plot.draw(document, [picture])
+    link = picture.relative_to(path.parent).as_posix() if drawn else None
+    path.write_text(page(document, link), encoding="utf-8", newline="\n")
+    return [path, picture] if drawn else [path]
