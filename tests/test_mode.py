@@ -91,3 +91,40 @@ def test_batch_norm_in_evaluation_is_batched(row: Many) -> None:
     at = np.random.default_rng(0).standard_normal((3, 4, 2)).astype("float32")
     one = sg.compile([x], layer(x))
     np.testing.assert_array_equal(sg.compile([xs], found)(at), [one(a) for a in at])
+
+
+def _norm_model() -> tuple[Any, Any, Any]:
+    x = sg.input("x", ("N", 3), "float32")
+    norm = sg.nn.BatchNorm1d(3)
+    return x, norm, sg.nn.Linear(3, 3)
+
+
+def test_batch_norm_in_a_checkpoint_updates_its_statistics() -> None:
+    x, norm, linear = _norm_model()
+    a = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    results = []
+    for wrap in (lambda f: f, sg.checkpoint):
+        norm.running_mean.assign(np.zeros(3, "float32"))
+        loss = wrap(lambda v: norm(linear(v)))(x).square().mean()
+        grads = sg.gradients(loss, [linear.weight])
+        step = sg.compile([x], [loss, *grads], training=True)
+        results.append([*step(a), norm.running_mean.numpy()])
+    for plain, again in zip(*results):
+        np.testing.assert_allclose(plain, again, rtol=1e-6, atol=1e-7)
+    assert np.abs(results[0][-1]).max() > 0
+
+
+def test_batch_norm_trained_in_a_loop_is_refused() -> None:
+    x, norm, _ = _norm_model()
+    y = sg.fori_loop(0, 3, lambda i, v: norm(v), x)
+    with pytest.raises(sg.UnsupportedError, match=r"running statistics(.|\n)*test_mode.py"):
+        sg.compile([x], y, training=True)
+    sg.compile([x], y, training=False)
+
+
+def test_draws_in_a_checkpoint_differ_from_call_to_call() -> None:
+    x = sg.input("x", (5,))
+    loss = sg.checkpoint(lambda v: v * sg.random.uniform((5,)))(x).sum()
+    step = sg.compile([x], sg.gradients(loss, x))
+    a, b = step(np.ones(5, "float32")), step(np.ones(5, "float32"))
+    assert (a != b).all()

@@ -178,6 +178,8 @@ def state_updates(roots: Iterable[Value], *, training: bool) -> list[tuple[Value
         mode = node.attrs["training"]
         if training if mode is None else mode:
             for state, new in zip(node.operands[2::2], node.operands[3::2]):
+                if state.node.op != "state":
+                    continue  # a checkpoint's second computation
                 known = found.get(state)
                 found[state] = new if known is None else _substituted(new, state, known)
     return list(found.items())
