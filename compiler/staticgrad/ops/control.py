@@ -23,6 +23,7 @@ from staticgrad.ir.types import TensorType
 
 from . import control_batching as batching
 from . import control_rules as rules
+from . import control_samples as samples
 from .lowering import Control, Expand, View
 from .registry import Attrs, Op, Sample, Types, register, require_equal
 
@@ -101,7 +102,7 @@ register(
         jvp=rules.jvp_scan,
         batch=batching.batch_scan,
         lower=Control("scan"),
-        samples=lambda: [],
+        samples=samples.scans,
         source=_SOURCE,
     )
 )
@@ -150,7 +151,7 @@ register(
         jvp=rules.jvp_while,
         batch=batching.batch_while,
         lower=Control("while"),
-        samples=lambda: [],
+        samples=samples.whiles,
         source=_SOURCE,
     )
 )
@@ -196,10 +197,12 @@ def _reference_switch(index: Any, *operands: Any, dims: Any, **branches: Any) ->
     return _run(graphs[min(max(int(index), 0), len(graphs) - 1)], operands, dims)
 
 
-for _name, _infer, _reference, _summary in (
-    ("cond", _infer_cond, _reference_cond, "one of two graphs, `true` or `false`"),
-    ("switch", _infer_switch, _reference_switch, "the graph of an index, clamped to those given"),
-):
+for _name, _infer, _reference, _samples, _summary in (
+    ("cond", _infer_cond, _reference_cond, samples.conds,
+     "one of two graphs, `true` or `false`"),
+    ("switch", _infer_switch, _reference_switch, samples.switches,
+     "the graph of an index, clamped to those given"),
+):  # fmt: skip
     register(
         Op(
             name=_name,
@@ -210,7 +213,7 @@ for _name, _infer, _reference, _summary in (
             jvp=rules.jvp_branches,
             batch=batching.batch_branches,
             lower=Control("branch"),
-            samples=lambda: [],
+            samples=_samples,
             source=_SOURCE,
         )
     )
@@ -243,7 +246,7 @@ register(
         jvp=rules.jvp_checkpoint,
         batch=batching.batch_checkpoint,
         lower=Expand(_inlined),
-        samples=lambda: [],
+        samples=samples.checkpoints,
         source="Griewank, Walther 2000, Revolve; jax.checkpoint",
     )
 )

@@ -75,7 +75,7 @@ def _updates(node: Node) -> bool:
 
 
 def _refuse_inner_updates(graph: Graph, mode: bool) -> None:
-    """Refuses state that is updated inside of a loop or a branch: a new value has no place there."""
+    """Refuses updates of state inside of a loop or a branch: a new value has no place there."""
     for node in graph.nodes:
         for _, inner in subgraphs(node):
             for n in inner.nodes:
