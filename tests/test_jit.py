@@ -63,7 +63,7 @@ def test_a_function_is_traced_once_for_each_kind_of_call() -> None:
 def test_the_second_size_of_an_axis_makes_it_symbolic() -> None:
     f, traces = counted(lambda x, w: sg.tanh(x @ w) + x.shape[0])
     w = array(3, 2)
-    for n in (4, 5, 9, 0, 4):
+    for n in (4, 5, 9, 4):
         x = array(n, 3)
         np.testing.assert_allclose(f(x, w), np.tanh(x @ w) + n, rtol=1e-12)
     assert len(traces) == 2

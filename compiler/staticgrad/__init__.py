@@ -11,6 +11,7 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 from importlib import import_module
+from sys import modules
 from types import ModuleType
 
 from . import nn, optim
@@ -208,7 +209,7 @@ from .ops.trigonometric import (
 e, pi, inf, nan, newaxis = 2.718281828459045, 3.141592653589793, float("inf"), float("nan"), None
 
 _INTERNAL = ("ModuleType", "annotations", "api", "autodiff", "codegen", "import_module", "ir",
-             "kernels", "ops", "passes", "rewrite")  # fmt: skip
+             "kernels", "modules", "ops", "passes", "rewrite")  # fmt: skip
 __all__ = sorted(n for n in globals() if not n.startswith("_") and n not in _INTERNAL)
 
 
@@ -220,7 +221,9 @@ def _eager() -> ModuleType:
 def __getattr__(name: str) -> ModuleType:
     if name == "eager":
         return _eager()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .ir.hints import FUNCTIONS, missing
+
+    raise AttributeError(missing("sg", name, FUNCTIONS), name=name, obj=modules[__name__])
 
 
 def __dir__() -> list[str]:

@@ -21,7 +21,8 @@ def gather(
     if not named and len(values) == len(specs):
         return values
     names = [spec.name for spec in specs]
-    listed = f"takes {len(specs)} input{'' if len(specs) == 1 else 's'} ({', '.join(names)})"
+    inputs = f"input{'' if len(specs) == 1 else 's'} ({', '.join(names)})"
+    listed = f"the program takes {len(specs)} {inputs}"
     if len(values) > len(specs):
         raise BindError(f"{listed}, got {len(values)}")
     by_name = dict(zip(names, values))

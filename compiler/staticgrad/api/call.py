@@ -19,6 +19,7 @@ from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, U
 from staticgrad.ops.public import shown
 
 from . import pytree
+from .captured import exact
 from .family import Sizes
 
 NUMBERS = (bool, int, float)
@@ -57,19 +58,17 @@ class Arguments:
 class Static:
     """An argument that the trace takes as it is; calls with an equal one share it."""
 
-    __slots__ = ("value",)
+    __slots__ = ("_key", "value")
 
     def __init__(self, value: Any) -> None:
         self.value = value
+        self._key = exact(value)
 
     def __hash__(self) -> int:
-        return hash((type(self.value), self.value))
+        return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Static) and type(self.value) is type(other.value)
-            and bool(self.value == other.value)
-        )  # fmt: skip
+        return isinstance(other, Static) and bool(self._key == other._key)
 
     def __repr__(self) -> str:
         return repr(self.value)

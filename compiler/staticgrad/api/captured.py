@@ -4,17 +4,18 @@ objects.
 Their values are constants of the trace. When one is bound to something else, the trace does not
 serve any more: `loss` that reads the global `batch` is traced again for the next batch. Watched are
 the variables and attributes whose names stand in the function and in the user's functions that it
-calls (not in installed libraries); of layers their mode; of arrays the elements as well, but for
-`jit`.
+calls (not in installed libraries); of layers their modes, parameters, inner layers and settings;
+of arrays the elements as well, but for `jit`.
 """
 
 from __future__ import annotations
 
 import dis
 import functools
+import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 from . import pytree
 
 _NUMBERS = (bool, int, float, complex, str, bytes)
+_SETTINGS = frozenset((*_NUMBERS, tuple))
 _PACKAGES = ("staticgrad", "staticgrad_runtime", "numpy")
 _PYTHON = os.path.dirname(os.__file__) + os.sep  # its own library
 _MISSING = object()
@@ -33,28 +35,36 @@ Array = np.ndarray[Any, Any]
 @dataclass(frozen=True)
 class Captured:
     """One variable and what it was bound to: the object, and its leaves if it is a tree; of layers
-    their modes; of arrays copies, where elements count."""
+    what they are made of; of arrays copies, where elements count."""
 
     name: str
     read: Callable[[], Any]
     value: Any
     leaves: tuple[Any, ...] | None = None
-    modes: tuple[Any, ...] | None = None
+    parts: tuple[Any, ...] | None = None
     copies: tuple[tuple[Array, Array], ...] = ()  # array, copy
 
     def unchanged(self) -> bool:
         now, then = self.read(), self.value
         if now is not then:
-            return type(now) is type(then) and isinstance(then, _NUMBERS) and now == then
-        if self.leaves is not None:
-            leaves = pytree.leaves(now)
-            if len(leaves) != len(self.leaves) or any(
-                a is not b for a, b in zip(leaves, self.leaves)
-            ):
-                return False
-        if self.modes is not None and _modes(now) != self.modes:
+            return isinstance(then, _NUMBERS) and exact(now) == exact(then)
+        if self.leaves is not None and not _all_same(pytree.leaves(now), self.leaves):
+            return False
+        if self.parts is not None and not _all_same(_parts(now) or (), self.parts):
             return False
         return all(_same_elements(array, copy) for array, copy in self.copies)
+
+
+def exact(value: Any) -> Hashable:
+    """What two values share that a trace can't tell apart: `==`, but 1, 1.0 and True differ, and so
+    do 0.0 and -0.0, alone or in tuples; NaN is NaN."""
+    if isinstance(value, tuple):
+        return (type(value), *map(exact, value))
+    return (type(value), repr(value) if type(value) is float else value)
+
+
+def _all_same(now: Sequence[Any], then: Sequence[Any]) -> bool:
+    return len(now) == len(then) and all(map(operator.is_, now, then))
 
 
 def _same_elements(a: Array, b: Array) -> bool:
@@ -71,10 +81,10 @@ def captured_by(
     for name, value in objects:
         search.values.append(value)
         search.add_object(name, value)
-        modes = _modes(value)
-        if modes is not None:
+        parts = _parts(value)
+        if parts is not None:
             read = functools.partial(_same, value)
-            search.found[id(value), ""] = Captured(name, read, value, modes=modes)
+            search.found[id(value), ""] = Captured(name, read, value, parts=parts)
     search.run()
     return [c for key, c in search.found.items() if key not in search.stored]
 
@@ -177,14 +187,21 @@ def _captured(name: str, read: Callable[[], Any], value: Any, elements: bool) ->
     leaves = tuple(pytree.leaves(value)) if is_tree else (value,)
     arrays = [v for v in leaves if elements and isinstance(v, np.ndarray)]
     copies = tuple((v, np.array(v)) for v in arrays)
-    return Captured(name, read, value, leaves if is_tree else None, _modes(value), copies)
+    return Captured(name, read, value, leaves if is_tree else None, _parts(value), copies)
 
 
-def _modes(value: Any) -> tuple[Any, ...] | None:
-    """The modes of a layer (`nn.Module`, which stands above this package) and those inside it."""
+def _parts(value: Any) -> tuple[Any, ...] | None:
+    """What a layer (`nn.Module`, which stands above this package) is made of: layers, their modes
+    and parameters, and of the library's own layers settings such as a rate of dropout."""
     if not hasattr(type(value), "modules") or not hasattr(type(value), "training"):
         return None
-    return tuple(m.training for m in value.modules())
+    found: list[Any] = []
+    for m in value.modules():
+        held = vars(m)
+        found += (m, m.training, *held["_parameters"].values(), *held["_buffers"].values())
+        if _of_library(type(m).__module__):
+            found += [v for v in held.values() if type(v) in _SETTINGS]
+    return tuple(found)
 
 
 def _functions(value: Any) -> Iterator[FunctionType]:
@@ -243,4 +260,4 @@ def _names(code: CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[st
     return frozenset(loaded), frozenset(stored), frozenset(attributes)
 
 
-__all__ = ["Captured", "captured_by"]
+__all__ = ["Captured", "captured_by", "exact"]

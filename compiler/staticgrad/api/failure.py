@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from staticgrad_runtime.artifact import Manifest
+from staticgrad_runtime.binding import Binder
 
 from staticgrad.ir.errors import ExecutionError
-from staticgrad.ops.failures import sizes_of, with_sizes
+from staticgrad.ops.failures import with_sizes
 
 Array = np.ndarray[Any, Any]
 Hook = Callable[[int, int, int, Sequence[Array]], None]
@@ -23,7 +24,8 @@ def error_of(
     message = manifest.messages.get(code)
     if message is None:
         return None
-    text = with_sizes(message.text, sizes_of([spec.shape for spec in manifest.inputs], arrays))
+    dims = Binder(manifest).bind_shapes([array.shape for array in arrays])
+    text = with_sizes(message.text, dims)
     text = text.replace("{element}", str(element)).replace("{value}", str(value))
     return ExecutionError(
         text, code=code, element=element, value=value, location=message.location

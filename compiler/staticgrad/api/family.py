@@ -2,7 +2,7 @@
 
 A first call is traced with its sizes as ints. When an axis comes with a second size, it gets a
 symbol; axes that were equal in every call so far share one. A size of 1 is never made symbolic,
-since it broadcasts.
+since it broadcasts, nor is 0, of which not every function has a value (the maximum of no elements).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Entry:
                 if isinstance(d, int):
                     if d != size:
                         return None
-                elif size == 1 or found.setdefault(str(d), size) != size:
+                elif size <= 1 or found.setdefault(str(d), size) != size:
                     return None
         return found
 
@@ -84,7 +84,7 @@ class Family:
         self._identifiers = _identifiers(names)
         self.entries: list[Entry] = []
         self.exact_axes: set[Axis] = set()  # a trace with these symbolic failed
-        self._first: dict[Axis, int] = {}  # the first size other than 1
+        self._first: dict[Axis, int] = {}  # the first size other than 0 and 1
         self._varied: set[Axis] = set()
         self._group: dict[Axis, int] = {}  # axes of one number were equal in every call
         self._numbers = itertools.count()
@@ -95,7 +95,7 @@ class Family:
         for i, shape in enumerate(shapes):
             for a, size in enumerate(shape):
                 axis = (i, a)
-                if size == 1:
+                if size <= 1:
                     continue
                 if self._first.setdefault(axis, size) != size:
                     self._varied.add(axis)
@@ -113,7 +113,7 @@ class Family:
         for i, shape in enumerate(shapes):
             dims: list[DimLike] = []
             for a, size in enumerate(shape):
-                if size == 1 or (i, a) not in self._varied or (i, a) in fixed:
+                if size <= 1 or (i, a) not in self._varied or (i, a) in fixed:
                     dims.append(size)
                     continue
                 group = (self._group[i, a], size)
@@ -132,12 +132,12 @@ class Family:
                 if isinstance(d, Dim):
                     found.append(f"argument {self.names[i]}: axis {a} was {known}, is {size} "
                                  f"-> symbolic {str(d)!r}")  # fmt: skip
-                elif size != known or (size == 1 and self._differs_from_entries(i, a)):
+                elif size != known or (size <= 1 and self._differs_from_entries(i, a, size)):
                     found.append(f"argument {self.names[i]}: axis {a} is {size}, traced as an int")
         return "; ".join(found) if found else "sizes in a new combination"
 
-    def _differs_from_entries(self, i: int, a: int) -> bool:
-        return any(e.pattern[i][a] != 1 for e in self.entries)
+    def _differs_from_entries(self, i: int, a: int, size: int) -> bool:
+        return any(e.pattern[i][a] != size for e in self.entries)
 
 
 def _identifiers(names: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from staticgrad.autodiff.reverse import backward
 from staticgrad.ir.errors import ArgumentTypeError
 from staticgrad.ir.node import Value
 from staticgrad.ops.convert import constant_array
-from staticgrad.ops.public import public
+from staticgrad.ops.public import dynamic, public
 
 from . import pytree
 from .arguments import (
@@ -124,7 +124,7 @@ def vjp(fn: Function, /, *primals: Any, has_aux: bool = False) -> Any:
     is (out, pullback, aux).
 
     With arrays, `fn` is traced and compiled, and the pullback is a compiled program as well, which
-    computes `fn` again as far as it needs it. Raises `DifferentiationError` for integers,
+    computes `fn` again, as far as it needs it, from copies of `primals`. Raises `DifferentiationError` for integers,
     `ArgumentError` for cotangents that do not fit.
     """
     checked_function(fn, "vjp")
@@ -144,11 +144,21 @@ def vjp(fn: Function, /, *primals: Any, has_aux: bool = False) -> Any:
     run = remembered(fn, ("vjp", has_aux), lambda: Traced(fn, forward, label="vjp"))
     run_back = remembered(fn, ("pullback", has_aux), lambda: Traced(back, back, label="pullback"))
     out, aux = run(*primals)
+    held = _kept(primals)
 
     def pull(cotangent: Any) -> Any:
-        return run_back(primals, cotangent)
+        return run_back(held, cotangent)
 
     return (out, pull, aux) if has_aux else (out, pull)
+
+
+def _kept(primals: tuple[Any, ...]) -> Any:
+    """The arguments as they are now: the pullback is of them, whatever is written to them since."""
+    leaves, form = pytree.flatten(primals)
+    return pytree.unflatten(form, [
+        np.array(v) if type(v) is np.ndarray else v.clone() if dynamic.is_tensor(v) else v
+        for v in leaves
+    ])  # fmt: skip
 
 
 def _vjp_in_graph(fn: Function, primals: tuple[Any, ...], has_aux: bool) -> tuple[Any, Any, Any]:

@@ -11,9 +11,11 @@ them. Operations run through compiled kernels: one set of records and rules serv
 
 from __future__ import annotations
 
+from typing import Any
+
 from staticgrad.ops.public import dynamic
 
-from . import dispatch, indexing, inplace, methods, operators  # noqa: F401
+from . import dispatch, fallthrough, indexing, inplace, methods, operators  # noqa: F401
 from .backward import grad
 from .creation import (
     arange,
@@ -47,6 +49,16 @@ from .tensor import Tensor
 
 dynamic.types = frozenset((Tensor, Variable))
 dynamic.call = dispatch.call
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of `sg` on arrays, and its dtypes: `sg.eager.exp` is `sg.exp`, in this mode."""
+    return fallthrough.function_of(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *fallthrough.names()})
+
 
 __all__ = [
     "GradientTape",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DifferentiationError
+from staticgrad.ops.convert import to_array
 from staticgrad.ops.public import public
 
 from .tape import Leaf, walk
@@ -38,7 +39,7 @@ def _seed(root: Tensor, gradient: Any, create: bool) -> Any:
         array = np.ones(root._sig.shape, root._sig.numpy_dtype)
         return Tensor(array) if create else array
     if not isinstance(gradient, Tensor):
-        gradient = Tensor(np.array(gradient, root._sig.numpy_dtype))
+        gradient = Tensor(np.array(to_array(gradient, root._sig.dtype), order="C"))
     if gradient._sig is not root._sig:
         raise DifferentiationError(
             f"backward: the gradient has type {gradient.type}, the tensor {root.type}"

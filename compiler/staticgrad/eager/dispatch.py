@@ -190,7 +190,8 @@ class _Arguments:
                 hash(a)
             except TypeError:
                 raise ArgumentTypeError(
-                    f"{getattr(key[0], '__name__', 'call')}: unexpected {shown(a)}"
+                    f"{getattr(key[0], '__name__', 'call')}: expected tensors, arrays, numbers or "
+                    f"lists of them, got {shown(a)}"
                 ) from None
             key.append(kind)
             key.append(a)
@@ -462,7 +463,8 @@ def traced(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], sigs: Sequence[Signature],
     params: Sequence[Parameter | None], shapes: Sequence[Shape],
 ) -> Trace | None:  # fmt: skip
-    """Calls a function on inputs of these shapes; None where it returns no tensor."""
+    """Calls a function on inputs of these shapes. None where it returns no tensor, unless these are
+    the exact shapes: then what it returns (`NotImplemented` for `x == None`) is the result."""
     inputs: list[GraphTensor] = []
     given: list[GraphTensor] = []
     states: dict[Value, int] = {}
@@ -486,7 +488,7 @@ def traced(
         return ("value", v)
 
     _mapped(returned, note)
-    if not values:
+    if not values and (not sigs or any(s.shape != shape for s, shape in zip(sigs, shapes))):
         return None
     updates = [(states[s], new) for s, new in updates_of(list(values)) if s in states]
     mapping: dict[Value, Value] = {s: inputs[i] for s, i in states.items()}

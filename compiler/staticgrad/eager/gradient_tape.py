@@ -147,7 +147,7 @@ def _operators() -> None:
         operator.__name__ = name
         return operator
 
-    own = {"__array__", "__hash__", "__repr__", "__str__", "__init__", "__setitem__"}
+    own = {"__array__", "__getattr__", "__hash__", "__repr__", "__str__", "__init__", "__setitem__"}
     for name in vars(Tensor):
         special = name.startswith("__") and callable(getattr(Tensor, name))
         in_place = name.startswith("__i") and hasattr(Tensor, f"__{name[3:]}")

@@ -17,7 +17,7 @@ from staticgrad.ir.errors import (
     ShapeError,
     UnsupportedError,
 )
-from staticgrad.ops import arithmetic, comparison
+from staticgrad.ops import arithmetic, comparison, logical
 from staticgrad.ops.convert import astype
 from staticgrad.ops.joining import unstack
 from staticgrad.ops.leaves import input as declare
@@ -288,7 +288,9 @@ _UFUNCS = {
     np.remainder: arithmetic.remainder, np.power: arithmetic.pow, np.matmul: matmul,
     np.equal: comparison.equal, np.not_equal: comparison.not_equal, np.less: comparison.less,
     np.less_equal: comparison.less_equal, np.greater: comparison.greater,
-    np.greater_equal: comparison.greater_equal,
+    np.greater_equal: comparison.greater_equal, np.bitwise_and: logical.bitwise_and,
+    np.bitwise_or: logical.bitwise_or, np.bitwise_xor: logical.bitwise_xor,
+    np.left_shift: logical.bitwise_left_shift, np.right_shift: logical.bitwise_right_shift,
 }  # fmt: skip
 
 

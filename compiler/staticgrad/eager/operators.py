@@ -115,15 +115,12 @@ def _reflected(function: Any) -> Callable[[Tensor, Any], Any]:
     return operator
 
 
-def _method(function: Any, spelled: bool = False) -> Callable[..., Any]:
+def _method(function: Any) -> Callable[..., Any]:
     table: dict[Any, Bound] = {}
 
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if kwargs:
-            if spelled:
-                kwargs = {_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
-            if kwargs.get("out", self) is None:  # np.sum(x) asks x.sum(axis=None, out=None)
-                kwargs = {k: v for k, v in kwargs.items() if k not in _NUMPYS or v is not None}
+        if kwargs and kwargs.get("out", self) is None:  # np.sum(x) asks x.sum(axis=None, out=None)
+            kwargs = {k: v for k, v in kwargs.items() if k not in _NUMPYS or v is not None}
         if kwargs or len(args) > 1 or (args and args[0].__class__ is not int):
             return call(function, (self, *args), kwargs)
         # Without arguments, or with an axis, an exponent, a size.
@@ -155,13 +152,7 @@ _REFLECTED = {
     "__rmod__": "__mod__",
 }  # fmt: skip
 
-# PyTorch's spellings, for the methods that mean the same there.
-_SPELLINGS = {"dim": "axis", "keepdim": "keepdims"}
 _NUMPYS = ("out", "dtype")
-_SPELLED = frozenset((
-    "all", "any", "argmax", "argmin", "cumsum", "log_softmax", "logsumexp", "mean", "prod",
-    "softmax", "squeeze", "sum",
-))  # fmt: skip
 _ALIASES = {
     "add": "__add__", "sub": "__sub__", "mul": "__mul__", "div": "__truediv__", "neg": "__neg__",
     "eq": "__eq__", "ne": "__ne__", "lt": "__lt__", "le": "__le__", "gt": "__gt__", "ge": "__ge__",
@@ -170,9 +161,10 @@ _ALIASES = {
 
 # What the static tensor answers about a value that it does not have, or what is different here.
 _OWN = frozenset((
-    "__array__", "__bool__", "__float__", "__getitem__", "__hash__", "__int__", "__iter__",
-    "__len__", "__repr__", "backward", "detach", "device", "dtype", "name", "ndim", "shape", "size",
-    "type",
+    "__array__", "__array_function__", "__array_ufunc__", "__bool__", "__float__", "__format__",
+    "__getattr__", "__getitem__", "__hash__", "__index__", "__int__", "__iter__", "__len__",
+    "__repr__", "__setitem__", "backward", "detach", "device", "dtype", "item", "name", "ndim",
+    "numpy", "shape", "size", "tolist", "type",
 ))  # fmt: skip
 
 
@@ -199,7 +191,7 @@ def _made(name: str, value: Any) -> Any:
         function = _operation(value)
         if function.__name__ == "<lambda>":
             function.__name__ = name  # what the tape calls it
-        made = _method(function, name in _SPELLED)
+        made = _method(function)
     made.__name__, made.__qualname__, made.__doc__ = name, f"Tensor.{name}", value.__doc__
     return made
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from staticgrad.api.compile import compile_graph
+from staticgrad.api.failure import error_of
 from staticgrad.ir.dim import substitute
-from staticgrad.ir.errors import ExecutionError
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.node import Node, Value
 from staticgrad.ops import registry
@@ -139,13 +139,12 @@ def entry(executable: Any, dims: Mapping[str, int]) -> Any:
 
 def _failure_of(executable: Any) -> Callable[..., None]:
     """The error of a failed call, with the line of that call: a program serves many lines."""
-    messages = executable.manifest.messages
+    manifest = executable.manifest
 
     def fail(code: int, element: int, value: int, arrays: Sequence[Array]) -> None:
-        message = messages.get(code)
-        if message is not None:
-            text = message.text.replace("{element}", str(element)).replace("{value}", str(value))
-            error = ExecutionError(text, code=code, element=element, value=value)
+        error = error_of(manifest, code, element, value, arrays)
+        if error is not None:
+            error.location = ""
             locate(error)
             raise error
 

@@ -51,17 +51,19 @@ def signature_for(dtype: DType, shape: Shape) -> Signature:
     key = (numpy_dtype, shape)
     found = _known.get(key)  # type: ignore[arg-type]
     if found is None:
-        found = signature_of(np.broadcast_to(np.zeros((), numpy_dtype), shape))  # type: ignore[arg-type]
+        if len(_known) >= _REMEMBERED:
+            _known.clear()
+        found = _known[key] = Signature(numpy_dtype, shape)  # type: ignore[arg-type,index]
     return found
 
 
 def symbolic_shapes(shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool]) -> list[Shape]:
     """Shapes with symbols in place of sizes: the layout class that kernels are compiled for.
 
-    Equal sizes have one symbol. A size of 1, which broadcasts, stays, and so does one that a fixed
-    shape (a parameter's) has.
+    Equal sizes have one symbol. A size of 1, which broadcasts, stays, and so do 0, of which not
+    every function has a value, and one that a fixed shape (a parameter's) has.
     """
-    exact = {1, *(d for shape, keep in zip(shapes, fixed) if keep for d in shape)}
+    exact = {0, 1, *(d for shape, keep in zip(shapes, fixed) if keep for d in shape)}
     names: dict[int, Dim] = {}
     return [
         tuple(d if d in exact else names.setdefault(d, Dim.symbol(f"N{len(names)}")) for d in shape)

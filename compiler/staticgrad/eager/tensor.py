@@ -201,6 +201,11 @@ class Tensor:
 
     __hash__ = object.__hash__
 
+    def __getattr__(self, name: str) -> Any:
+        from staticgrad.ir.hints import TENSOR, missing
+
+        raise AttributeError(missing("an eager tensor", name, TENSOR), name=name, obj=self)
+
     if TYPE_CHECKING:
         # Attached by `operators`, `methods`, `inplace` and `indexing`.
 
@@ -234,7 +239,6 @@ class Tensor:
         def numpy(self, *, force: bool = False) -> Array: ...
         def item(self) -> Any: ...
         def requires_grad_(self, requires_grad: bool = True) -> Tensor: ...
-        def __getattr__(self, name: str) -> Any: ...
 
 
 def wrapped(array: Array, sig: Signature) -> Tensor:

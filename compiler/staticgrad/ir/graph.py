@@ -55,10 +55,12 @@ class Graph:
         declared = {v.node for v in self.inputs}
         for n in self.nodes:
             if n.op == "input" and n not in declared:
+                name = n.attrs.get("name")
+                names = [v.node.attrs.get("name") for v in self.inputs]
+                twin = "; the input of that name is another one, declared by another call"
                 raise GraphError(
-                    f"the outputs need the input {n.attrs.get('name')!r} "
-                    f"(declared at {locs_text(n.locs)}), which is not among the graph's inputs: "
-                    f"{[v.node.attrs.get('name') for v in self.inputs]}"
+                    f"the outputs need the input {name!r} (declared at {locs_text(n.locs)}), which "
+                    f"is not among the graph's inputs: {names}{twin if name in names else ''}"
                 )
 
     def uses(self) -> dict[Value, list[Node]]:

@@ -27,6 +27,7 @@ Locs = frozenset[Loc]
 NOWHERE: Locs = frozenset()
 
 _override: ContextVar[Locs | None] = ContextVar("locs", default=None)
+_left_out: ContextVar[Locs | None] = ContextVar("left_out", default=None)
 
 
 def current_locs() -> Locs:
@@ -37,7 +38,8 @@ def current_locs() -> Locs:
     frame = sys._getframe(1)
     while frame is not None:
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _PACKAGES:
-            return frozenset((Loc(frame.f_code.co_filename, frame.f_lineno),))
+            found = frozenset((Loc(frame.f_code.co_filename, frame.f_lineno),))
+            return NOWHERE if found == _left_out.get() else found
         frame = frame.f_back  # type: ignore[assignment]
     return NOWHERE
 
@@ -50,6 +52,16 @@ def use_locs(locs: Locs) -> Iterator[None]:
         yield
     finally:
         _override.reset(token)
+
+
+@contextmanager
+def without_locs(locs: Locs) -> Iterator[None]:
+    """Nodes made inside do not get these locations: their own place is further in, or nowhere."""
+    token = _left_out.set(locs)
+    try:
+        yield
+    finally:
+        _left_out.reset(token)
 
 
 def locs_text(locs: Locs) -> str:

@@ -1,10 +1,11 @@
 """Layers, losses and containers, with PyTorch's names: pure graph building, no kernel."""
 
 import sys
+from typing import TYPE_CHECKING, NoReturn
 
 from staticgrad.ops.public import publish
 
-from . import functional, init
+from . import data, functional, init  # noqa: F401
 from .activation import (
     CELU,
     ELU,
@@ -206,6 +207,14 @@ __all__ = [
     "functional",
     "init",
 ]
+
+if not TYPE_CHECKING:  # or every name would seem to be there
+
+    def __getattr__(name: str) -> NoReturn:
+        from staticgrad.ir.hints import LAYERS, missing
+
+        raise AttributeError(missing("sg.nn", name, LAYERS), name=name, obj=sys.modules[__name__])
+
 
 publish(sys.modules[__name__], __all__)
 publish(init, init.__all__)

@@ -80,8 +80,10 @@ class Sequential(_Numbered):
         items = args[0].items() if named else ((str(i), m) for i, m in enumerate(args))
         for name, module in items:
             if not isinstance(module, Module):
+                listed = len(args) == 1 and isinstance(module, (list, tuple))
                 raise ArgumentTypeError(
                     f"Sequential: entry {name} is {type(module).__name__}, expected a Module"
+                    + ("; of a list write Sequential(*layers)" if listed else "")
                 )
             self.add_module(name, module)
 

@@ -181,7 +181,10 @@ class Module:
             known = self.__dict__.get(registry)
             if known is not None and name in known:
                 return known[name]
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        from staticgrad.ir.hints import MODEL, missing
+
+        text = missing(f"{type(self).__name__!r} object", name, MODEL)
+        raise AttributeError(text, name=name, obj=self)
 
     def __delattr__(self, name: str) -> None:
         for registry in self._registries():

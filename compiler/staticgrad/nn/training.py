@@ -21,8 +21,10 @@ from staticgrad.api import pytree
 from staticgrad.api.compile import Executable
 from staticgrad.api.compile import compile as compile_tensors
 from staticgrad.api.progress import EpochProgress, figures
+from staticgrad.ir.dim import symbols
 from staticgrad.ir.dtype import dtype as as_dtype
-from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, StaticgradError
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, ShapeError, StaticgradError
+from staticgrad.ir.loc import current_locs, without_locs
 from staticgrad.ops import taps
 from staticgrad.ops.convert import astype
 from staticgrad.ops.leaves import input as declare_input
@@ -117,9 +119,11 @@ class Program:
     """A compiled role of a model and how its outputs are read."""
 
     def __init__(
-        self, run: Executable, weighted: Sequence[bool], form: pytree.Structure | None
-    ) -> None:
+        self, run: Executable, weighted: Sequence[bool], form: pytree.Structure | None,
+        other: str = "",
+    ) -> None:  # fmt: skip
         self.run = run
+        self.other = other  # the first result whose rows are not those of samples
         self.weighted = weighted  # for each named metric whether its weight follows
         self.form = form  # of the prediction, if it is given
 
@@ -223,7 +227,9 @@ class Trainer:
             if len(self._programs) >= _KEPT:
                 self._programs.pop(next(iter(self._programs)))
         self._programs[key] = sized
-        found = sized(batch.arrays)
+        # Not the line of this call: the program serves later ones too, and errors name theirs.
+        with without_locs(current_locs()):
+            found = sized(batch.arrays)
         self._changes = taps.changes()  # what the model itself taps is part of its programs
         return found
 
@@ -302,7 +308,8 @@ def _compile(
             )
     if loss is None or metrics is None:
         run = compile_tensors(inputs, leaves, training=False, check=check)
-        return Program(run, (), form)
+        others = [t for t in leaves if not t.ndim or "N" not in symbols(t.shape[0])]
+        return Program(run, (), form, str(others[0].type) if others else "")
     target = loss.aligned(prediction, trees[1])
     with _open_mode(loss.given) if isinstance(loss.given, Module) else _open_mode(model):
         value = loss(prediction, target)
@@ -526,9 +533,20 @@ def predict(model: Module, xs: Any, *, batch_size: int) -> Any:
     batches = iter([data.samples]) if empty and isinstance(data, ArrayData) else data.batches()
     for batch in batches:
         program = trainer.program(model, batch)
+        if program.other and all(a.ndim == 1 for a in batch.arrays):
+            raise ShapeError(
+                f"predict: a result is {program.other}, without a row for each sample: the input "
+                "has rank 1, so that its elements are the samples; one sample x is x[None], the "
+                "first of an array x is x[:1]"
+            )
         found.append(program.run(*batch.arrays))
     if program is None or program.form is None:
         raise ArgumentError("predict: the data gave no batch")
+    if program.other and len(found) > 1:
+        raise ShapeError(
+            f"predict: a result is {program.other}, without a row for each sample, so that those "
+            f"of {len(found)} batches can't be joined; give a batch_size that takes all samples"
+        )
     whole = [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*found)]
     return pytree.unflatten(program.form, whole)
 

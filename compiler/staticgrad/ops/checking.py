@@ -11,6 +11,7 @@ from staticgrad.ir.dtype import bool_, int64
 from staticgrad.ir.errors import DTypeError, ExecutionError
 from staticgrad.kernels.builder import KernelBuilder
 
+from .failures import type_text
 from .lowering import Custom
 from .registry import Attrs, Op, Sample, Types, apply, register
 from .samples import FLOATS, random_array
@@ -59,6 +60,7 @@ register(
         ],
         source="this project",
         traits=frozenset(("can_fail",)),
+        failure=lambda node: f"check_nan: a NaN in {type_text(node.types[0])}",
     )
 )
 

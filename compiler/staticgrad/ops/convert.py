@@ -54,6 +54,8 @@ def constant_array(array: np.ndarray[Any, Any]) -> Tensor:
 
 def to_array(value: Any, wanted: DType | None = None) -> np.ndarray[Any, Any]:
     """`value` as an array of a supported dtype, by the rules of `constant`."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise ArgumentTypeError("a masked array would lose its mask; fill it first: x.filled(...)")
     keeps = isinstance(value, (np.ndarray, np.generic))
     try:
         array = np.asarray(value)

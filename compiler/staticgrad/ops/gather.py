@@ -6,7 +6,9 @@ Both records see an array x as [batch.., outer.., sizes.., inner..] and k intege
 shared by x and the indices, `axis` is the first indexed axis of x. Each record is the other's
 gradient. An embedding is batch 0, axis 0, k 1; `take_along_axis` is batch = axis.
 
-A negative index counts from the end, once. Any other index out of range fails the run.
+`kind` says what the indices are. A negative "index" (the default) counts from the end, once. Of
+"label" (a class that belongs to an input), "row" (of a table) and "class" there are only those from
+0 on. Any other index out of range fails the run.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ import numpy as np
 
 from staticgrad.ir.dim import DimLike, Shape, dim_min, floor_div, product
 from staticgrad.ir.dtype import bool_, int64
-from staticgrad.ir.errors import DTypeError, ExecutionError, ShapeError
+from staticgrad.ir.errors import ArgumentError, DTypeError, ExecutionError, ShapeError
+from staticgrad.ir.node import Node
 from staticgrad.ir.types import TensorType
 from staticgrad.kernels.builder import Array, KernelBuilder
 from staticgrad.kernels.ir import Expr
 
+from .failures import size_text, type_text
 from .lowering import Custom
 from .registry import (
     Attrs,
@@ -43,6 +47,13 @@ from .slicing import CHUNK
 from .tensor import Tensor
 
 _SOURCE = "this project: NumPy's take, take_along_axis, integer indexing and add.at"
+# What a failed look-up says, by the kind of its indices.
+_FAILURES = {
+    "index": "index {value} is out of range for an axis of size {size}",
+    "label": "label {value}: the input has {size} classes",
+    "row": "index {value} is out of range for a table of {size} rows",
+    "class": "class {value} is out of range for {size} classes",
+}
 COLUMNS = 64  # of a row that one thread's turn adds to: 256 bytes of float32
 
 # --- shapes ---------------------------------------------------------------------------------------
@@ -64,9 +75,15 @@ class Layout:
         return (*self.batch, *self.outer, *self.places, *self.inner)
 
 
+def _kind(attrs: Attrs) -> Any:
+    return attrs.get("kind", "index")
+
+
 def _layout(shape: Shape, indices: Types, attrs: Attrs, ask: bool) -> Layout:
     """`shape` taken apart; with `ask`, also checks that the indices fit it."""
     batch, axis, k = attrs["batch"], attrs["axis"], len(indices)
+    if _kind(attrs) not in _FAILURES:
+        raise ArgumentError(f"kind must be one of {', '.join(_FAILURES)}, got {_kind(attrs)!r}")
     if not (0 <= batch <= axis and k >= 1 and axis + k <= len(shape)):
         raise ShapeError(f"{k} indices at axis {axis} with {batch} batch dims do not fit {shape}")
     first = indices[0]
@@ -105,20 +122,19 @@ def _infer_scatter_add(types: Types, attrs: Attrs) -> Types:
 # --- the reference --------------------------------------------------------------------------------
 
 
-def _wrapped(index: Any, size: int, batch: int) -> Any:
+def _wrapped(index: Any, size: int, kind: str) -> Any:
     """Indices as non-negative int64; raises where one is out of range."""
     wide = index.astype(object)  # so that no uint64 overflows
-    bad = (wide < -size) | (wide >= size)
+    bad = (wide < (-size if kind == "index" else 0)) | (wide >= size)
     if bad.any():
         at = int(np.flatnonzero(bad)[0])
         value = int(index.reshape(-1)[at])
-        raise ExecutionError(
-            f"index {value} is out of range for an axis of size {size}", element=at, value=value
-        )
+        text = _FAILURES[kind].format(value=value, size=size)
+        raise ExecutionError(text, element=at, value=value)
     return np.where(wide < 0, wide + size, wide).astype(np.int64)
 
 
-def _reference_places(shape: Any, indices: Any, batch: int, axis: int) -> Any:
+def _reference_places(shape: Any, indices: Any, batch: int, axis: int, kind: str) -> Any:
     """A key for NumPy's integer indexing that reads [batch.., outer.., places.., inner..]."""
     k, places = len(indices), indices[0].ndim - batch
     inner = len(shape) - axis - k
@@ -129,22 +145,22 @@ def _reference_places(shape: Any, indices: Any, batch: int, axis: int) -> Any:
 
     key = [along(a, shape[a]) for a in range(axis)]
     for index, size in zip(indices, shape[axis:]):
-        i = _wrapped(index, size, batch)
+        i = _wrapped(index, size, kind)
         lead = (*i.shape[:batch], *([1] * (axis - batch)))
         key.append(i.reshape((*lead, *i.shape[batch:], *([1] * inner))))
     key += [along(axis + places + a, shape[axis + k + a]) for a in range(inner)]
     return tuple(key)
 
 
-def _reference_gather(x: Any, *indices: Any, batch: int, axis: int) -> Any:
-    return x[_reference_places(x.shape, indices, batch, axis)]
+def _reference_gather(x: Any, *indices: Any, batch: int, axis: int, kind: str = "index") -> Any:
+    return x[_reference_places(x.shape, indices, batch, axis, kind)]
 
 
 def _reference_scatter_add(
-    values: Any, *indices: Any, shape: Any, batch: int, axis: int
-) -> Any:  # fmt: skip
+    values: Any, *indices: Any, shape: Any, batch: int, axis: int, kind: str = "index"
+) -> Any:
     result = np.zeros(shape, dtype=values.dtype)
-    np.add.at(result, _reference_places(shape, indices, batch, axis), values)
+    np.add.at(result, _reference_places(shape, indices, batch, axis, kind), values)
     return result
 
 
@@ -191,7 +207,7 @@ def _read_places(
         given = k.let(k.cast(k.load(array, (b, p)), int64))
         zero = k.literal(0, int64)
         at: Expr = given
-        if array.dtype.kind == "i":
+        if array.dtype.kind == "i" and _kind(k.attrs) == "index":
             negative = k.call("less", given, zero, dtype=bool_)
             behind = k.call("add", given, k.index(size))
             at = k.let(k.call("select", negative, behind, given, dtype=int64))
@@ -300,6 +316,21 @@ def _add(
     k.store(nest.dense, (b, o, *places, i), k.call("add", known, value), guard=good)
 
 
+# --- failures -------------------------------------------------------------------------------------
+
+
+def _failure(node: Node) -> str:
+    axis, indices = node.attrs["axis"], len(node.operands) - 1
+    shape = node.operands[0].shape if node.op == "gather" else node.attrs["shape"]
+    if _kind(node.attrs) != "index":
+        return _FAILURES[_kind(node.attrs)].format(value="{value}", size=size_text(shape[axis]))
+    operands = f"(operands {', '.join(type_text(v.type) for v in node.operands)})"
+    text = f"{node.op}: index {{value}} is out of range"
+    if indices == 1:
+        text += f" for an axis of size {size_text(shape[axis])}"
+    return f"{text} {operands}"
+
+
 # --- records --------------------------------------------------------------------------------------
 
 
@@ -311,7 +342,7 @@ def _vjp_gather(c: Any, ct: Tensor) -> list[Any]:
 
 def _vjp_scatter_add(c: Any, ct: Tensor) -> list[Any]:
     _, *indices = c.operands
-    attrs = {name: c.attrs[name] for name in ("batch", "axis")}
+    attrs = {name: value for name, value in c.attrs.items() if name != "shape"}
     return [apply("gather", ct, *indices, **attrs), *([None] * len(indices))]
 
 
@@ -319,27 +350,28 @@ def _batch_gather(c: BatchContext) -> Tensor:
     """Where the indices are the same for all items, the batch is one more outer dim; where x is, it
     is one more dim of places; else one more dim that x and the indices share."""
     batch, axis = c.attrs["batch"], c.attrs["axis"]
+    further = {**c.attrs, "axis": axis + 1}
     found: Tensor
     if not any(c.batched[1:]) and batch == 0:
-        found = apply("gather", *c.operands, batch=0, axis=axis + 1)
+        found = apply("gather", *c.operands, **further)
     elif c.batched[0]:
-        found = apply("gather", *in_front(c), batch=batch + 1, axis=axis + 1)
+        found = apply("gather", *in_front(c), **{**further, "batch": batch + 1})
     else:
         x = c.operands[0]
         indices = [moveaxis(i, 0, batch) for i in in_front(c, 1)]
-        found = moveaxis(apply("gather", x, *indices, batch=batch, axis=axis), axis, 0)
+        found = moveaxis(apply("gather", x, *indices, **c.attrs), axis, 0)
     return found
 
 
 def _batch_scatter_add(c: BatchContext) -> Tensor:
     """As of `gather`; the result always has the batch axis, so the values have it too."""
     batch, axis = c.attrs["batch"], c.attrs["axis"]
-    attrs = {"shape": (c.size, *c.attrs["shape"]), "axis": axis + 1}
+    attrs = {**c.attrs, "shape": (c.size, *c.attrs["shape"]), "axis": axis + 1}
     found: Tensor
     if not any(c.batched[1:]) and batch == 0:
-        found = apply("scatter_add", *c.operands, batch=0, **attrs)
+        found = apply("scatter_add", *c.operands, **attrs)
     else:
-        found = apply("scatter_add", *in_front(c), batch=batch + 1, **attrs)
+        found = apply("scatter_add", *in_front(c), **{**attrs, "batch": batch + 1})
     return found
 
 
@@ -362,14 +394,19 @@ _CASES: tuple[tuple[tuple[int, ...], tuple[int, ...], int, int, int], ...] = (
 )
 
 
-def _case(case: Any, dtype: str, index_dtype: str, scatter: bool) -> Sample:
+def _case(
+    case: Any, dtype: str, index_dtype: str, scatter: bool, kind: str = "index"
+) -> Sample:  # fmt: skip
     shape, places, k, batch, axis = case
     rng = np.random.default_rng([*shape, *places])
-    low = [0 if index_dtype.startswith("u") else -size for size in shape[axis:]]
+    wraps = kind == "index" and not index_dtype.startswith("u")
+    low = [-size if wraps else 0 for size in shape[axis:]]
     indices = tuple(
         rng.integers(low[j], shape[axis + j], places).astype(index_dtype) for j in range(k)
     )
     attrs: dict[str, Any] = {"batch": batch, "axis": axis}
+    if kind != "index":
+        attrs["kind"] = kind
     if not scatter:
         return Sample((random_array(shape, dtype), *indices), attrs)
     values = (*shape[:axis], *places[batch:], *shape[axis + k :])
@@ -381,6 +418,8 @@ def _samples(scatter: bool) -> list[Sample]:
     found += [_case(_CASES[i], "float32", "int64", scatter) for i in (0, 2, 7, 9)]
     found += [_case(_CASES[0], "float64", d, scatter) for d in INTEGERS if d != "int64"]
     found += [_case(_CASES[0], d, "int32", scatter) for d in INTEGERS]
+    found += [_case(_CASES[6], "float64", d, scatter, "label") for d in ("int64", "uint8")]
+    found.append(_case(_CASES[0], "float64", "int32", scatter, "row"))
     return found if scatter else [*found, _case(_CASES[0], "bool", "int64", False)]
 
 
@@ -397,6 +436,7 @@ register(
         samples=lambda: _samples(False),
         source=_SOURCE,
         traits=frozenset(("can_fail",)),
+        failure=_failure,
     )
 )
 register(
@@ -412,6 +452,7 @@ register(
         samples=lambda: _samples(True),
         source=_SOURCE,
         traits=frozenset(("can_fail",)),
+        failure=_failure,
     )
 )
 
@@ -422,9 +463,12 @@ def _together(indices: list[Tensor]) -> list[Tensor]:
     return [broadcast_to(t, shape) for t in indices]
 
 
-def gather(x: Tensor, indices: list[Tensor], *, batch: int = 0, axis: int = 0) -> Tensor:
+def gather(
+    x: Tensor, indices: list[Tensor], *, batch: int = 0, axis: int = 0, kind: str = "index"
+) -> Tensor:  # fmt: skip
     """The `gather` record."""
-    found: Tensor = apply("gather", x, *_together(indices), batch=batch, axis=axis)
+    attrs = {"batch": batch, "axis": axis} | ({} if kind == "index" else {"kind": kind})
+    found: Tensor = apply("gather", x, *_together(indices), **attrs)
     return found
 
 

@@ -192,7 +192,7 @@ def _located(error: Any) -> Any:
     """The error with the user's line, as `make` adds it to those of records."""
     where = locs_text(current_locs())
     located = type(error)(f"x[...]: {error}" + (f"\n  at {where}" if where else ""))
-    located.located = True
+    located.located = bool(where)
     return located
 
 
@@ -302,12 +302,22 @@ def take(x: Any, indices: Any, /, *, axis: int | None = None) -> Tensor:
     return gather(x, [index], axis=at)
 
 
+def look_up(table: Tensor, index: Tensor, kind: str) -> Tensor:
+    """The rows of a table at indices of a kind that `gather` knows: no negative ones."""
+    return gather(table, [index], kind=kind)
+
+
 def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Tensor:
     """One element for each index, line by line: y[.., i, ..] = x[.., indices[.., i, ..], ..].
 
     x: [.., N, ..], integer indices: [.., P, ..] of the same rank -> [.., P, ..]; other dims
     broadcast. Source: Python array API standard 2024.12.
     """
+    return pick_along(x, indices, axis)
+
+
+def pick_along(x: Any, indices: Any, axis: int, kind: str = "index") -> Tensor:
+    """`take_along_axis` of indices of a kind that `gather` knows."""
     x, index = as_tensor(x, "take_along_axis"), _index_tensor(indices)
     if x.ndim != index.ndim:
         raise ShapeError(f"take_along_axis: {x.type} and the indices {index.type} differ in rank")
@@ -319,7 +329,7 @@ def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Tensor:
         x = broadcast_to(x, (*lead, x.shape[-1]))
     if not all(equal_dims(a, b) for a, b in zip(lead, index.shape[:-1])):
         index = broadcast_to(index, (*lead, index.shape[-1]))
-    found = gather(x, [index], batch=x.ndim - 1, axis=x.ndim - 1)
+    found = gather(x, [index], batch=x.ndim - 1, axis=x.ndim - 1, kind=kind)
     return moveaxis(found, -1, at)
 
 

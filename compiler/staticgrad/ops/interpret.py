@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from staticgrad.ir.dim import Dim, Shape, substitute
-from staticgrad.ir.errors import BindError
+from staticgrad.ir.errors import BindError, ExecutionError
 from staticgrad.ir.graph import Graph, subgraphs
+from staticgrad.ir.loc import locs_text
 from staticgrad.ir.node import Node, Value
 
 from . import registry
@@ -85,6 +86,14 @@ def evaluate_node(node: Node, operands: Sequence[Array], dims: Mapping[str, int]
     return results
 
 
+def _locate(error: ExecutionError, graph: Graph, node: Node) -> None:
+    """Adds the line that declared the node, as compiled programs do."""
+    where = locs_text(graph.locs.get(node, node.locs))
+    if where and not error.location:
+        error.location = where
+        error.args = (f"{error} ({where})",)
+
+
 def run_graph(
     graph: Graph,
     arrays: Sequence[Array],
@@ -113,7 +122,11 @@ def run_graph(
             values[v] = state[v] if state and v in state else node.payload.numpy()
             continue
         operands = [values[v] for v in node.operands]
-        results = evaluate_node(node, operands, dims)
+        try:
+            results = evaluate_node(node, operands, dims)
+        except ExecutionError as error:
+            _locate(error, graph, node)
+            raise
         if watch is not None:
             watch(node, operands, results)
         values.update(zip(node.results, results))

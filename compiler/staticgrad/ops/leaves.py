@@ -116,6 +116,12 @@ class Parameter(Tensor):
         """The values as nested lists of Python numbers."""
         return self.numpy().tolist()
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if dynamic.types and dynamic.package().meant():
+            self._leaf[key] = value
+        else:
+            super().__setitem__(key, value)
+
     def register_hook(self, hook: Any) -> Any:
         """As an eager tensor's: `hook(grad)` is called when the gradient is computed."""
         return self._leaf.register_hook(hook)

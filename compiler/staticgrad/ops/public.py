@@ -23,6 +23,8 @@ from staticgrad.ir.errors import ArgumentTypeError, StaticgradError, Unsupported
 from staticgrad.ir.loc import current_locs, locs_text
 from staticgrad.ir.node import Value
 
+from .spelling import respelled, spellings
+
 F = TypeVar("F")
 C = TypeVar("C", bound=type)
 
@@ -92,7 +94,9 @@ def locate(error: StaticgradError) -> None:
     if getattr(error, "located", False):
         return
     locs = current_locs()
-    if locs:
+    if not locs:
+        return  # who compiles for others, who adds a line of their own
+    if locs_text(locs) != getattr(error, "location", ""):
         error.args = (f"{error}\n  at {locs_text(locs)}", *error.args[1:])
     error.located = True  # type: ignore[attr-defined]
 
@@ -165,6 +169,17 @@ def _label(function: FunctionType, args: tuple[Any, ...]) -> str:
     return owner if function.__name__ == "__init__" else f"{owner}.{function.__name__}"
 
 
+def _wrong_call(error: TypeError, kwargs: Mapping[str, Any]) -> ArgumentTypeError:
+    """Python's error for arguments that a function does not take, with what serves instead."""
+    from staticgrad.ir.hints import KEYWORDS
+
+    text = str(error)
+    if "unexpected keyword" in text:
+        named = [n for n in kwargs if n in KEYWORDS and f"'{n}'" in text]
+        text += "".join(f"; use {KEYWORDS[n]}" for n in named)
+    return ArgumentTypeError(text)
+
+
 def public(function: F, *, eager: bool = False) -> F:
     """`function` with its plain arguments checked and its errors located.
 
@@ -174,6 +189,7 @@ def public(function: F, *, eager: bool = False) -> F:
     if getattr(function, "is_public", False) or not isinstance(function, FunctionType):
         return function
     plain = _plain_parameters(function)
+    spelled = spellings(function)
 
     def checked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         for position, name, kinds, taken in plain:
@@ -197,12 +213,21 @@ def public(function: F, *, eager: bool = False) -> F:
         ):  # fmt: skip
             return dynamic.call(at_boundary, args, kwargs)  # type: ignore[misc]
         try:
+            if kwargs and spelled and not spelled.keys().isdisjoint(kwargs):
+                kwargs = respelled(function.__name__, kwargs, spelled)
             return function(*(checked(args, kwargs) if plain else args), **kwargs)
         except StaticgradError as error:
             locate(error)
             raise
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise
+            found = _wrong_call(error, kwargs)  # the function itself did not begin
+            locate(found)
+        raise found
 
     at_boundary.is_public = True  # type: ignore[attr-defined]
+    at_boundary.is_operation = eager  # type: ignore[attr-defined]
     return at_boundary  # type: ignore[return-value]
 
 

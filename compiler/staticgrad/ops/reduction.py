@@ -47,7 +47,7 @@ def at_user_line(error: StaticgradError) -> StaticgradError:
     locs = current_locs()
     where = f"\n  at {locs_text(locs)}" if locs else ""
     located = type(error)(f"{error}{where}")
-    located.located = True  # type: ignore[attr-defined]
+    located.located = bool(locs)  # type: ignore[attr-defined]
     return located
 
 

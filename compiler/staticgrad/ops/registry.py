@@ -133,6 +133,8 @@ class Op:
     traits      "commutative", "random" (never merged), "can_fail" (checks its data when it runs),
                 "elementwise"
     tolerance   looser than the default only where the formula says why
+    failure     node -> what a run says that it fails; with "can_fail". {value} and {element} are
+                what failed, `{=N}` is the size of N in that run (`failures`)
     """
 
     name: str
@@ -147,6 +149,7 @@ class Op:
     source: str
     traits: frozenset[str] = frozenset()
     tolerance: Tolerance = Tolerance()
+    failure: Callable[[Node], str] | None = None
 
 
 _registry: dict[str, Op] = {}
@@ -252,7 +255,7 @@ def make(
         if not getattr(error, "located", False):
             where = f"\n  at {locs_text(locs)}" if locs else ""
             located = type(error)(f"{name}: {error}{where}")
-            located.located = True  # type: ignore[attr-defined]
+            located.located = bool(locs)  # type: ignore[attr-defined]
             raise located from None
         raise
     constraints: tuple[DimEquality, ...] = ()

@@ -13,7 +13,22 @@ from staticgrad.ir.dim import Dim, DimLike, size_reader
 from staticgrad.ir.errors import ArgumentTypeError, ShapeError
 from staticgrad.ir.node import Value
 
+from .numpy_calls import operator_of, read
 from .public import public
+
+
+def _valueless() -> str:
+    if size_reader.get() is not None:
+        return "this is a value of the program that is being traced, which has no value yet"
+    return "a static tensor has no value while the graph is being declared"
+
+
+def _no_value(consequence: str) -> ArgumentTypeError:
+    if size_reader.get() is not None:
+        mend = "Use sg's functions, return what is to be seen, or use the dynamic mode (sg.eager)"
+    else:
+        mend = "Compile it with sg.compile and call the result"
+    return ArgumentTypeError(f"{_valueless()}: {consequence}. {mend}")
 
 
 class Tensor(Value):
@@ -21,7 +36,6 @@ class Tensor(Value):
 
     __slots__ = ()
     __array_priority__ = 1000  # so that `array * tensor` asks the tensor
-    __array_ufunc__ = None
 
     @property
     def size(self) -> DimLike:
@@ -67,23 +81,67 @@ class Tensor(Value):
     @public
     def __bool__(self) -> bool:
         raise ArgumentTypeError(
-            "a static tensor has no value while the graph is being declared, so it can't be used "
-            "in `if`, `while` or `and`. Choose in the graph: sg.cond(predicate, f, g, ..) or "
-            "sg.while_loop, element by element sg.where(condition, a, b); or run the code in the "
-            "dynamic mode, on sg.eager.tensor"
+            f"{_valueless()}, so it can't be used in `if`, `while` or `and`. Choose in the graph: "
+            "sg.cond(predicate, f, g, ..) or sg.while_loop, element by element "
+            "sg.where(condition, a, b); or run the code in the dynamic mode, on sg.eager.tensor"
         )
 
     @public
     def __float__(self) -> float:
-        raise ArgumentTypeError(
-            "a static tensor has no value while the graph is being declared; compile it with "
-            "sg.compile and call the result"
-        )
+        raise _no_value("it can't become a Python number (so sg.sin in place of math.sin)")
 
     __int__ = __float__  # type: ignore[assignment]
 
-    def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        self.__float__()
+    @public
+    def __index__(self) -> int:
+        raise _no_value("it can't be a Python int: a size, an axis, a count of a range")
+
+    @public
+    def item(self) -> Any:
+        """Of tensors of the dynamic mode: raises."""
+        raise _no_value("it has no item()")
+
+    @public
+    def tolist(self) -> Any:
+        """Of tensors of the dynamic mode: raises."""
+        raise _no_value("it has no tolist()")
+
+    @public
+    def numpy(self) -> Any:
+        """Of parameters and tensors of the dynamic mode: raises."""
+        raise _no_value("it has no numpy()")
+
+    @public
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        raise _no_value("it can't become a NumPy array; of a list of tensors sg.stack makes one")
+
+    @public
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return operator_of(self, ufunc, method, inputs, kwargs)
+
+    @public
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return read(function, args, kwargs)
+
+    @public
+    def __format__(self, spec: str) -> str:
+        if spec:
+            raise _no_value(f"it can't be formatted with {spec!r}")
+        return repr(self)
+
+    @public
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise ArgumentTypeError(
+            "a static tensor can't be changed in place. Make a new one: sg.where(mask, new, x), or "
+            "sg.concat of its parts; or use the dynamic mode (sg.eager), where x[i] = v works"
+        )
+
+    if not TYPE_CHECKING:  # or every attribute would seem to be there
+
+        def __getattr__(self, name: str) -> Any:
+            from staticgrad.ir.hints import TENSOR, missing
+
+            raise AttributeError(missing("a static tensor", name, TENSOR), name=name, obj=self)
 
     @public
     def backward(self, *args: Any, **kwargs: Any) -> None:

@@ -81,6 +81,11 @@ class WeakNumber(Tensor):
             raise TypeError("a float can't be used as an int here; convert it with int(...)")
         return value
 
+    def item(self) -> Any:
+        return self.read()
+
+    tolist = item
+
     def __round__(self, digits: int | None = None) -> Any:
         return round(self.read(), digits)
 

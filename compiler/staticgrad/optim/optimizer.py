@@ -110,6 +110,9 @@ class LearningRate(float):
         found.state = state
         return found
 
+    def __reduce__(self) -> Any:
+        return LearningRate, (self.state,)
+
     def numpy(self) -> np.ndarray[Any, Any]:
         return self.state.numpy()
 
@@ -141,6 +144,10 @@ class ParamGroup(dict[str, Any]):
         self.rate = parameter(_rate(options["lr"]), f"lr.{number}", trainable=False)
         super().__setitem__("lr", None)
 
+    def __reduce__(self) -> Any:
+        # Not item by item, as dicts are copied: "lr" stands for the state.
+        return _group_of, (dict(super().items()), self.rate)
+
     def __getitem__(self, key: str) -> Any:
         return LearningRate(self.rate) if key == "lr" else super().__getitem__(key)
 
@@ -157,11 +164,22 @@ class ParamGroup(dict[str, Any]):
     def get(self, key: str, default: Any = None) -> Any:
         return LearningRate(self.rate) if key == "lr" else super().get(key, default)
 
+    def __repr__(self) -> str:
+        return repr(dict(self.items()))
+
     def items(self) -> Any:
         return [(key, self[key]) for key in self]
 
     def values(self) -> Any:
         return [self[key] for key in self]
+
+
+def _group_of(options: dict[str, Any], rate: Parameter) -> ParamGroup:
+    """A group that was copied or pickled."""
+    group = ParamGroup.__new__(ParamGroup)
+    dict.update(group, options)
+    group.rate = rate
+    return group
 
 
 Slots = dict[str, Tensor]

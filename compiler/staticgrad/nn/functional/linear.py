@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dim import Dim, DimLike, product, shape_text
+from staticgrad.ir.dim import DimLike, product, shape_text
 from staticgrad.ir.dtype import int64
 from staticgrad.ir.errors import ArgumentError, DTypeError, ShapeError
-from staticgrad.ops.comparison import equal, less
+from staticgrad.ops.comparison import equal
 from staticgrad.ops.convert import as_tensor, astype, promoted
 from staticgrad.ops.creation import iota
-from staticgrad.ops.indexing import take
+from staticgrad.ops.indexing import look_up
 from staticgrad.ops.linalg import matmul
 from staticgrad.ops.mode import training_switch
 from staticgrad.ops.random import bernoulli
-from staticgrad.ops.reduction import dim_size
 from staticgrad.ops.reduction import sum as reduce_sum
 from staticgrad.ops.selection import stop_gradient, where
 from staticgrad.ops.shape import expand_dims, matrix_transpose, may_equal, reshape
@@ -65,17 +64,12 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Tensor:
     return y if bias is None else _biased(y, bias, "bilinear", True)
 
 
-def class_index(index: Any, size: DimLike, what: str) -> Tensor:
-    """Integer classes as int64, so that a negative one fails the run instead of counting from the
-    end: -1 becomes -1 - size, which is out of range."""
+def class_index(index: Any, what: str) -> Tensor:
+    """Integer classes as int64."""
     t = as_tensor(index, what)
     if not t.dtype.is_integer:
         raise DTypeError(f"{what}: expected integers, got {t.type}")
-    wide = astype(t, int64)
-    if t.dtype.kind == "u" and t.dtype.bits < 64:
-        return wide
-    count: Any = dim_size(size) if isinstance(size, Dim) else size
-    return where(less(wide, 0), wide - count, wide)
+    return astype(t, int64)
 
 
 def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor:
@@ -87,8 +81,8 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
     w = as_tensor(weight, "embedding")
     if w.ndim != 2:
         raise ShapeError(f"embedding: expected a weight [V, D], got {w.type}")
-    index = class_index(input, w.shape[0], "embedding")
-    rows = take(w, index, axis=0)
+    index = class_index(input, "embedding")
+    rows = look_up(w, index, "row")
     if padding_idx is None:
         return rows
     is_padding = expand_dims(equal(index, padding_row(padding_idx, w.shape[0])), axis=-1)
@@ -118,7 +112,7 @@ def one_hot(tensor: Any, num_classes: int) -> Tensor:
             "can't depend on the data"
         )
     classes = iota(num_classes)
-    checked = take(classes, class_index(tensor, num_classes, "one_hot"), axis=0)
+    checked = look_up(classes, class_index(tensor, "one_hot"), "class")
     return astype(equal(expand_dims(checked, axis=-1), classes), int64)
 
 

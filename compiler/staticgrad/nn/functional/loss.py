@@ -17,7 +17,7 @@ from staticgrad.ops.activation import softplus as ops_softplus
 from staticgrad.ops.comparison import not_equal
 from staticgrad.ops.convert import as_tensor, astype, promoted
 from staticgrad.ops.exponential import exp, log
-from staticgrad.ops.indexing import take, take_along_axis
+from staticgrad.ops.indexing import look_up, pick_along
 from staticgrad.ops.reduction import dim_size, mean
 from staticgrad.ops.reduction import sum as reduce_sum
 from staticgrad.ops.registry import broadcast_shapes
@@ -215,11 +215,11 @@ class _Labels:
         if low <= ignore_index <= high:
             self.counted = not_equal(labels, ignore_index)
             labels = where(self.counted, labels, 0)
-        self.index = class_index(labels, x.shape[axis], what)
+        self.index = class_index(labels, what)
 
     def pick(self, x: Tensor) -> Tensor:
         """x at the labels, along the class axis."""
-        found = take_along_axis(x, expand_dims(self.index, axis=self.axis), axis=self.axis)
+        found = pick_along(x, expand_dims(self.index, axis=self.axis), self.axis, "label")
         return squeeze(found, axis=self.axis)
 
     def only_counted(self, values: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class _Labels:
     def total_weight(self, weight: Tensor | None) -> Tensor | None:
         """What a mean divides by; None where that is the number of labels."""
         if weight is not None:
-            return reduce_sum(self.only_counted(take(weight, self.index, axis=0)))
+            return reduce_sum(self.only_counted(look_up(weight, self.index, "label")))
         if self.counted is None:
             return None
         return reduce_sum(astype(self.counted, self.dtype))
@@ -237,7 +237,7 @@ class _Labels:
 def _label_losses(logp: Tensor, labels: _Labels, weight: Tensor | None) -> Tensor:
     picked = -labels.pick(logp)
     if weight is not None:
-        picked = picked * take(weight, labels.index, axis=0)
+        picked = picked * look_up(weight, labels.index, "label")
     return labels.only_counted(picked)
 
 

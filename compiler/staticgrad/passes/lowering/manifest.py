@@ -24,6 +24,7 @@ from staticgrad.ir.dim import Dim, DimLike, substitute, symbols, to_json
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.loc import locs_text
 from staticgrad.kernels.program import Program, ProgramBuffer
+from staticgrad.ops.failures import with_names
 
 OPEN_LOOP_NS = 1_000_000
 
@@ -82,7 +83,10 @@ def build_manifest(
             for c in graph.constraints
             if set(symbols(c.left)) | set(symbols(c.right)) <= set(program.dims)
         ],
-        messages={code: MessageSpec(text, at) for code, (text, at) in program.messages.items()},
+        messages={
+            code: MessageSpec(with_names(text, own), at)
+            for code, (text, at) in program.messages.items()
+        },
         cost=CostSpec(size(flops), size(moved), size(_ns(program)),
                       size(total_cost(shared).ns), size(sharing.barriers)),
         kernels=[
