@@ -48,7 +48,8 @@ def _build_softmax(operands: tuple[Any, ...], attrs: Attrs) -> Tensor:
     if _is_empty(x, axes):
         return x
     e = apply("exp", _shifted(x, axes))
-    return e / _sum(e, axes)
+    # One reciprocal a row: a division for each element took a third of the time (4096 x 1024).
+    return e * apply("reciprocal", _sum(e, axes))
 
 
 def _build_log_softmax(operands: tuple[Any, ...], attrs: Attrs) -> Tensor:
