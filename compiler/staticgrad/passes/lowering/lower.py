@@ -70,6 +70,8 @@ class Scope:
     aliases: dict[Value, Value] = field(default_factory=dict)
     slices: dict[Value, tuple[Value, Dim]] = field(default_factory=dict)
     indices: dict[Value, Dim] = field(default_factory=dict)
+    # Values that their kernel stores in their place in a `concat`: the whole, and where they begin.
+    pieces: dict[Value, tuple[Value, int, DimLike]] = field(default_factory=dict)
 
 
 class Lowerer:
@@ -105,12 +107,57 @@ class Lowerer:
 
     def lower_nodes(self) -> None:
         """The steps of all nodes of the scope's graph."""
+        self._place_pieces()
         for node in self.graph.nodes:
             lower = registry.get(node.op).lower
             if isinstance(lower, Control):
                 lower_control(self, node, lower.kind)
+            elif node.op == "concat" and any(v in self.scope.pieces for v in node.operands):
+                self._complete(node)
             elif node.op == "fused" or not isinstance(lower, (Leaf, View)):
                 self._lower_node(node)
+
+    def _place_pieces(self) -> None:
+        """Chooses the element-wise results that are stored where a `concat` wants them: the parts
+        of a GRU's gradient were written, read and written again."""
+        scope = self.scope
+        kept = {*scope.graph.outputs, *scope.updated, *scope.planned}
+        for node in scope.graph.nodes:
+            if node.op != "concat":
+                continue
+            start: DimLike = 0
+            axis = node.attrs["axis"]
+            for v in node.operands:
+                if v not in kept and v not in scope.pieces and _is_map(v.node):
+                    scope.pieces[v] = (node.results[0], axis, start)
+                start = start + v.shape[axis]
+
+    def _complete(self, node: Node) -> None:
+        """Copies the operands of a `concat` that do not lie in it already."""
+        whole, axis = node.results[0], node.attrs["axis"]
+        buffer = self._whole_buffer(whole)
+        start: DimLike = 0
+        for v in node.operands:
+            piece = self.scope.pieces.get(v)
+            lies_there = piece is not None and piece[0] is whole and piece[2] == start
+            if not lies_there and v.type.size != 0:
+                draft = Draft(self.program)
+
+                def place(at: tuple[DimLike, ...], start: DimLike = start) -> DimLike:
+                    return linear(_moved(at, axis, start), whole.shape)
+
+                def value(at: tuple[DimLike, ...], v: Value = v, draft: Draft = draft) -> Expr:
+                    return self.element(draft, v, at)
+
+                locs = self.graph.locs[node]
+                lower_map(
+                    self, draft, "copy_concat", v.shape, [(buffer, place, value)], ("copy",), locs
+                )
+            start = start + v.shape[axis]
+
+    def _whole_buffer(self, whole: Value) -> int:
+        known = self.scope.stored.get(whole)
+        return self.result_buffer(whole) if known is None else known
 
     def _update_state(self) -> None:
         """Writes every new value; all of them were computed from the old ones."""
@@ -229,6 +276,9 @@ class Lowerer:
             if _lies_in_buffer(whole, scope.outer):
                 return None  # a slice of what lies there
             return scope.outer, whole, (index, *at)
+        if v in scope.pieces:
+            whole, axis, start = scope.pieces[v]
+            return scope, whole, _moved(at, axis, start)
         node = v.node
         lower = registry.get(node.op).lower
         if isinstance(lower, View):
@@ -307,11 +357,17 @@ class Lowerer:
         puller = Puller(body.inside, lambda v, at: self.outside(draft, body, v, at), {})
         stores = []
         for inner, outer in body.outputs:
-            stores.append((
-                self.result_buffer(outer),
-                lambda at, s=outer.shape: linear(at, s),
-                lambda at, v=inner: puller.pull(v, at),
-            ))  # fmt: skip
+            value = lambda at, v=inner: puller.pull(v, at)  # noqa: E731
+            if outer in self.scope.pieces:
+                whole, axis, start = self.scope.pieces[outer]
+                stores.append((
+                    self._whole_buffer(whole),
+                    lambda at, s=whole.shape, a=axis, b=start: linear(_moved(at, a, b), s),
+                    value,
+                ))  # fmt: skip
+            else:
+                index = lambda at, s=outer.shape: linear(at, s)  # noqa: E731
+                stores.append((self.result_buffer(outer), index, value))
         shape = body.outputs[0][0].shape
         lower_map(self, draft, body.name, shape, stores, body.labels, body.locs)
 
@@ -348,6 +404,18 @@ def _lies_in_buffer(v: Value, scope: Scope) -> bool:
     while v not in scope.stored and v.node.op in _SAME_ORDER:
         v = v.node.operands[0]
     return v in scope.stored
+
+
+def _moved(at: tuple[DimLike, ...], axis: int, start: DimLike) -> tuple[DimLike, ...]:
+    """An index in a piece as one in the whole."""
+    return (*at[:axis], at[axis] + start, *at[axis + 1 :])
+
+
+def _is_map(node: Node) -> bool:
+    """Whether a node becomes an element-wise kernel, which can store anywhere."""
+    if node.op == "fused":
+        return bool(node.attrs["kind"] == "map")
+    return isinstance(registry.get(node.op).lower, (Pointwise, Generate))
 
 
 def _dims_of(graph: Graph) -> list[str]:
