@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from staticgrad.ir.dim import Dim, DimLike, product
+from staticgrad.ir.dim import DimLike, product
 from staticgrad.ir.dtype import DType
 from staticgrad.kernels.ir import (
     Call,
@@ -280,19 +280,19 @@ class KernelEmitter(ValueEmitter):
 
     def band(self, loop: Loop, reductions: list[Reduce], width: int) -> int:
         """Lanes of a band: as many as registers hold of the accumulators, where little else is
-        computed; `width` where bands are not worth it."""
-        if len(reductions) != 1 or reductions[0].vector or not isinstance(loop.extent, Dim | int):
+        computed; `width` where bands are not worth it: few rows, or short ones, which lie near
+        each other."""
+        if len(reductions) != 1 or reductions[0].vector:
             return width
         (r,) = reductions
-        long = not all(isinstance(e, int) for e in r.extents) or product(r.extents) > MOST_UNROLLED
-        if isinstance(loop.extent, int) and loop.extent < 2 * width:
+        values = [a.value for a in r.accumulators]
+        values += [s.value for s in loop.body if isinstance(s, Store)]
+        if r.body or len(r.accumulators) > 2 or sum(map(_size, values)) > MOST_IN_BAND:
             return width
-        values = [a.value for a in r.accumulators] + [
-            s.value for s in loop.body if isinstance(s, Store)
-        ]
-        if not long or r.body or len(r.accumulators) > 2 or sum(map(_size, values)) > MOST_IN_BAND:
-            return width
-        return width * (4 if len(r.accumulators) == 1 else 2)
+        band = width * (4 if len(r.accumulators) == 1 else 2)
+        rows = product(r.extents)
+        few = isinstance(rows, int) and rows <= MOST_UNROLLED
+        return width if few or (isinstance(loop.extent, int) and loop.extent < 2 * band) else band
 
     def run_vector(
         self, var: str, begin: str, end: str, extent: DimLike, width: int,
