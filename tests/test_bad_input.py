@@ -3,7 +3,9 @@ line, or Python's own TypeError for a wrong call; never an error from the inside
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,3 +113,145 @@ def test_other_devices_are_refused_by_name(device: str) -> None:
         sg.zeros((2,), device=device)
     with pytest.raises(sg.UnsupportedError, match=device):
         sg.nn.Linear(2, 3).to(device)
+
+
+# --- the same answer in every mode, or an error ---------------------------------------------------
+
+ROW = np.arange(1, 4, dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["max", "min", "argmax", "argmin"])
+def test_an_extremum_of_no_elements_is_refused_by_programs_that_serve_all_sizes(name: str) -> None:
+    function = getattr(sg, name)
+    jitted = sg.jit(function)
+    for n in (3, 4, 5):  # from the second size on the axis has a symbol
+        jitted(np.ones(n, "float32"))
+        function(sg.eager.ones(n))
+    for call in (lambda: jitted(np.ones(0, "float32")), lambda: function(sg.eager.zeros(0))):
+        with pytest.raises(sg.ShapeError, match="no elements"):
+            call()
+    total = sg.jit(sg.sum)
+    assert [float(total(np.ones(n, "float32"))) for n in (3, 4, 0, 5, 0)] == [3, 4, 0, 5, 0]
+
+
+MASKED = np.ma.array(ROW, mask=[0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: sg.constant(MASKED),
+        lambda: sg.parameter(MASKED, "p"),
+        lambda: sg.ones((3,)) + MASKED,
+        lambda: sg.eager.tensor(MASKED),
+        lambda: sg.eager.ones(3) + MASKED,
+        lambda: sg.nn.Linear(3, 1).predict(np.ma.array([ROW], mask=True)),
+        lambda: _session_sum(MASKED),
+    ],
+)
+def test_a_masked_array_does_not_lose_its_mask(call: Callable[[], Any]) -> None:
+    with pytest.raises(StaticgradError, match=r"masked array.*fill it first"):
+        call()
+
+
+def _session_sum(fed: Any) -> Any:
+    x = sg.input("x", (3,))
+    with sg.Session() as session:
+        return session.run(sg.sum(x), {x: fed})
+
+
+def test_an_eager_tensor_compared_with_what_is_no_number_is_unequal() -> None:
+    t = sg.eager.tensor(ROW)
+    for other in (None, "text", object()):
+        assert (t == other) is False
+        assert (t != other) is True
+    with pytest.raises(sg.ArgumentTypeError, match="expected tensors, arrays, numbers or lists"):
+        t + {1}
+    with pytest.raises(sg.ArgumentTypeError, match="got str"):
+        (sg.eager.ones(3, requires_grad=True) * 2).backward("text")
+
+
+# --- what changes between calls -------------------------------------------------------------------
+
+
+def test_static_arguments_that_are_equal_but_not_the_same_have_traces_of_their_own() -> None:
+    scaled = sg.jit(lambda x, n: x * n, static_argnums=1)
+    assert not np.signbit(scaled(ROW, 0.0)).any()
+    assert np.signbit(scaled(ROW, -0.0)).all()
+    first = sg.jit(lambda x, n: x * n[0], static_argnums=1)
+    ints = np.array([1, 2])
+    assert [first(ints, (n,)).dtype for n in (1, 1.0, True)] == ["int64", "float32", "int64"]
+    many = sg.jit(lambda x, n: x * n, static_argnums=1)
+    many(ROW, float("nan")), many(ROW, float("nan"))
+    assert len(many.cache_entries) == 1
+    with pytest.raises(sg.ArgumentError, match="'m', but the function's arguments are x, n"):
+        sg.jit(lambda x, n: x * n, static_argnames="m")
+
+
+def test_a_captured_zero_that_changes_its_sign_is_traced_again() -> None:
+    sign = 0.0
+
+    def f(x: Any) -> Any:
+        return x * sign
+
+    traced = sg.jit(f)
+    assert not np.signbit(traced(ROW)).any()
+    sign = -0.0
+    assert np.signbit(traced(ROW)).all()
+
+
+def test_a_captured_model_that_changes_is_traced_again() -> None:
+    model = sg.nn.Sequential(sg.nn.Linear(3, 4), sg.nn.Dropout(0.0), sg.nn.Linear(4, 2))
+    traced = sg.jit(lambda x: model(x))
+    batch = ROW[None]
+
+    def check() -> None:
+        eager = model(sg.eager.tensor(batch)).detach().numpy()
+        np.testing.assert_allclose(traced(batch), eager, rtol=1e-5, atol=1e-6)
+
+    check()
+    model[2] = sg.nn.Linear(4, 2)
+    check()
+    model[2].weight = sg.parameter(np.zeros((2, 4), "float32"))
+    check()
+    kept = len(traced.cache_entries)
+    model[2].weight.assign(np.ones((2, 4), "float32"))  # its value is state: the trace serves
+    check()
+    assert len(traced.cache_entries) == kept
+    model.train()
+    model[1].p = 1.0
+    np.testing.assert_allclose(traced(batch)[0], model[2].bias.numpy(), rtol=1e-6)
+
+
+def test_a_pullback_is_of_the_values_that_vjp_was_given() -> None:
+    x = ROW.copy()
+    _, pullback = sg.vjp(lambda a: a * a, x)
+    x[:] = 100
+    np.testing.assert_array_equal(pullback(np.ones(3, "float32"))[0], 2 * ROW)
+    t = sg.eager.tensor(ROW)
+    _, pullback = sg.vjp(lambda a: a * a, t)
+    t.mul_(10)
+    np.testing.assert_array_equal(pullback(sg.eager.ones(3))[0].numpy(), 2 * ROW)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_model_and_its_optimizer_are_copied_in_the_middle_of_training(copied: Any) -> None:
+    model = sg.nn.Linear(3, 2)
+    optimizer = sg.optim.Adam(model.parameters(), lr=0.1)
+    batch = sg.eager.ones(4, 3)
+
+    def step(model: Any, optimizer: Any) -> np.ndarray[Any, Any]:
+        optimizer.zero_grad()
+        (model(batch) ** 2).mean().backward()
+        optimizer.step()
+        return np.array(model.weight.numpy())
+
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), loss="mse", epochs=1, progress=False)
+    step(model, optimizer)
+    twin, its_optimizer = copied((model, optimizer))
+    np.testing.assert_array_equal(step(model, optimizer), step(twin, its_optimizer))
+    its_optimizer.lr = 0.5
+    assert (optimizer.lr, its_optimizer.param_groups[0]["lr"]) == (0.1, 0.5)
+    step(twin, its_optimizer)
+    assert (model.weight.numpy() != twin.weight.numpy()).any()
+    assert twin.predict(np.ones((1, 3))).shape == (1, 2)

@@ -164,6 +164,8 @@ def _sketch(result: Any) -> str:
     form = pytree.structure(result)
     if form is pytree.LEAF:
         return repr(result) if isinstance(result, Tensor) else shown(result)
+    if result is None:
+        return "None"
     return f"a {form.kind.name} of {len(form.children)}" if form.kind else "a leaf"
 
 

@@ -156,6 +156,18 @@ def parameters(fn: Callable[..., Any]) -> tuple[tuple[str, ...], str | None]:
     return names, rest
 
 
+def keywords(fn: Callable[..., Any]) -> tuple[str, ...] | None:
+    """The names that `fn` takes arguments by; None where it takes any."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return None
+    kinds = [p.kind for p in signature.parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return None
+    return tuple(signature.parameters)
+
+
 def name_at(known: tuple[tuple[str, ...], str | None], position: int) -> str:
     """How a user would write the argument at a position, given `parameters` of the function."""
     names, rest = known
@@ -170,11 +182,11 @@ def namer(fn: Callable[..., Any]) -> Callable[[int], str]:
 
 
 def static_places(
-    label: str, parameters: tuple[tuple[str, ...], str | None], numbers: tuple[int, ...],
-    names: tuple[str, ...],
-) -> tuple[frozenset[int], frozenset[str]]:  # fmt: skip
+    label: str, fn: Callable[..., Any], numbers: tuple[int, ...], names: tuple[str, ...]
+) -> tuple[frozenset[int], frozenset[str]]:
     """Positions and names of static arguments; each is known by both where it has both."""
-    known, rest = parameters
+    known, rest = parameters(fn)
+    by_name = keywords(fn) if names else None
     positions = set()
     for n in numbers:
         if type(n) is not int:
@@ -188,6 +200,11 @@ def static_places(
     for name in names:
         if not isinstance(name, str):
             raise ArgumentTypeError(f"{label}: static_argnames must be strs, got {name!r}")
+        if by_name is not None and name not in by_name:
+            raise ArgumentError(
+                f"{label}: static_argnames has {name!r}, but the function's arguments are "
+                f"{', '.join(by_name) or 'none'}"
+            )
     both = {known[i] for i in positions if i < len(known)} | set(names)
     positions |= {known.index(name) for name in names if name in known}
     return frozenset(positions), frozenset(both)

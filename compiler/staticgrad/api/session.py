@@ -205,6 +205,11 @@ def _fed_array(t: Tensor, value: Any) -> Array:
     """What is fed, in the tensor's dtype."""
     if isinstance(value, Value):
         raise BindError(f"Session.run: {_label(t)}: feed an array, not the tensor {value!r}")
+    if isinstance(value, np.ma.MaskedArray):
+        raise BindError(
+            f"Session.run: {_label(t)}: expected {t.type}, got a masked array; fill it first: "
+            "`x.filled(...)`"
+        )
     try:
         given = np.asarray(value)
         # An empty list is of no kind: NumPy's float64 says nothing about it.

@@ -67,9 +67,7 @@ class Traced:
         self.__name__: str = getattr(fn, "__name__", type(fn).__name__)
         self.fn, self.build, self.label = fn, build, label
         self._parameters = parameters(fn)
-        self._static = static_places(
-            label, self._parameters, tuple(static_argnums), tuple(static_argnames)
-        )
+        self._static = static_places(label, fn, tuple(static_argnums), tuple(static_argnames))
         self._families: dict[Hashable, Family] = {}
         # Calls by what is seen at a glance: entries, which leaves are inputs (None: all), the sizes
         # of symbols.

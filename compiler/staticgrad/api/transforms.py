@@ -124,8 +124,8 @@ def vjp(fn: Function, /, *primals: Any, has_aux: bool = False) -> Any:
     is (out, pullback, aux).
 
     With arrays, `fn` is traced and compiled, and the pullback is a compiled program as well, which
-    computes `fn` again, as far as it needs it, from copies of `primals`. Raises `DifferentiationError` for integers,
-    `ArgumentError` for cotangents that do not fit.
+    computes `fn` again, as far as it needs it, from copies of `primals`.
+    Raises `DifferentiationError` for integers, `ArgumentError` for cotangents that do not fit.
     """
     checked_function(fn, "vjp")
     if not primals:

@@ -15,9 +15,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from staticgrad_runtime.arrays import ConversionError, cast_checked
 
 from staticgrad.api.program import Program
 from staticgrad.ir.errors import ArgumentError
+from staticgrad.ir.node import Value
 
 from .console import MismatchError, Result, UsageError, shown
 from .model import Model, ModelFileError, iterate, load_model, user_code
@@ -222,10 +224,25 @@ def _first_batch(model: Model, program: Program, seed: int) -> tuple[np.ndarray[
             raise ModelFileError(
                 f"train_batches: a batch is a tuple of {len(inputs)} arrays, got {count}"
             )
-        return tuple(
-            np.ascontiguousarray(np.asarray(a).astype(v.dtype.numpy)) for a, v in zip(batch, inputs)
-        )
+        return tuple(_converted(a, v) for a, v in zip(batch, inputs))
     raise ArgumentError(f"{model.path}: train_batches gives no batch")
+
+
+def _converted(value: Any, v: Value) -> Any:
+    """An array of a batch in the dtype of its input. Empty ones are refused: their loss is no
+    number, and no axis of theirs can grow."""
+    name = v.node.attrs["name"]
+    try:
+        array = np.array(cast_checked(np.asarray(value), v.dtype.numpy), order="C")
+    except (ConversionError, ValueError, TypeError, OverflowError) as error:
+        raise ModelFileError(
+            f"train_batches: input {name!r}: expected {v.type}, got {error}"
+        ) from None
+    if not array.size:
+        raise ModelFileError(
+            f"train_batches: input {name!r}: the first batch is empty, of shape {array.shape}"
+        )
+    return array
 
 
 # --- new processes --------------------------------------------------------------------------------

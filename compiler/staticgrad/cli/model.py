@@ -147,6 +147,8 @@ def _execute(path: str) -> types.ModuleType:
     folder = os.path.dirname(full)
     with open(full, "rb") as file:
         source = file.read()
+    if b"\0" in source:
+        raise ModelFileError(f"{shown(path)}: this is no Python source: it holds null bytes")
     # The name that locations carry is text; `__file__` is what the system opens.
     name = shown(full)
     module = types.ModuleType(_MODULE)

@@ -14,13 +14,14 @@ from staticgrad.api.compile import Executable, compile_graph
 from staticgrad.api.program import Program
 from staticgrad.autodiff.reverse import gradients
 from staticgrad.ir.dim import Dim, substitute, symbols
-from staticgrad.ir.errors import ArgumentError
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError
 from staticgrad.ir.graph import Graph, reachable
 from staticgrad.ir.loc import use_locs
 from staticgrad.ir.node import Value
 from staticgrad.ops.interpret import bind_dims
 from staticgrad.ops.leaves import Parameter, state_of
 from staticgrad.ops.leaves import input as declare
+from staticgrad.ops.public import shown
 from staticgrad.ops.random import default_generator
 from staticgrad.ops.tensor import Tensor
 
@@ -144,7 +145,13 @@ class Subject:
 
         tensors = [eager.from_numpy(a) for a in batch]
         if self.program.loss is not None:
-            return first(self.program.loss(*tensors))
+            loss = first(self.program.loss(*tensors))
+            if not eager.is_tensor(loss):
+                raise ArgumentTypeError(
+                    "compare: loss, called with eager tensors, must return the loss as an eager "
+                    f"tensor, got {shown(loss)}"
+                )
+            return loss
         return self._replay(tensors, located=located)[0]
 
     def step(self, batch: Sequence[Array], at_loss: Callable[[], Any] | None = None) -> Any:

@@ -544,6 +544,10 @@ class Module:
             value.assign(array)
         return IncompatibleKeys(missing, surplus)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled programs are not pickled.
+        return {name: v for name, v in self.__dict__.items() if name != "_trainer"}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Module:
         """A copy with state of its own, of the same values."""
         copied = type(self).__new__(type(self))

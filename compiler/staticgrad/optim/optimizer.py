@@ -209,6 +209,9 @@ class Optimizer:
         for group in _groups(params):
             self.add_param_group(group)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_programs": {}}  # copies compile their own
+
     # --- what a subclass defines ---
 
     def check(self, group: Mapping[str, Any]) -> None:

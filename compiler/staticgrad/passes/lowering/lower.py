@@ -41,7 +41,7 @@ from .body import Body
 from .control import lower_control
 from .custom import lower_custom
 from .draft import Draft, linear
-from .map import lower_map
+from .map import Output, lower_map
 from .product import lower_product
 from .reduce import lower_reduce
 
@@ -355,7 +355,7 @@ class Lowerer:
 
         draft = Draft(self.program)
         puller = Puller(body.inside, lambda v, at: self.outside(draft, body, v, at), {})
-        stores = []
+        stores: list[Output] = []
         for inner, outer in body.outputs:
             value = lambda at, v=inner: puller.pull(v, at)  # noqa: E731
             if outer in self.scope.pieces:
