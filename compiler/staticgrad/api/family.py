@@ -2,7 +2,8 @@
 
 A first call is traced with its sizes as ints. When an axis comes with a second size, it gets a
 symbol; axes that were equal in every call so far share one. A size of 1 is never made symbolic,
-since it broadcasts, nor is 0, of which not every function has a value (the maximum of no elements).
+since it broadcasts, and a call with an empty array is traced with its sizes: not every function has
+a value of no elements (the maximum has none).
 """
 
 from __future__ import annotations
@@ -107,13 +108,15 @@ class Family:
     def pattern(self, shapes: Sizes, exact: set[Axis] | None = None) -> Pattern:
         """The shapes of a trace for a call: ints, and a symbol for each group of axes that had
         several sizes."""
+        if any(0 in shape for shape in shapes):
+            return shapes
         fixed = self.exact_axes if exact is None else exact
         symbols: dict[tuple[int, int], Dim] = {}
         found: list[Shape] = []
         for i, shape in enumerate(shapes):
             dims: list[DimLike] = []
             for a, size in enumerate(shape):
-                if size <= 1 or (i, a) not in self._varied or (i, a) in fixed:
+                if size == 1 or (i, a) not in self._varied or (i, a) in fixed:
                     dims.append(size)
                     continue
                 group = (self._group[i, a], size)

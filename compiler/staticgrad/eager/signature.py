@@ -60,10 +60,12 @@ def signature_for(dtype: DType, shape: Shape) -> Signature:
 def symbolic_shapes(shapes: Sequence[tuple[int, ...]], fixed: Sequence[bool]) -> list[Shape]:
     """Shapes with symbols in place of sizes: the layout class that kernels are compiled for.
 
-    Equal sizes have one symbol. A size of 1, which broadcasts, stays, and so do 0, of which not
-    every function has a value, and one that a fixed shape (a parameter's) has.
+    Equal sizes have one symbol. A size of 1, which broadcasts, stays, and so does one that a fixed
+    shape (a parameter's) has. Where a size is 0, of which not every function has a value, all stay.
     """
-    exact = {0, 1, *(d for shape, keep in zip(shapes, fixed) if keep for d in shape)}
+    if any(0 in shape for shape in shapes):
+        return list(shapes)
+    exact = {1, *(d for shape, keep in zip(shapes, fixed) if keep for d in shape)}
     names: dict[int, Dim] = {}
     return [
         tuple(d if d in exact else names.setdefault(d, Dim.symbol(f"N{len(names)}")) for d in shape)

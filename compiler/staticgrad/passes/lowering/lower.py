@@ -12,6 +12,7 @@ permuted views) are copied by a kernel of their own. Nodes with sub-graphs becom
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +42,7 @@ from .body import Body
 from .control import lower_control
 from .custom import lower_custom
 from .draft import Draft, linear
-from .map import Output, lower_map
+from .map import At, Output, lower_map
 from .product import lower_product
 from .reduce import lower_reduce
 
@@ -357,19 +358,17 @@ class Lowerer:
         puller = Puller(body.inside, lambda v, at: self.outside(draft, body, v, at), {})
         stores: list[Output] = []
         for inner, outer in body.outputs:
-            value = lambda at, v=inner: puller.pull(v, at)  # noqa: E731
-            if outer in self.scope.pieces:
-                whole, axis, start = self.scope.pieces[outer]
-                stores.append((
-                    self._whole_buffer(whole),
-                    lambda at, s=whole.shape, a=axis, b=start: linear(_moved(at, a, b), s),
-                    value,
-                ))  # fmt: skip
-            else:
-                index = lambda at, s=outer.shape: linear(at, s)  # noqa: E731
-                stores.append((self.result_buffer(outer), index, value))
+            buffer, index = self._result_place(outer)
+            stores.append((buffer, index, lambda at, v=inner: puller.pull(v, at)))  # type: ignore[misc]
         shape = body.outputs[0][0].shape
         lower_map(self, draft, body.name, shape, stores, body.labels, body.locs)
+
+    def _result_place(self, v: Value) -> tuple[int, Callable[[At], DimLike]]:
+        """Where an element-wise kernel stores `v`: a buffer of its own, or its place in a whole."""
+        if v not in self.scope.pieces:
+            return self.result_buffer(v), lambda at: linear(at, v.shape)
+        whole, axis, start = self.scope.pieces[v]
+        return self._whole_buffer(whole), lambda at: linear(_moved(at, axis, start), whole.shape)
 
     def outside(self, draft: Draft, body: Body, v: Value, at: tuple[DimLike, ...]) -> Expr:
         """The element of a value that a body reads from outside."""
