@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -19,7 +20,9 @@ import staticgrad as sg
 from staticgrad.api import compile as api
 from staticgrad.codegen import sharing
 from staticgrad_runtime import binding, callcontext, workers
+from staticgrad_runtime.arena import address, aligned_words
 from staticgrad_runtime.cache import DiskCache
+from staticgrad_runtime.context import CONTEXT_WORDS, STATUS_OK, Word
 from staticgrad_runtime.pool_native import EXPORTS, PoolWord, build_pool, has_futex, pool_text
 from staticgrad_runtime.symbols import object_symbols
 from staticgrad_runtime.workers import MAX_THREADS, Pool, thread_count, usable_cpus
@@ -254,7 +257,8 @@ def test_other_targets_get_code(machine: str, system: str, monkeypatch: pytest.M
     target = llvm.Target.from_triple(f"{machine}-unknown-linux-gnu")
     symbols = object_symbols(target.create_target_machine(reloc="pic").emit_object(module))
     assert symbols.defined >= set(EXPORTS)
-    assert symbols.undefined == {{"linux": "syscall", "win32": "Sleep"}.get(system, "usleep")}
+    asked = {"linux": {"syscall", "clock_gettime"}, "win32": {"Sleep"}}
+    assert symbols.undefined == asked.get(system, {"usleep"})
 
 
 def test_short_programs_do_not_wait_for_sleepers(
@@ -457,3 +461,34 @@ def test_quotas(
     if membership is not None:
         own.write_text(membership)
     assert workers._cpu_quota.__wrapped__(mounts, own) == cores
+
+
+def test_a_program_that_is_slow_together_runs_alone_until_it_is_not() -> None:
+    """Where others have the cores, the caller alone is faster: as long as that lasts."""
+    pool = Pool(build_pool(futex=True))
+    pool.grow(2)
+    words = aligned_words(CONTEXT_WORDS)
+    words[Word.POOL], words[Word.THREADS], words[Word.PATIENT] = pool.address, 2, 1
+    words[Word.STATUS], words[Word.ESTIMATE] = STATUS_OK, 1_000
+    counts: list[int] = []
+    slow_for = [2]
+
+    def share(context: int, tid: int, n: int) -> int:
+        if tid == 0:
+            counts.append(n)
+            if n in slow_for:
+                time.sleep(0.003)
+        return 0
+
+    kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    dispatch = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)(pool.dispatch)
+    function = kind(share)
+    run = [address(words), ctypes.cast(function, ctypes.c_void_p)]
+    for _ in range(20):
+        dispatch(*run)
+    assert counts[0] == 2 and counts[-10:] == [1] * 10
+    slow_for[:] = [1]
+    for _ in range(200):
+        dispatch(*run)
+    assert counts[-10:] == [2] * 10
+    pool.stop()

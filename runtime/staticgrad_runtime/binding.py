@@ -30,6 +30,9 @@ Shape = tuple[int, ...]
 # idle machine they made it 110.
 LEAST_GAIN_NS = 200_000
 BARRIER_NS = 500
+# And so much for each time they meet: a small loop meets hundreds of times to win little, and pays
+# for it on a busy machine.
+LEAST_GAIN_A_BARRIER_NS = 4_000
 # And as many as have so much to do each.
 LEAST_PART_NS = 8_000
 MAX_BYTES = 1 << 47  # what an address space holds; also keeps every sum inside 64 bits
@@ -188,6 +191,8 @@ def threads_for(most: int, shared_ns: float, barriers: float) -> int:
     if threads <= 1:
         return 1
     gain = shared_ns * (1 - 1 / threads) - BARRIER_NS * barriers
+    if gain < LEAST_GAIN_A_BARRIER_NS * barriers:
+        return 1
     # Threads without a core each sleep at every barrier.
     least = LEAST_GAIN_NS if threads <= workers.usable_cpus() else workers.WAKE_NS
     return threads if gain >= least else 1

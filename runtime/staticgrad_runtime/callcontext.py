@@ -118,6 +118,8 @@ class CallContext:
         self.words[Word.RELEASE_GIL] = binding.release_gil
         self.words[Word.THREADS] = binding.threads
         self.words[Word.PATIENT] = binding.patient
+        self.words[Word.ESTIMATE] = int(min(binding.ns, 1 << 60))
+        self.words[Word.TOGETHER] = self.words[Word.ALONE] = self.words[Word.SPENT] = 0
         if binding.threads > 1:
             workers = pool(binding.threads)
             self.words[Word.POOL] = workers.address

@@ -72,9 +72,14 @@ class Word(IntEnum):
     N_CELLS = 35
     SINGLE = 36  # 1 where the one output is returned bare, not in a tuple
     ARRAYS = 37  # pointer to a table of the outputs that a call has made (PyObject*)
+    # What `sg_dispatch` has measured of this binding, in ns; 0: nothing yet.
+    ESTIMATE = 38  # what one thread should take
+    TOGETHER = 39  # with all threads
+    ALONE = 40  # with the caller's alone
+    SPENT = 41  # since the slower way was last tried
 
 
-CONTEXT_WORDS = 40
+CONTEXT_WORDS = 48
 
 # Above this the GIL is released: giving it up and taking it back costs some 50 ns when nobody
 # waits, and up to a switch interval when somebody does.
