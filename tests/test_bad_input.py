@@ -6,7 +6,8 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,49 @@ def test_a_model_and_its_optimizer_are_copied_in_the_middle_of_training(copied: 
     step(twin, its_optimizer)
     assert (model.weight.numpy() != twin.weight.numpy()).any()
     assert twin.predict(np.ones((1, 3))).shape == (1, 2)
+
+
+def test_eager_gradients_of_empty_tensors_beside_full_ones() -> None:
+    a = sg.eager.zeros(3, 0, 1, dtype=sg.float64, requires_grad=True)
+    b = sg.eager.zeros(1, 0, requires_grad=True)
+    (a + b).sum().backward()
+    assert (a.grad.shape, b.grad.shape) == ((3, 0, 1), (1, 0))
+    full = sg.eager.ones(5, 2, requires_grad=True)
+    joined = sg.concat([full, sg.eager.zeros(0, 2)])
+    (joined * 2).sum().backward()
+    np.testing.assert_array_equal(full.grad.numpy(), np.full((5, 2), 2.0))
+
+
+def test_no_grad_serves_threads_and_generators_that_move_between_them() -> None:
+    switch = sg.eager.no_grad()
+    entered, left = threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    def other() -> None:
+        with sg.eager.enable_grad(), switch:
+            entered.set()
+            left.wait(10)
+            seen.append(sg.eager.is_grad_enabled())
+        seen.append(sg.eager.is_grad_enabled())
+
+    thread = threading.Thread(target=other)
+    with switch:
+        thread.start()
+        entered.wait(10)
+    assert sg.eager.is_grad_enabled()
+    left.set()
+    thread.join()
+    assert seen == [False, True]
+
+    def block() -> Iterator[None]:
+        with sg.eager.no_grad():
+            yield
+
+    begun = block()
+    starter = threading.Thread(target=lambda: next(begun))
+    starter.start()
+    starter.join()
+    begun.close()
+    assert sg.eager.is_grad_enabled()
+    with pytest.raises(sg.ArgumentTypeError, match="expected a function to decorate, got 3"):
+        sg.eager.no_grad(3)

@@ -257,6 +257,33 @@ def test_an_error_of_the_models_loss_names_its_line(cli, tmp_path):
     assert "ZeroDivisionError" in error["message"] and error["location"].endswith("model.py:21")
 
 
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ("(12, 3)).astype(float) * 1j", "input 'x': expected float32[N, 3], got complex128"),
+        ("(0, 3)).astype('float32')", "input 'x': the first batch is empty, of shape (0, 3)"),
+        ("(12, 3)).astype(str)", "input 'x': expected float32[N, 3], got <U32"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_an_error_of_the_model_file(cli, tmp_path, batch, said):
+    text = model_text().replace('(12, 3)).astype("float32")', batch)
+    text = text.replace("points.sum(1) > 0", "np.arange(len(points)) > 3")
+    error = cli.json("compare", write_model(tmp_path / "model.py", text), code=2)["error"]
+    assert error["type"] == "ModelFileError" and error["message"] == f"train_batches: {said}"
+
+
+def test_a_loss_that_gives_none_in_the_dynamic_mode_is_refused(cli, tmp_path):
+    text = model_text(both="loss=lambda x, y: None, optimizer=optimizer")
+    error = cli.json("compare", write_model(tmp_path / "model.py", text), code=2)["error"]
+    assert "must return the loss as an eager tensor, got None" in error["message"]
+
+
+def test_a_model_file_that_is_no_text_is_refused(cli, tmp_path):
+    (tmp_path / "model.py").write_bytes(bytes(range(256)))
+    error = cli.json("compare", tmp_path / "model.py", code=2)["error"]
+    assert error["type"] == "ModelFileError" and "holds null bytes" in error["message"]
+
+
 # --- agreement ------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,8 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Any:
     out_axes  where the axis stands in the results: an int, None for results that are the same for
               all items, or a tree of these above the result's tree
 
-    Nests with itself and all other transforms. Raises `ShapeError` for an axis that an argument
+    Nests with itself and all other transforms. Random numbers that `fn` draws are the same for all
+    items; draw them outside, for as many items as there are, for others. Raises `ShapeError` for an axis that an argument
     does not have and for different numbers of items, `ArgumentError` where no argument has items.
     """
     checked_function(fn, "vmap")

@@ -36,10 +36,24 @@ class _Switch:
         self, kind: type[BaseException] | None, error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:  # fmt: skip
-        self._variable.reset(self._tokens.pop())
+        # One object may serve several threads, and a generator may be closed in another thread than
+        # the one that began it: there nothing was switched, so there is nothing to restore.
+        for token in reversed(tuple(self._tokens)):
+            try:
+                self._variable.reset(token)
+            except ValueError:  # of another thread, or another task
+                continue
+            self._tokens.remove(token)
+            return
+        self._tokens.pop()
 
     def __call__(self, function: F) -> F:
         switch, value = type(self)._variable, self._value
+        if not callable(function):
+            raise ArgumentTypeError(
+                f"{type(self).__name__}: expected a function to decorate, got {function!r}; use "
+                f"`with {type(self).__name__}():` for a block"
+            )
         if inspect.isgeneratorfunction(function):
             raise ArgumentTypeError(
                 f"{type(self).__name__}: can't decorate a generator, whose body runs between other "

@@ -308,7 +308,11 @@ class Module:
                     p.grad.data.zero_()
 
     def requires_grad_(self, requires_grad: bool = True) -> Module:
-        """Sets for all parameters whether the dynamic mode records operations on them."""
+        """Freezes all parameters (False), or lets them be trained again (True).
+
+        The dynamic mode records no gradients for frozen ones. `fit` and the `minimize` of
+        optimisers leave them as they are; a program compiled before still trains what it did.
+        """
         for p in self.parameters():
             p.requires_grad = requires_grad
         return self
@@ -478,7 +482,7 @@ class Module:
                         continue
                     if value not in converted:
                         array = value.numpy().astype(wanted.numpy)
-                        converted[value] = parameter(array, trainable=value.trainable)
+                        converted[value] = _like(value, array)
                     registry[name] = converted[value]
         name_parameters(self)
 
@@ -555,7 +559,7 @@ class Module:
         for values in (self.parameters(), self.buffers()):
             for value in values:
                 if id(value) not in memo:
-                    memo[id(value)] = parameter(value.numpy(), trainable=value.trainable)
+                    memo[id(value)] = _like(value, value.numpy())
         for name, value in self.__dict__.items():
             if name != "_trainer":  # its compiled programs are the original's
                 object.__setattr__(copied, name, copy.deepcopy(value, memo))
@@ -577,6 +581,14 @@ class Module:
             return f"{type(self).__name__}({extra})"
         head = f"{type(self).__name__}({extra}" + ("," if extra else "")
         return "\n".join([head, *lines, ")"])
+
+
+def _like(value: StateParameter, array: np.ndarray[Any, Any]) -> StateParameter:
+    """State of its own with these values, trainable and frozen as the other is."""
+    made = parameter(array, trainable=value.trainable)
+    if made.requires_grad != value.requires_grad:
+        made.requires_grad = value.requires_grad
+    return made
 
 
 def _fitted(value: StateParameter, given: Any) -> np.ndarray[Any, Any]:

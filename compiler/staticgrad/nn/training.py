@@ -153,7 +153,7 @@ class Trainer:
         self._optimizer_name: str | None = None
         self._programs: dict[Any, _Sized] = {}
         self._fingerprint: Any = None
-        self._parameters: tuple[int, ...] = ()
+        self._parameters: tuple[tuple[int, bool], ...] = ()
         self._changes = 0
 
     def refresh(self, model: Module) -> None:
@@ -162,9 +162,11 @@ class Trainer:
         fingerprint = _fingerprint(model)
         if fingerprint != self._fingerprint or self._changes != taps.changes():
             self._programs.clear()
-        parameters = tuple(p.node.id for p in model.parameters())
+        parameters = tuple((p.node.id, p.requires_grad) for p in model.parameters())
         if parameters != self._parameters and self._optimizer_name is not None:
-            self.optimizer = self._optimizer_name = None  # it was made for the old parameters
+            # It was made for the old parameters; and the statistics of one that was frozen until
+            # now are behind the count of steps that Adam corrects them by.
+            self.optimizer = None
         self._fingerprint, self._parameters = fingerprint, parameters
         self._changes = taps.changes()
 
@@ -188,7 +190,7 @@ class Trainer:
             return given
         if given is None and self.optimizer is not None:
             return self.optimizer
-        name = "adam" if given is None else given
+        name = self._optimizer_name or "adam" if given is None else given
         if not isinstance(name, str):
             raise ArgumentTypeError(
                 "fit: optimizer: expected a name or an optimiser, e.g. "
@@ -256,7 +258,7 @@ def _fingerprint(model: Module) -> tuple[Any, ...]:
     found: list[Any] = []
     for path, module in model.named_modules():
         state = [*module._parameters.values(), *module._buffers.values()]
-        known = tuple(None if p is None else (p.node.id, p.trainable) for p in state)
+        known = tuple(None if p is None else (p.node.id, p.requires_grad) for p in state)
         own = tuple(
             (name, repr(value))
             for name, value in module.__dict__.items()

@@ -92,7 +92,8 @@ class Parameter(Tensor):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether the dynamic mode records operations on it. At first what `trainable` is."""
+        """False where it is frozen: `minimize` and `fit` leave it as it is, and the dynamic mode
+        records no operations on it. At first what `trainable` is."""
         return self._leaf.requires_grad if dynamic.types else self.trainable and self.dtype.is_float
 
     @requires_grad.setter
@@ -100,7 +101,8 @@ class Parameter(Tensor):
         self._leaf.requires_grad = value
 
     def requires_grad_(self, requires_grad: bool = True) -> Parameter:
-        """Sets `requires_grad`; programs compiled by `sg.compile` don't ask for it."""
+        """Sets `requires_grad`: False freezes. A program compiled before still trains what it did;
+        `sg.gradients(loss, p)` gives the gradient of a frozen one too."""
         self._leaf.requires_grad = requires_grad
         return self
 

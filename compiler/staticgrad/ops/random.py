@@ -48,6 +48,7 @@ Array = np.ndarray[Any, Any]
 
 _SOURCE = "Salmon et al. 2011, Parallel Random Numbers: As Easy as 1, 2, 3 (Philox-4x32-10)"
 ROUNDS = 10
+CHUNK = 1 << 15  # elements that NumPy draws at once: ten rounds of them stay in the cache
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after each round
 SITES = 2**32 - 2  # the two above are reserved
@@ -82,15 +83,20 @@ def _reference_row(
     state: Any, site: int, shape: tuple[int, ...], dtype: DType, word: int
 ) -> Array:  # fmt: skip
     seed, step = (int(s) for s in state)
-    element = np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)
-    high = (element >> np.uint64(32)).astype(np.uint32) ^ np.uint32((step >> 32 << 8) % 2**32)
-    words = philox(
-        (element.astype(np.uint32), high, np.uint32(site), np.uint32(step % 2**32)),
-        (seed % 2**32, seed >> 32),
-    )
-    if dtype == uint32:
-        return words[word]
-    return words[word] | words[word + 1].astype(np.uint64) << np.uint64(32)
+    count = math.prod(shape)
+    found = np.empty(count, dtype.numpy)
+    for start in range(0, count, CHUNK):
+        element = np.arange(start, min(start + CHUNK, count), dtype=np.uint64)
+        high = (element >> np.uint64(32)).astype(np.uint32) ^ np.uint32((step >> 32 << 8) % 2**32)
+        words = philox(
+            (element.astype(np.uint32), high, np.uint32(site), np.uint32(step % 2**32)),
+            (seed % 2**32, seed >> 32),
+        )
+        piece: Array = words[word]
+        if dtype != uint32:
+            piece = piece | words[word + 1].astype(np.uint64) << np.uint64(32)
+        found[start : start + CHUNK] = piece
+    return found.reshape(shape)
 
 
 # --- Philox in kernel IR --------------------------------------------------------------------------

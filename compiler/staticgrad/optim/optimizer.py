@@ -332,9 +332,10 @@ class Optimizer:
         `parameters` (default: all) are some of this optimiser's. `clip_norm` scales all gradients
         together to at most this norm, `clip_value` holds their elements between -value and value,
         in that order. A parameter that the loss does not depend on is a `DifferentiationError`;
-        with `unreachable="zeros"` its gradient is 0.
+        with `unreachable="zeros"` its gradient is 0. Parameters that are frozen when this is called
+        (`requires_grad` False) are left out: neither decay nor momentum moves them.
         """
-        chosen = self._chosen(parameters)
+        chosen = self._unfrozen(self._chosen(parameters))
         if self._stand_ins:
             raise ArgumentError(
                 f"{type(self).__name__}.minimize: this optimiser's parameters are eager tensors; "
@@ -369,6 +370,15 @@ class Optimizer:
                     f"{type(self).__name__}: {_label(p)} is not among this optimiser's parameters"
                 )
         return given
+
+    def _unfrozen(self, parameters: list[Parameter]) -> list[Parameter]:
+        found = [p for p in parameters if p.requires_grad]
+        if parameters and not found:
+            raise ArgumentError(
+                f"{type(self).__name__}.minimize: all parameters are frozen (requires_grad is "
+                "False), so there is nothing to train; p.requires_grad_(True) unfreezes one"
+            )
+        return found
 
     def apply_gradients(self, grads: Iterable[Any]) -> Updates:
         """One step along given gradients: one for each of `parameters`, in order, or pairs
