@@ -58,3 +58,16 @@ def test_a_declared_size_gives_the_bits_of_a_symbolic_one(last: int, dtype: str)
             outputs += [sg.softmax(x, axis=2), sg.logsumexp(x, axis=2), sg.var(x, axis=2)]
         bits.append([y.tobytes() for y in sg.compile([x], outputs)(a)])
     assert bits[0] == bits[1]
+
+
+def test_reductions_of_no_elements_compile() -> None:
+    x = sg.input("x", ("N", 0, "M"))
+    assert (
+        sg.compile([x], sg.sum(x, axis=(0, 1)))(np.ones((2, 0, 3), "float32")).tolist() == [0] * 3
+    )
+    y = sg.input("y", (3, 1, 0, 1))
+    gradient = sg.gradients(sg.sum(sg.std(y, axis=(1, 2, 3))), y)
+    assert sg.compile([y], gradient)(np.ones((3, 1, 0, 1), "float32")).shape == (3, 1, 0, 1)
+    both = sg.grad(lambda a, b: sg.sum(sg.minimum(a, b)), argnums=(0, 1))
+    a, b = sg.vmap(both, in_axes=(None, 3))(np.ones(1, "f4"), np.ones((0, 1, 1, 3), "f4"))
+    assert a.tolist() == [[0.0]] * 3 and b.shape == (3, 0, 1, 1)

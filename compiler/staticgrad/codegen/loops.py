@@ -219,6 +219,9 @@ class KernelEmitter(ValueEmitter):
     def _serial_loop(self, loop: Loop) -> None:
         begin, end = self._bounds(loop)
         inits = [self.value(c.init) for c in loop.carries]
+        if loop.extent == 0:  # of no elements stores need not even have a place of their own
+            self.scopes[-1].names.update(zip((c.name for c in loop.carries), inits))
+            return
         lanes = self.lanes if self.vector_var is not None else 1
         carried = []
         for lane in inits:

@@ -53,7 +53,9 @@ class ReduceEmitter:
 
     def run(self) -> None:
         em, s = self.em, self.s
-        if not s.vector and self._small():
+        if product(s.extents) == 0:
+            results = self._identities(1 if s.vector else self.lanes)
+        elif not s.vector and self._small():
             results = self._unrolled(list(s.vars), self._identities(self.lanes))
         elif len(s.vars) == 1:
             results = self._one_axis()
