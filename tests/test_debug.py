@@ -292,6 +292,7 @@ def test_taps_go_when_they_are_cleared_and_when_the_tensor_goes() -> None:
         (lambda t: sg.debug.print(t, format=".3q"), r"the format '.3q' of float32"),
         (lambda t: sg.debug.print(t, file="x"), "file must be open for writing, got 'x'"),
         (lambda t: sg.debug.print(t, 3), "label must be a str"),
+        (lambda t: sg.debug.print("loss: {}", t), r"comes first.*sg.debug.print\(x, 'loss'\)"),
         (lambda t: sg.debug.clear(3), "expected a tensor"),
     ],
 )
@@ -299,3 +300,76 @@ def test_wrong_use_names_the_line(call: Any, message: str) -> None:
     with pytest.raises(sg.StaticgradError, match=message) as error:
         call(sg.input("x", (3,)))
     assert "test_debug.py" in str(error.value)
+
+
+# --- under vmap -----------------------------------------------------------------------------------
+
+
+def _seen_by(fn: Any, *args: Any) -> list[Any]:
+    """What `tapped` values inside were, in order."""
+    found: list[Any] = []
+    fn(lambda t: sg.debug.tap(t, lambda a: found.append(a.tolist())))(*args)
+    return found
+
+
+def test_vmap_shows_the_rows_of_a_value_that_no_result_needs() -> None:
+    def f(tap: Any) -> Any:
+        def item(x: Any) -> Any:
+            tap(x * 3)
+            return x
+
+        return item
+
+    assert _seen_by(lambda tap: sg.vmap(f(tap)), np.arange(3.0)) == [[0, 3, 6]]
+    table = np.arange(4.0).reshape(2, 2)
+    assert _seen_by(lambda tap: sg.vmap(sg.vmap(f(tap))), table) == [[[0, 3], [6, 9]]]
+    graded = _seen_by(lambda tap: sg.grad(lambda x: sg.sum(sg.vmap(f(tap))(x))), np.ones(2))
+    assert graded == [[3, 3]]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_vmap_of_scan_shows_the_rows_of_each_step(reverse: bool) -> None:
+    def f(tap: Any) -> Any:
+        def step(c: Any, x: Any) -> Any:
+            tap(c * 2)
+            return c + x, None
+
+        return lambda c, xs: sg.scan(step, c, xs, reverse=reverse)[0]
+
+    start, xs = np.array([0.0, 10.0]), np.arange(6.0).reshape(2, 3)
+    carry, expected = start, []
+    for x in xs.T[::-1] if reverse else xs.T:
+        expected.append((2 * carry).tolist())
+        carry = carry + x
+    assert _seen_by(lambda tap: sg.vmap(f(tap)), start, xs) == expected
+    nested = [np.array(e) + 2 * xs.sum(1) * i for i in range(2) for e in expected]
+    twice = _seen_by(
+        lambda tap: sg.vmap(lambda c, x: sg.fori_loop(0, 2, lambda _, c: f(tap)(c, x), c)),
+        start, xs,
+    )  # fmt: skip
+    np.testing.assert_allclose(twice, nested)
+
+
+def test_scan_of_vmap_shows_the_rows_of_each_step() -> None:
+    def f(tap: Any) -> Any:
+        def item(x: Any) -> Any:
+            tap(x * 3)
+            return x + 1
+
+        return lambda c: sg.scan(lambda c, _: (sg.vmap(item)(c), None), c, None, length=2)[0]
+
+    def program(tap: Any) -> Any:
+        return sg.jit(f(tap))
+
+    assert _seen_by(program, np.arange(3.0)) == [[0, 3, 6], [3, 6, 9]]
+    rows = np.arange(4.0).reshape(2, 2)
+    batched = _seen_by(lambda tap: sg.vmap(f(tap)), rows)
+    np.testing.assert_array_equal(batched, [rows * 3, rows * 3 + 3])
+
+
+def test_vmap_in_a_branch_can_not_be_watched() -> None:
+    def branch(x: Any) -> Any:
+        return sg.vmap(lambda v: sg.debug.tap(v * 3, print))(x)
+
+    with pytest.raises(sg.UnsupportedError, match="can't watch a value inside"):
+        sg.jit(lambda x: sg.cond(x[0] > 0, branch, branch, x))(np.ones(2))

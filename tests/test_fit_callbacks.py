@@ -288,7 +288,8 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda m: m.fit(X, Y, loss="mse", optimizer=sg.optim.SGD), "expected a name or an optimiser"
     ),
     "optimizer of another model": (
-        lambda m: m.fit(X, Y, loss="mse", optimizer=sgd(linear())), "does not depend on"
+        lambda m: m.fit(X, Y, loss="mse", optimizer=sgd(linear())),
+        "this SGD was made for other parameters",
     ),
     "metric": (lambda m: m.fit(X, Y, loss="mse", metrics=["auc"]), "there is no metric 'auc'; the"),
     "metric kind": (lambda m: m.fit(X, Y, loss="mse", metrics=[3]), "expected names or functions"),

@@ -316,7 +316,6 @@ def test_a_hint_is_for_a_name_that_is_missing() -> None:
         (eager, "jit", "use sg.jit, which serves both modes"),
         (eager, "nothing", "sg.eager has no attribute 'nothing'"),
         (sg.nn, "Dense", "use sg.nn.Linear(in_features, out_features)"),
-        (sg.nn, "utils", "use sg.optim.clip_by_global_norm"),
         (sg.ones(3), "at", "use sg.where(mask, new, x)"),
         (sg.ones(3), "nothing", "a static tensor has no attribute 'nothing'"),
         (eager.ones(3), "norm", "use sg.sqrt(sg.sum(x * x))"),

@@ -265,7 +265,7 @@ def _one_scan(
     results: Any = make("scan", (*first, *xs, *captured), attrs).results
     last = len(first) + len(ys)
     for stacked, (_, tap) in zip(results[last:], watched):
-        taps.add(stacked, _each_row(tap.run, reverse))
+        taps.add(stacked, taps.EachStep(tap.run, bool(reverse)))
     return list(results[: len(first)]), list(results[len(first) : last]), y_form
 
 
@@ -288,16 +288,6 @@ def _scan_body(
         return inputs, found, y_form
 
     return attempt
-
-
-def _each_row(run: Callable[[Any], Any], reverse: bool) -> Callable[[Any], None]:
-    """An effect on what all iterations gave: that of each, in the order in which they ran."""
-
-    def each(stacked: Any) -> None:
-        for row in stacked[::-1] if reverse else stacked:
-            run(row)
-
-    return each
 
 
 def _unwatched(what: str, seen: Sequence[tuple[Value, taps.Tap]], inputs: Sequence[Value]) -> None:

@@ -32,7 +32,9 @@ class _Custom:
         given = (nondiff_argnums,) if isinstance(nondiff_argnums, int) else tuple(nondiff_argnums)
         functools.update_wrapper(self, fn, updated=())
         self.fn = fn
-        self._call = Traced(fn, self._build, label=self.kind, static_argnums=given)
+        self._call = Traced(
+            fn, self._build, label=self.kind, static_argnums=given, is_operation=True
+        )
         self._fixed = sorted(self._call.static_positions)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:

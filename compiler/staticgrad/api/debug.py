@@ -46,21 +46,32 @@ def tap(t: Tensor, fn: Callable[[Array], Any]) -> Tensor:
 
 
 @public
-def print(t: Tensor, label: str = "", *, format: str = "", file: TextIO | None = None) -> Tensor:
+def print(t: Tensor, label: Any = "", *, format: str = "", file: TextIO | None = None) -> Tensor:
     """Prints `t` after each call of a program that computes it; returns `t`.
 
         model.py:12 h: float32[2, 3]
         [[0.1  0.25 0.  ]
          [0.   1.5  2.  ]]
 
-    The line is that of this call, `label` by default the name of an input or a parameter, else the
+    The line is that of this call, `label` (a str) by default the name of an input or a parameter, else the
     operation. `format` is a format of single numbers, such as ".3f"; without it and for how much of
     a large array is shown NumPy's print options hold. `file` is standard output by default.
 
+    In the body of a `scan` it prints at each step, under `vmap` all rows at once; in that of a
+    `cond`, a `switch` or a `while_loop` it is refused.
+
     Raises `ArgumentTypeError` where `t` is no tensor, `ArgumentError` for a format that its dtype
-    does not take.
+    does not take, `UnsupportedError` where it is refused.
     """
+    if isinstance(t, str) and (isinstance(label, Tensor) or dynamic.is_tensor(label)):
+        raise ArgumentTypeError(
+            "debug.print: the tensor comes first, then its label: "
+            f"sg.debug.print(x, {t.replace('{}', '').strip(' :=') or 'x'!r}); the values follow the "
+            "label, format=\".3f\" formats each number"
+        )
     _check_tensor(t, "debug.print")
+    if not isinstance(label, str):
+        raise ArgumentTypeError(f"debug.print: label must be a str, got {shown(label)}")
     if file is not None and not callable(getattr(file, "write", None)):
         raise ArgumentTypeError(f"debug.print: file must be open for writing, got {shown(file)}")
     try:

@@ -22,6 +22,7 @@ from staticgrad.ops import leaves as graph_leaves
 from staticgrad.ops.convert import as_tensor, constant_array
 from staticgrad.ops.public import dynamic, public, shown
 from staticgrad.ops.tensor import Tensor
+from staticgrad.ops.values import is_known, known_values
 from staticgrad.ops.weak import weak_type
 
 from . import pytree
@@ -62,7 +63,10 @@ class Traced:
     def __init__(
         self, fn: Callable[..., Any], build: Callable[..., Any], *, label: str = "jit",
         static_argnums: Sequence[int] = (), static_argnames: Sequence[str] = (),
+        is_operation: bool = False,
     ) -> None:  # fmt: skip
+        # An operation builds graph on constants too, as sg.sin does; a transform computes.
+        self.is_operation = is_operation
         functools.update_wrapper(self, fn, updated=())
         self.__name__: str = getattr(fn, "__name__", type(fn).__name__)
         self.fn, self.build, self.label = fn, build, label
@@ -107,8 +111,13 @@ class Traced:
     @public
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, form = pytree.flatten(self._mark_static(args, kwargs))
-        if tracing() or any(isinstance(v, Value) for v in leaves):
+        if tracing():
             return self.build(*args, **kwargs)
+        if any(isinstance(v, Value) for v in leaves):
+            evaluated = None if self.is_operation else _evaluated(leaves)
+            if evaluated is None:
+                return self.build(*args, **kwargs)
+            leaves = evaluated
         known = self._known_for(form, leaves)
         if known is not None:
             return _run(*known)
@@ -386,6 +395,16 @@ def _inputs_of(
 _traced_ids: set[int] = set()
 
 
+def _evaluated(leaves: Sequence[Any]) -> list[Any] | None:
+    """The leaves with arrays in place of tensors that follow from constants, such as random keys;
+    None where there are others, which belong to a graph that is being declared."""
+    tensors = [v for v in leaves if isinstance(v, Value)]
+    if not all(map(is_known, tensors)):
+        return None
+    values = iter(known_values(tensors))
+    return [next(values) if isinstance(v, Value) else v for v in leaves]
+
+
 def _reads_others(inputs: Sequence[Value], outputs: Sequence[Value]) -> bool:
     """Whether outputs depend on inputs of a graph that is being declared around the call."""
     own = {v.node for v in inputs}
@@ -459,7 +478,8 @@ def jit(
     its size is read. Variables from outside that the function reads are watched: when one is bound
     to something else, it is traced again. `fn.explain_cache()` tells each trace and its reason.
 
-    Called with tensors of a graph, or inside another transform, it builds graph. Raises
+    Called with tensors of a graph, or inside another transform, it builds graph; tensors that
+    follow from constants alone, such as `sg.random.key(0)`, are taken as arrays. Raises
     `ArgumentTypeError` for arguments and results that are neither arrays nor trees of them, and
     what the function raises.
     """

@@ -17,6 +17,7 @@ from staticgrad.ir.errors import ArgumentTypeError
 from staticgrad.ir.node import Value
 from staticgrad.ops.convert import constant_array
 from staticgrad.ops.public import dynamic, public
+from staticgrad.ops.values import is_known
 
 from . import pytree
 from .arguments import (
@@ -107,7 +108,10 @@ def _value_and_grad(fn: Function, argnums: Any, has_aux: bool, label: str) -> Fu
 
 def builds_graph(values: Any) -> bool:
     """Whether a transform called with these arguments adds to a graph that is being built."""
-    return tracing() or any(isinstance(v, Value) for v in pytree.leaves(values))
+    if tracing():
+        return True
+    # What follows from constants alone has a value: it is taken as an array.
+    return not all(is_known(v) for v in pytree.leaves(values) if isinstance(v, Value))
 
 
 def split_all(fn: Function, primals: tuple[Any, ...], label: str) -> Split:

@@ -8,6 +8,7 @@ from typing import Any
 from staticgrad.autodiff.batching import batched
 from staticgrad.ir.dim import DimLike, equal_dims
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, ShapeError
+from staticgrad.ops import taps
 from staticgrad.ops.convert import as_tensor
 from staticgrad.ops.leaves import input as graph_input
 from staticgrad.ops.public import public, shown
@@ -33,8 +34,9 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Any:
               all items, or a tree of these above the result's tree
 
     Nests with itself and all other transforms. Random numbers that `fn` draws are the same for all
-    items; draw them outside, for as many items as there are, for others. Raises `ShapeError` for an axis that an argument
-    does not have and for different numbers of items, `ArgumentError` where no argument has items.
+    items; for others draw them outside, as many as there are items. Raises `ShapeError` for an axis
+    that an argument does not have and for different numbers of items, `ArgumentError` where no
+    argument has items.
     """
     checked_function(fn, "vmap")
     _check_axes(in_axes, "in_axes")
@@ -60,9 +62,13 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Any:
             replaced[item] = many
             given.append(item)
         one = pytree.unflatten(forms, given)
-        outputs, form, out_names = output_leaves(fn(*one[0], **one[1]), "vmap")
+        with taps.of_body() as seen:
+            outputs, form, out_names = output_leaves(fn(*one[0], **one[1]), "vmap")
         places = pytree.prefix_leaves(out_axes, form, _is_axis, "vmap: out_axes")
-        found = batched(outputs, replaced, size)
+        # What is watched is batched too, whether or not a result needs it.
+        found = batched([*outputs, *(v for v, _ in seen)], replaced, size)
+        same = [pair for pair, (_, many) in zip(seen, found[len(outputs) :]) if not many]
+        taps.pass_on(same)
         results = [
             _placed(t, many, axis, size, name)
             for (t, many), axis, name in zip(found, places, out_names)

@@ -42,7 +42,7 @@ def batched(
             results = _rebuild(node, flags, found, size)
         for r, many in zip(node.results, results):
             found.setdefault(r, many)
-            taps.carry(r, many)
+            taps.carry(r, many, rows=True)
     return [(found[v], True) if v in found else (v, False) for v in outputs]
 
 

@@ -28,11 +28,15 @@ from .creation import (
     ones,
     ones_like,
     rand,
+    rand_like,
+    randint,
     randn,
+    randn_like,
     tensor,
     zeros,
     zeros_like,
 )
+from .display import array_text as array_text
 from .functions import call_graph, is_tensor, meant
 from .gradient_tape import GradientTape, Variable
 from .mode import (
@@ -44,7 +48,9 @@ from .mode import (
     set_detect_anomaly,
     set_grad_enabled,
 )
+from .parameters import eager_of as eager_of
 from .parameters import leaf_of
+from .static_values import value_of as value_of
 from .tensor import Tensor
 
 dynamic.types = frozenset((Tensor, Variable))
@@ -84,7 +90,10 @@ __all__ = [
     "ones",
     "ones_like",
     "rand",
+    "rand_like",
+    "randint",
     "randn",
+    "randn_like",
     "set_detect_anomaly",
     "set_grad_enabled",
     "tensor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from staticgrad.ops import creation, random
 from staticgrad.ops.convert import to_array
 from staticgrad.ops.leaves import Parameter
 from staticgrad.ops.public import dynamic, public
+from staticgrad.ops.tensor import Tensor as GraphTensor
 
 from .dispatch import call
 from .methods import set_requires_grad
+from .static_values import value_of
 from .tensor import Tensor
 
 
@@ -27,6 +30,13 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: An
     """
     _check_device(device)
     wanted = None if dtype is None else as_dtype(dtype)
+    if isinstance(data, Parameter) and data.trainable:
+        warnings.warn(
+            "eager.tensor(parameter) copies the values and cuts them off the parameter: no "
+            "gradient reaches it. In an operation use the parameter itself; for a copy that is "
+            "meant, eager.tensor(parameter.numpy())",
+            stacklevel=3,
+        )
     array = to_array(_values(data), wanted)
     return set_requires_grad(Tensor(np.array(array, order="C", copy=True)), requires_grad)
 
@@ -35,11 +45,21 @@ def _values(data: Any) -> Any:
     """Tensors in nested lists as their values; one tensor as its array."""
     if isinstance(data, Parameter):
         return data.numpy()
+    if isinstance(data, GraphTensor):
+        return value_of(data)._array
     if dynamic.is_tensor(data):
         return data.detach()._array
-    if isinstance(data, (list, tuple)) and dynamic.among(data):
+    if isinstance(data, (list, tuple)) and _has_tensors(data):
         return np.array([_values(d) for d in data])
     return data
+
+
+def _has_tensors(data: Any) -> bool:
+    return any(
+        _has_tensors(d) if isinstance(d, (list, tuple))
+        else isinstance(d, GraphTensor) or dynamic.is_tensor(d)
+        for d in data
+    )  # fmt: skip
 
 
 def _check_device(device: Any) -> None:
@@ -168,7 +188,31 @@ def randn(*size: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     return _made(random.normal, (_shape(size),), keywords)
 
 
+@public
+def rand_like(x: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """Uniform numbers in [0, 1), of the shape and dtype of `x`."""
+    return rand(x.shape, dtype=x.dtype if dtype is None else dtype, requires_grad=requires_grad)
+
+
+@public
+def randn_like(x: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """Normal numbers, of the shape and dtype of `x`."""
+    return randn(x.shape, dtype=x.dtype if dtype is None else dtype, requires_grad=requires_grad)
+
+
+@public
+def randint(low: int, high: Any = None, size: Any = None, *, dtype: Any = "int64") -> Tensor:
+    """Integers in [low, high), or in [0, low) as `randint(high, size)`, of a shape."""
+    if size is None and isinstance(high, (tuple, list)):
+        low, high, size = 0, low, high
+    elif high is None:
+        low, high = 0, low
+    if size is None:
+        raise ArgumentTypeError("randint: expected a size, as in randint(0, 10, (2, 3))")
+    return call(random.randint, (low, high, _shape((size,))), {"dtype": dtype})  # type: ignore[no-any-return]
+
+
 __all__ = [
     "arange", "as_tensor", "empty", "eye", "from_numpy", "full", "linspace", "ones", "ones_like",
-    "rand", "randn", "tensor", "zeros", "zeros_like",
+    "rand", "rand_like", "randint", "randn", "randn_like", "tensor", "zeros", "zeros_like",
 ]  # fmt: skip

@@ -17,11 +17,9 @@ from staticgrad_runtime.state import StateCell
 from staticgrad.ir.dim import Shape, as_shape
 from staticgrad.ir.dtype import integer_range, weak_scalar_dtype
 from staticgrad.ir.errors import ArgumentTypeError, StaticgradError
-from staticgrad.ir.graph import reachable
 from staticgrad.ir.node import Value
 from staticgrad.ops import arithmetic, comparison, random, searching, selection
 from staticgrad.ops.convert import to_array
-from staticgrad.ops.interpret import run_graph
 from staticgrad.ops.leaves import Parameter, state_of
 from staticgrad.ops.leaves import input as declare
 from staticgrad.ops.public import dynamic, locate, shown
@@ -31,8 +29,11 @@ from .mode import recording
 from .parameters import eager_of, leaf_of
 from .program import Bound, Program, rebuilt, statically, updates_of
 from .signature import Signature, symbolic_shapes
+from .static_values import value_of
 from .tape import record, recorded, results_of
 from .tensor import Array, Tensor, wrapped
+from .views import FUNCTIONS as VIEWS
+from .views import note_copy, view_of
 
 # Calls and traced functions that are remembered; what is forgotten is traced again, and its object
 # code comes from the disk.
@@ -184,7 +185,7 @@ class _Arguments:
             key.append(a.dtype)
             key.append(a.tobytes())
         elif isinstance(a, GraphTensor):
-            self._tensor(Tensor(_value_of(a)))
+            self._tensor(value_of(a))
         else:
             try:
                 hash(a)
@@ -223,22 +224,6 @@ def _placed(a: Any, inputs: Iterator[Any]) -> Any:
     return a
 
 
-def _value_of(t: GraphTensor) -> Array:
-    """The value of a static tensor that depends on constants alone (`sg.zeros((2, 3))`)."""
-    for node in reachable((t,)):
-        if node.op in ("input", "state"):
-            what = f"the input {node.attrs['name']!r}" if node.op == "input" else "state"
-            raise ArgumentTypeError(
-                f"a static tensor ({t!r}), which depends on {what}, met a tensor of the dynamic "
-                "mode: it has no value before its graph is compiled and called. Use one mode in "
-                "one computation: eager.tensor(...) in place of sg.input"
-            )
-    from staticgrad.ir.graph import Graph
-
-    (array,), _ = run_graph(Graph((), (t,)), ())
-    return np.array(array, order="C")
-
-
 def weak_number(value: Any, like: Signature) -> Array | None:
     """A Python number beside a tensor as a 0-d array of the dtype that it takes; None for other
     values, and where it does not fit, which the traced function then says."""
@@ -260,6 +245,23 @@ def weak_number(value: Any, like: Signature) -> Array | None:
 
 def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs a public function on eager tensors, and records it where a gradient is wanted."""
+    if function in VIEWS and args and args[0].__class__ is Tensor:
+        return _viewed(function, args, kwargs)
+    return _called(function, args, kwargs)
+
+
+def _viewed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call of a function that gives a view of its first argument."""
+    t, *rest = args
+    view = VIEWS[function]
+    if t._node is None or not _recording():
+        found = view_of(view, t, rest, kwargs)
+        return _called(function, args, kwargs) if found is None else found
+    result = _called(function, args, kwargs)
+    return note_copy(result, t, lambda a: view(a, *rest, **kwargs))  # type: ignore[arg-type, return-value]
+
+
+def _called(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if len(args) == 1 and not kwargs and args[0].__class__ is Tensor:
         (t,) = args
         found = _calls.get((function, t._sig))
@@ -367,9 +369,9 @@ def _created(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     """The call of a function without tensors (zeros, arange): its constants as eager tensors."""
     result = statically(function)(*args, **kwargs)
     if isinstance(result, GraphTensor) and not isinstance(result, Parameter):
-        return Tensor(_value_of(result))
+        return value_of(result)
     if isinstance(result, (tuple, list)) and any(isinstance(r, GraphTensor) for r in result):
-        return type(result)(Tensor(_value_of(r)) for r in result)
+        return type(result)(value_of(r) for r in result)
     return result
 
 
@@ -432,6 +434,22 @@ def _compiled(
         _calls.clear()
     _calls[key] = found
     return found
+
+
+def run_exactly(function: Any, args: tuple[Any, ...]) -> Any:
+    """A call by a program for these sizes alone."""
+    arguments = _Arguments(function, args, {})
+    key = tuple(arguments.key)
+    found = _calls.get(key)
+    if found is None:
+        sigs = tuple(t._sig for t in arguments.tensors)
+        shapes = [s.shape for s in sigs]
+        found = _at_sizes(function, args, {}, sigs, arguments.params, key, shapes, exact=True)
+        assert found is not None
+        if len(_calls) >= _CALLS:
+            _calls.clear()
+        _calls[key] = found
+    return run(found, arguments.tensors)
 
 
 def _at_sizes(

@@ -29,12 +29,13 @@ from staticgrad.ops.tensor import Tensor as GraphTensor
 
 from .dispatch import call
 from .display import array_text
-from .mode import no_grad, recording
+from .mode import no_grad, recording, tapes
 from .parameters import leaf_of
+from .static_values import value_of
 from .tape import Leaf, number, walk
 from .tensor import Array, Tensor
 
-_active: ContextVar[tuple[GradientTape, ...]] = ContextVar("gradient_tapes", default=())
+_active: ContextVar[tuple[GradientTape, ...]] = tapes
 
 
 @public_class
@@ -106,6 +107,27 @@ class Variable:
             )
         self._value = Tensor(array.copy())
         return self
+
+    def overwrite(self, array: Array) -> None:
+        """Takes over an array of the same type as the value."""
+        self._value = Tensor(array.copy())
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that `backward` in a tape's block has added up, None before the first."""
+        return self._leaf.grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        own = self._value._sig
+        if value is not None and (not isinstance(value, Tensor) or value._sig is not own):
+            came = value.type if isinstance(value, Tensor) else type(value).__name__
+            raise ArgumentTypeError(f"grad must be of type {self.type} or None, got {came}")
+        self._leaf.grad = value
+
+    def detach(self) -> Tensor:
+        """The present value, which no tape watches."""
+        return Tensor(self._value._array)
 
     def assign_add(self, delta: Any) -> Variable:
         """`self + delta` as the new value."""
@@ -304,8 +326,9 @@ class GradientTape:
         spans = [(a, b) for a, b in self._spans]
 
         def within(serial: int) -> bool:
-            return any(a < serial < b for a, b in spans)
+            return serial >= fresh or any(a < serial < b for a, b in spans)
 
+        targets, fresh = self._present(targets)
         nodes = [self._node_of(s) for s in sources]
         given = list(_flat(weights)) if weights is not None else [None] * len(targets)
         if len(given) != len(targets):
@@ -318,7 +341,7 @@ class GradientTape:
             t = t.value() if isinstance(t, Variable) else t
             node = self._node_of(t) if isinstance(t, Tensor) else None
             if node is None:
-                if not isinstance(t, (Tensor, GraphTensor)):
+                if not isinstance(t, Tensor):
                     raise ArgumentTypeError(
                         f"gradient: the target must be an eager tensor, got {type(t).__name__}"
                     )
@@ -332,6 +355,17 @@ class GradientTape:
         found = iter(walk(roots, seeds, create=create, keep=True, targets=wanted, within=within))
         grads = [None if n is None else next(found) for n in nodes]
         return [g if g is None or create else Tensor(g.copy()) for g in grads]
+
+    def _present(self, targets: list[Any]) -> tuple[list[Any], float]:
+        """Targets that are static tensors by their values, and the number of the first node of the
+        tape that this made: they were declared while the tape recorded."""
+        if not any(isinstance(t, GraphTensor) for t in targets):
+            return targets, np.inf
+        token, first = tapes.set((*tapes.get(), self)), number()
+        try:
+            return [value_of(t) if isinstance(t, GraphTensor) else t for t in targets], first
+        finally:
+            tapes.reset(token)
 
     @public
     def jacobian(self, target: Any, sources: Any, unconnected_gradients: str = "none") -> Any:

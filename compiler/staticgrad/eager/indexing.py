@@ -14,15 +14,16 @@ import numpy as np
 from staticgrad.ir.errors import ArgumentTypeError, ShapeError
 from staticgrad.ops.convert import astype, to_array
 from staticgrad.ops.indexing import take
-from staticgrad.ops.public import public
-from staticgrad.ops.selection import where
+from staticgrad.ops.public import dynamic, public
 from staticgrad.ops.shape import broadcast_to, reshape
 from staticgrad.ops.tensor import Tensor as GraphTensor
 
 from .dispatch import call
 from .inplace import become, check_changeable
 from .mode import recording
+from .parameters import eager_of
 from .tensor import Tensor
+from .views import merged, note_copy, written
 
 _BASIC = (int, slice, type(None), type(Ellipsis))
 _static_getitem = vars(GraphTensor)["__getitem__"]
@@ -91,7 +92,8 @@ def _indexed(self: Tensor, key: Any) -> Tensor:
     view = np.asarray(_check(self, (*index, Ellipsis) if Ellipsis not in index else index))
     if self._node is None or not recording.get():
         return Tensor(view, self.shared())
-    return _selected(self, index)
+    full = index if Ellipsis in index else (*index, Ellipsis)
+    return note_copy(_selected(self, index), self, lambda a: a[full])  # type: ignore[no-any-return]
 
 
 def _check_masks(t: Tensor, key: Any) -> None:
@@ -152,7 +154,9 @@ def setitem(self: Tensor, key: Any, value: Any, /) -> None:
     check_changeable(self)
     parts = tuple(p._array if isinstance(p, Tensor) else p for p in _parts(key))
     _check_masks(self, key)
-    if not isinstance(value, Tensor):
+    if isinstance(value, GraphTensor) or dynamic.is_tensor(value):
+        value = eager_of(value, "x[...] = v")
+    else:
         value = Tensor(to_array(value, self._sig.dtype))
     target = np.asarray(_check(self, parts))
     try:
@@ -169,6 +173,7 @@ def setitem(self: Tensor, key: Any, value: Any, /) -> None:
             self._array[parts] = array
 
         self.change(write)
+        written(self)
         return
     if self._array.dtype.kind != "f":
         raise ArgumentTypeError(f"x[...] = v: {self.type} holds no values with a gradient")
@@ -179,13 +184,7 @@ def setitem(self: Tensor, key: Any, value: Any, /) -> None:
     source = np.zeros(self.shape, np.int64)
     source[parts] = np.arange(target.size).reshape(places[parts].shape)
     spread = broadcast_to(astype(value, self.dtype), target.shape) if target.size else value
-    become(self, call(_merged, (self, spread, Tensor(mask), Tensor(source)), {}), "x[...] = v")
-
-
-def _merged(x: Any, value: Any, mask: Any, source: Any) -> Any:
-    """Traced: `value` at the places of the mask, `x` elsewhere."""
-    flat = take(reshape(value, (-1,)), reshape(source, (-1,)), axis=0)
-    return where(mask, reshape(flat, x.shape), x)
+    become(self, call(merged, (self, spread, Tensor(mask), Tensor(source)), {}), "x[...] = v")
 
 
 def attach() -> None:

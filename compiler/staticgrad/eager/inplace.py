@@ -10,18 +10,21 @@ from staticgrad.ir.errors import DifferentiationError, DTypeError, ShapeError
 from staticgrad.ops import arithmetic, exponential, rounding, selection, trigonometric
 from staticgrad.ops.activation import relu, sigmoid
 from staticgrad.ops.convert import to_array
-from staticgrad.ops.public import public
+from staticgrad.ops.public import dynamic, public
+from staticgrad.ops.tensor import Tensor as GraphTensor
 
 from . import operators  # noqa: F401  # attaches what is used below
 from .dispatch import call
 from .mode import no_grad, recording
+from .parameters import eager_of
 from .tape import Leaf, Node
 from .tensor import Tensor
+from .views import leaf_below, written
 
 
 def check_changeable(t: Tensor) -> None:
     """Refuses a leaf that requires a gradient, where operations are recorded."""
-    if t._node.__class__ is Leaf and recording.get():
+    if recording.get() and (t._node.__class__ is Leaf or leaf_below(t)):
         raise DifferentiationError(
             "a leaf that requires a gradient can't be changed in place where operations are "
             "recorded: its gradient would be that of values which are gone. Do it under "
@@ -48,6 +51,7 @@ def become(t: Tensor, result: Tensor, what: str) -> Tensor:
     t.overwrite(result._array)
     if recording.get():
         t._node = node
+    written(t)
     return t
 
 
@@ -110,6 +114,7 @@ def fill_(self: Tensor, value: Any) -> Tensor:
     self.change(lambda: self._array.fill(array))
     if recording.get():
         self._node = None
+    written(self)
     return self
 
 
@@ -123,7 +128,9 @@ def zero_(self: Tensor) -> Tensor:
 def copy_(self: Tensor, source: Any) -> Tensor:
     """Takes over the values of `source`, broadcast and converted to this tensor's dtype."""
     check_changeable(self)
-    if not isinstance(source, Tensor):
+    if isinstance(source, GraphTensor) or dynamic.is_tensor(source):
+        source = eager_of(source, "copy_")
+    else:
         source = Tensor(to_array(source, self._sig.dtype))
     if source._sig is not self._sig:
         from staticgrad.ops.convert import astype

@@ -8,23 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dtype import BY_NAME, DType
-from staticgrad.ir.dtype import dtype as as_dtype
 from staticgrad.ir.errors import (
     ArgumentTypeError,
     DifferentiationError,
     DTypeError,
     ShapeError,
-    UnsupportedError,
 )
 from staticgrad.ops import arithmetic, comparison, logical
-from staticgrad.ops.convert import astype
 from staticgrad.ops.joining import unstack
 from staticgrad.ops.leaves import input as declare
 from staticgrad.ops.linalg import matmul
 from staticgrad.ops.public import locate, public
-from staticgrad.ops.selection import where
-from staticgrad.ops.shape import permute_dims
 
 from .backward import run_backward
 from .dispatch import call
@@ -318,33 +312,6 @@ def clone(self: Tensor) -> Tensor:
     return apply(_copy(self._sig.dtype, len(self._sig.shape)), (self,))[0]
 
 
-@public
-def to(self: Tensor, *args: Any, device: Any = None, dtype: Any = None) -> Tensor:
-    """`to("float64")`, `to(sg.float64)`, `to(other)`: another dtype. `to("cpu")` is no change."""
-    for a in args:
-        if isinstance(a, Tensor):
-            dtype = a.dtype
-        elif isinstance(a, str) and not isinstance(a, DType) and a not in BY_NAME:
-            device = a
-        else:
-            dtype = a
-    if device is not None and str(device) not in ("cpu", "cpu:0"):
-        raise UnsupportedError(
-            f"device {str(device)!r} is not supported: staticgrad computes on CPUs only"
-        )
-    return self if dtype is None else call(astype, (self, as_dtype(dtype)), {})
-
-
-def _t(self: Tensor) -> Tensor:
-    """The transpose of a matrix."""
-    return call(permute_dims, (self, tuple(reversed(range(self.ndim)))), {})  # type: ignore[no-any-return]
-
-
-def masked_fill(self: Tensor, mask: Tensor, value: Any) -> Tensor:
-    """`value` where the mask is true, this tensor's elements elsewhere."""
-    return call(where, (mask, value, self), {})  # type: ignore[no-any-return]
-
-
 def nonzero(self: Tensor) -> Tensor:
     """The places of elements that are not 0, one a row: integers [count, ndim]."""
     return Tensor(np.argwhere(self._array))
@@ -353,14 +320,6 @@ def nonzero(self: Tensor) -> Tensor:
 def unbind(self: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """The slices along a dim."""
     return tuple(call(unstack, (self,), {"axis": dim}))
-
-
-def _conversion(name: str) -> Any:
-    def convert(self: Tensor) -> Tensor:
-        return call(astype, (self, name), {})  # type: ignore[no-any-return]
-
-    convert.__doc__ = f"The tensor as {name}."
-    return convert
 
 
 def _format(self: Tensor, spec: str) -> str:
@@ -385,10 +344,9 @@ def attach() -> None:
         "__format__": _format, "__index__": _index, "__int__": _int, "__iter__": _iter,
         "__len__": _len, "__reduce_ex__": _reduce, "__repr__": tensor_text, "__str__": tensor_text,
         "backward": backward, "clone": clone, "cpu": lambda self: self, "detach": detach,
-        "contiguous": lambda self: self, "item": item, "masked_fill": masked_fill,
-        "nonzero": nonzero, "t": _t,
+        "contiguous": lambda self: self, "item": item, "nonzero": nonzero,
         "unbind": unbind, "numpy": numpy, "register_hook": register_hook,
-        "requires_grad_": set_requires_grad, "retain_grad": retain_grad, "to": to,
+        "requires_grad_": set_requires_grad, "retain_grad": retain_grad,
         "tolist": tolist, "data": property(_data, _set_data, doc=_data.__doc__),
         "grad": property(_grad, _set_grad, doc=_grad.__doc__),
         "grad_fn": property(_grad_fn, doc=_grad_fn.__doc__),
@@ -397,9 +355,6 @@ def attach() -> None:
             _requires_grad, _set_requires_grad, doc=_requires_grad.__doc__
         ),
         "retains_grad": property(_retains_grad, doc=_retains_grad.__doc__),
-        "bool": _conversion("bool"), "double": _conversion("float64"),
-        "float": _conversion("float32"), "int": _conversion("int32"),
-        "long": _conversion("int64"),
     }.items():  # fmt: skip
         setattr(Tensor, name, member)
 

@@ -15,6 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 recording: ContextVar[bool] = ContextVar("eager_recording", default=True)
 checking: ContextVar[bool] = ContextVar("eager_anomaly", default=False)
+tapes: ContextVar[tuple[Any, ...]] = ContextVar("gradient_tapes", default=())  # that record
 
 
 class _Switch:

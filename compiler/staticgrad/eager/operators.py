@@ -14,8 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from staticgrad.ir.errors import ArgumentTypeError
 from staticgrad.ops import tensor as graph
+from staticgrad.ops.public import locate
+from staticgrad.ops.pytorch_names import OPERATORS
 
+from . import views
 from .dispatch import bound_of, call, weak_number
 from .mode import recording
 from .program import Bound
@@ -141,6 +145,43 @@ def _method(function: Any) -> Callable[..., Any]:
     return method
 
 
+def _viewing(function: Any, view: Any) -> Callable[..., Any]:
+    def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._node is None or not _recording():
+            found = views.view_of(view, self, args, kwargs)
+            if found is not None:
+                return found
+        return call(function, (self, *args), kwargs)
+
+    return method
+
+
+# Methods whose namesakes in PyTorch give something else when they are called with a dim.
+_UNLIKE = {
+    "max": "PyTorch's x.max(1) gives values and places; here x.max(axis=1) gives the values and "
+    "x.argmax(axis=1) the places",
+    "min": "PyTorch's x.min(1) gives values and places; here x.min(axis=1) gives the values and "
+    "x.argmin(axis=1) the places",
+    "std": "PyTorch's x.std(1) divides by n - 1, here the default is n: say x.std(axis=1, "
+    "correction=1) for PyTorch's, x.std(axis=1) for that by n",
+    "var": "PyTorch's x.var(1) divides by n - 1, here the default is n: say x.var(axis=1, "
+    "correction=1) for PyTorch's, x.var(axis=1) for that by n",
+}
+
+
+def _by_keyword(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method with its axis by keyword alone."""
+
+    def checked(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args and args[0] is not None:
+            error = ArgumentTypeError(f"{name}: {_UNLIKE[name]}")
+            locate(error)
+            raise error
+        return method(self, **kwargs)
+
+    return checked
+
+
 _BINARY = frozenset((
     "__add__", "__sub__", "__mul__", "__truediv__", "__floordiv__", "__mod__", "__matmul__",
     "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__",
@@ -153,18 +194,13 @@ _REFLECTED = {
 }  # fmt: skip
 
 _NUMPYS = ("out", "dtype")
-_ALIASES = {
-    "add": "__add__", "sub": "__sub__", "mul": "__mul__", "div": "__truediv__", "neg": "__neg__",
-    "eq": "__eq__", "ne": "__ne__", "lt": "__lt__", "le": "__le__", "gt": "__gt__", "ge": "__ge__",
-    "mm": "__matmul__", "bmm": "__matmul__", "mv": "__matmul__",
-}  # fmt: skip
 
 # What the static tensor answers about a value that it does not have, or what is different here.
 _OWN = frozenset((
     "__array__", "__array_function__", "__array_ufunc__", "__bool__", "__float__", "__format__",
     "__getattr__", "__getitem__", "__hash__", "__index__", "__int__", "__iter__", "__len__",
-    "__repr__", "__setitem__", "backward", "detach", "device", "dtype", "item", "name", "ndim",
-    "numpy", "shape", "size", "tolist", "type",
+    "__repr__", "__setitem__", "backward", "clone", "contiguous", "cpu", "detach", "device", "dim",
+    "dtype", "item", "name", "ndim", "numel", "numpy", "shape", "size", "tolist", "type",
 ))  # fmt: skip
 
 
@@ -180,6 +216,8 @@ def _operation(method: Any) -> Any:
 def _made(name: str, value: Any) -> Any:
     if isinstance(value, property):
         getter = value.fget
+        if name in views.METHODS:
+            views.FUNCTIONS[getter] = views.METHODS[name]
         return property(lambda self: call(getter, (self,), {}), doc=value.__doc__)
     if name in _EITHER_WAY:
         return _made(_EITHER_WAY[name], vars(graph.Tensor)[_EITHER_WAY[name]])
@@ -191,7 +229,13 @@ def _made(name: str, value: Any) -> Any:
         function = _operation(value)
         if function.__name__ == "<lambda>":
             function.__name__ = name  # what the tape calls it
-        made = _method(function)
+        if name in views.METHODS:
+            views.FUNCTIONS[function] = views.METHODS[name]
+            made = _viewing(function, views.METHODS[name])
+        else:
+            made = _method(function)
+        if name in _UNLIKE:
+            made = _by_keyword(name, made)
     made.__name__, made.__qualname__, made.__doc__ = name, f"Tensor.{name}", value.__doc__
     return made
 
@@ -199,13 +243,12 @@ def _made(name: str, value: Any) -> Any:
 def attach() -> None:
     """Gives eager tensors the operators and methods of the static one."""
     for name, value in list(vars(graph.Tensor).items()):
-        if name in _OWN or not isinstance(value, (property, FunctionType)):
+        if name in _OWN or name in OPERATORS or not isinstance(value, (property, FunctionType)):
             continue
         if isinstance(value, property) or getattr(value, "is_public", False):
             setattr(Tensor, name, _made(name, value))
-    for alias, name in _ALIASES.items():
-        if alias not in vars(Tensor):
-            setattr(Tensor, alias, vars(Tensor)[name])
+    for alias, name in OPERATORS.items():
+        setattr(Tensor, alias, vars(Tensor)[name])
 
 
 attach()

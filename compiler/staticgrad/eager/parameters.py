@@ -10,6 +10,7 @@ from staticgrad_runtime.state import StateCell
 from staticgrad.ir.errors import ArgumentTypeError
 from staticgrad.ops.leaves import Parameter
 from staticgrad.ops.public import dynamic
+from staticgrad.ops.tensor import Tensor as GraphTensor
 
 from .tape import Leaf
 from .tensor import CellStorage, Tensor
@@ -36,9 +37,14 @@ def leaf_of(parameter: Parameter) -> Tensor:
 
 
 def eager_of(value: Any, what: str) -> Tensor:
-    """An eager tensor as it is; a parameter or variable as its leaf."""
+    """An eager tensor as it is; a parameter or variable as its leaf; the value of a static tensor
+    that depends on no input."""
     if isinstance(value, Parameter):
         return leaf_of(value)
+    if isinstance(value, GraphTensor):
+        from .static_values import value_of
+
+        return value_of(value)
     if not dynamic.is_tensor(value):
         raise ArgumentTypeError(f"{what}: expected an eager tensor, got {type(value).__name__}")
     return value if type(value) is Tensor else value.value()  # type: ignore[no-any-return]

@@ -14,8 +14,9 @@ import numpy as np
 from staticgrad_runtime.state import CellLocks, StateCell
 
 from staticgrad.ir.dtype import DType
-from staticgrad.ir.errors import ShapeError, StateError
+from staticgrad.ir.errors import StateError
 from staticgrad.ir.types import TensorType
+from staticgrad.ops.tensor import Size, size_of
 
 from .signature import Signature, signature_of
 
@@ -94,20 +95,6 @@ class _UnseenCellStorage(Storage):
         return self._seen.unseen()
 
 
-class Size(int):
-    """A number of elements, as the array API's `x.size` is. Called it is PyTorch's: `x.size()` is
-    the shape, `x.size(0)` the first of it."""
-
-    shape: tuple[int, ...]
-
-    def __call__(self, dim: int | None = None) -> Any:
-        if dim is None:
-            return self.shape
-        if not -len(self.shape) <= dim < len(self.shape):
-            raise ShapeError(f"size: no dim {dim} in the shape {self.shape}")
-        return self.shape[dim]
-
-
 class Tensor:
     """An array that operations run on as they are called, with a gradient where one is wanted."""
 
@@ -149,8 +136,7 @@ class Tensor:
     @property
     def size(self) -> Size:
         """The number of elements; `size()` and `size(dim)` are sizes of dims."""
-        found = Size(self._array.size)
-        found.shape = self._sig.shape
+        found: Size = size_of(self._array.size, self._sig.shape)
         return found
 
     @property

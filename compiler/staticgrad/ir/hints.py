@@ -77,7 +77,6 @@ LAYERS = {
     "MeanSquaredError": "sg.nn.MSELoss", "Model": "sg.nn.Module", "SimpleRNN": "sg.nn.RNN",
     "MultiHeadAttention": "sg.nn.MultiheadAttention",
     "SparseCategoricalCrossentropy": "sg.nn.CrossEntropyLoss",
-    "utils": "sg.optim.clip_by_global_norm for clipping",
 }  # fmt: skip
 
 # Attributes of tensors.
@@ -85,22 +84,18 @@ TENSOR = {
     "amax": "x.max(axis=..)", "amin": "x.min(axis=..)",
     "at": "sg.where(mask, new, x), sg.concat of parts, or the dynamic mode, where x[i] = v works",
     "assign": "sg.parameter for what programs change", "cat": "sg.concat",
-    "bool": "x.astype(sg.bool)", "clone": "x itself: values of a graph don't change",
-    "contiguous": "x itself", "copy": "x itself: values of a graph don't change", "cpu": "x itself",
-    "cuda": _ONE_DEVICE, "data": "sg.stop_gradient(x)", "diag": "x.diagonal()", "dim": "x.ndim",
-    "double": "x.astype(sg.float64)", "einsum": "sg.einsum", "expand_as": "x.expand(y.shape)",
-    "float": "x.astype(sg.float32)", "gather": "x.take_along_axis(indices, axis=..)",
+    "copy": "x itself: values of a graph don't change",
+    "cuda": _ONE_DEVICE, "data": "sg.stop_gradient(x)", "diag": "x.diagonal()",
+    "einsum": "sg.einsum", "gather": "x.take_along_axis(indices, axis=..)",
     "grad": "sg.gradients(loss, [x])", "index_select": "x.take(indices, axis=..)",
-    "int": "x.astype(sg.int32)", "long": "x.astype(sg.int64)",
-    "masked_fill": "sg.where(mask, value, x)", "new_zeros": "sg.zeros(shape, dtype=x.dtype)",
+    "new_zeros": "sg.zeros(shape, dtype=x.dtype)",
     "nonzero": "sg.where with a mask: shapes of a graph don't depend on data",
-    "norm": "sg.sqrt(sg.sum(x * x))", "numel": "x.size", "outer": "sg.outer(x, y)",
+    "norm": "sg.sqrt(sg.sum(x * x))", "outer": "sg.outer(x, y)",
     "ravel": "x.flatten()", "repeat": "x.tile(counts), or x.repeat_interleave as np.repeat",
     "requires_grad": _GRADIENTS,
     "requires_grad_": _GRADIENTS,
-    "set_shape": "the shape in sg.input", "t": "x.T", "to": "x.astype(dtype); " + _ONE_DEVICE,
-    "topk": "x.sort(descending=True), x.argsort", "type_as": "x.astype(y.dtype)",
-    "unbind": "sg.unstack(x)", "view_as": "x.reshape(y.shape)", "zero_": "the dynamic mode",
+    "set_shape": "the shape in sg.input", "topk": "x.sort(descending=True), x.argsort",
+    "unbind": "sg.unstack(x)", "zero_": "the dynamic mode",
 }  # fmt: skip
 
 # Attributes of models.
@@ -125,7 +120,9 @@ KEYWORDS = {
     "sg.gradients", "input_shape": "the number of input features: sg.nn.Linear(in_features, "
     "out_features)", "units": "in_features, out_features", "activation": "a layer of its own: "
     "sg.nn.ReLU()", "unbiased": "correction=1 or correction=0", "ddof": "correction=..",
-    "out": "the result",
+    "out": "the result", **dict.fromkeys(("clipnorm", "global_clipnorm", "max_grad_norm"),
+    "clip_norm=.. of fit and of an optimiser's minimize"),
+    "clipvalue": "clip_value=.. of fit and of an optimiser's minimize",
 }  # fmt: skip
 
 

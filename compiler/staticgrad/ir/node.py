@@ -60,8 +60,8 @@ class Node:
     `id` grows with creation, so sorting declared nodes by it is a topological order.
     """
 
-    __slots__ = ("attrs", "constraints", "id", "locs", "op", "operands", "payload", "results",
-                 "types", "watch")  # fmt: skip
+    __slots__ = ("__weakref__", "attrs", "constraints", "id", "locs", "op", "operands", "payload",
+                 "results", "types", "watch")  # fmt: skip
 
     def __init__(
         self, op: str, operands: Sequence[Value], attrs: Mapping[str, Any] | None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from staticgrad.ops.public import publish
 
-from . import data, functional, init  # noqa: F401
+from . import data, functional, init, utils  # noqa: F401
 from .activation import (
     CELU,
     ELU,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,28 +66,35 @@ def _array(value: Any, name: str, what: str) -> Array:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples; `y` is None where only a prediction is wanted."""
+    """Some samples; `y` is None where only a prediction is wanted, `weight` where all samples count
+    alike."""
 
     x: Part
     y: Part | None
     size: int
+    weight: Part | None = None
 
     @staticmethod
-    def of(x: Part, y: Part | None, what: str) -> Batch:
-        parts = [x] if y is None else [x, y]
+    def of(x: Part, y: Part | None, what: str, weight: Part | None = None) -> Batch:
+        parts = [p for p in (x, y, weight) if p is not None]
         sizes = {n: len(a) for part in parts for n, a in zip(part.names, part.arrays)}
         if len(set(sizes.values())) != 1:
             text = ", ".join(f"{name} has {size}" for name, size in sizes.items())
             raise ShapeError(f"{what}: arrays of different numbers of samples: {text}")
-        return Batch(x, y, len(x.arrays[0]))
+        return Batch(x, y, len(x.arrays[0]), weight)
 
     def rows(self, index: Any) -> Batch:
-        x, y = self.x.rows(index), None if self.y is None else self.y.rows(index)
-        return Batch(x, y, len(x.arrays[0]))
+        x, y, weight = (None if p is None else p.rows(index) for p in (self.x, self.y, self.weight))
+        assert x is not None
+        return Batch(x, y, len(x.arrays[0]), weight)
+
+    @property
+    def parts(self) -> list[Part]:
+        return [p for p in (self.x, self.y, self.weight) if p is not None]
 
     @property
     def arrays(self) -> list[Array]:
-        return [*self.x.arrays, *(self.y.arrays if self.y is not None else ())]
+        return [a for p in self.parts for a in p.arrays]
 
 
 class ArrayData:
@@ -179,6 +187,60 @@ def data_of(xs: Any, ys: Any, batch_size: int, what: str) -> Data:
     return ArrayData(Batch.of(x, y, what), batch_size)
 
 
+def several_inputs(forward: Callable[..., Any], xs: Any) -> Any:
+    """Keras's list of arrays, one for each input, as the tuple that it is here. Else a list is one
+    array, so `forward` must take several inputs for it to be meant."""
+    if not isinstance(xs, list) or not all(isinstance(a, np.ndarray) and a.ndim for a in xs):
+        return xs
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    taken = [p for p in inspect.signature(forward).parameters.values() if p.kind in kinds]
+    needed = sum(p.default is p.empty for p in taken)
+    return tuple(xs) if 1 < needed <= len(xs) <= len(taken) else xs
+
+
+def weighted(data: Data, given: Any, what: str) -> Data:
+    """The samples with a weight each."""
+    if given is None:
+        return data
+    if isinstance(data, LoaderData):
+        raise ArgumentError(
+            f"{what}: sample_weight needs the samples as arrays xs, ys; for a loader give a loss "
+            "function (prediction, target) that reads the weights from the targets"
+        )
+    part = Part.of(given, "sample_weight", what)
+    if len(part.arrays) != 1 or part.arrays[0].ndim != 1 or part.arrays[0].dtype.kind not in "biuf":
+        raise ShapeError(
+            f"{what}: sample_weight: expected one number for each sample, got {shown(given)}"
+        )
+    array = part.arrays[0].astype(np.float64, copy=False)
+    if not (np.isfinite(array).all() and (array >= 0).all()):
+        raise ArgumentError(f"{what}: sample_weight: expected finite weights of at least 0")
+    x, y = data.samples.x, data.samples.y
+    samples = Batch.of(x, y, what, Part([array], part.form, "sample_weight"))
+    return ArrayData(samples, data.batch_size)
+
+
+def class_weights(data: Data, given: Any, what: str) -> Any:
+    """A weight for each sample, that of its class; 1 for classes that are not named."""
+    if isinstance(data, LoaderData):
+        raise ArgumentError(f"{what}: class_weight needs the samples as arrays xs, ys")
+    if not isinstance(given, Mapping):
+        raise ArgumentTypeError(
+            f"{what}: class_weight: expected a dict of weights by class, e.g. {{0: 1.0, 1: 5.0}}, "
+            f"got {shown(given)}"
+        )
+    arrays = data.samples.y.arrays if data.samples.y is not None else []
+    labels = arrays[0] if len(arrays) == 1 else np.zeros((0, 0, 0))
+    if labels.ndim == 2:
+        labels = labels[:, 0] if labels.shape[1] == 1 else labels.argmax(axis=1)
+    if labels.ndim != 1 or labels.dtype.kind not in "biuf":
+        raise ArgumentError(f"{what}: class_weight needs one label, or one row, for each sample")
+    weight = np.ones(len(labels))
+    for label, value in given.items():
+        weight[labels == label] = value
+    return weight
+
+
 def inputs_of(xs: Any, batch_size: int, what: str) -> Data:
     """Inputs alone: arrays, or a loader of them or of pairs with targets."""
     if batch_size < 1:
@@ -206,4 +268,7 @@ def _iterates(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
 
 
-__all__ = ["ArrayData", "Batch", "Data", "LoaderData", "Part", "data_of", "inputs_of"]
+__all__ = [
+    "ArrayData", "Batch", "Data", "LoaderData", "Part", "class_weights", "data_of", "inputs_of",
+    "several_inputs", "weighted",
+]  # fmt: skip

@@ -48,6 +48,14 @@ class Callback:
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """After an epoch, its validation included."""
 
+    def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
+        """Before a step: `on_batch_begin`, by its other name."""
+        self.on_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """After a step: `on_batch_end`, by its other name."""
+        self.on_batch_end(batch, logs)
+
     def on_batch_begin(self, batch: int, logs: Logs) -> None:
         """Before a step."""
 
@@ -94,10 +102,13 @@ def callbacks_of(given: Any) -> list[Callback]:
     found: list[Callback] = []
     for c in listed:
         if isinstance(c, Callback):
+            for name, arguments in _METHODS.items():
+                _check_takes(getattr(c, name), arguments, f"{type(c).__name__}.{name}")
             found.append(c)
         elif isinstance(c, (LRScheduler, ReduceLROnPlateau)):
             found.append(_Scheduler(c))
         elif callable(c) and not isinstance(c, type):
+            _check_takes(c, ("epoch", "logs"), getattr(c, "__name__", type(c).__name__))
             found.append(_Function(c))
         else:
             raise ArgumentTypeError(
@@ -105,6 +116,26 @@ def callbacks_of(given: Any) -> list[Callback]:
                 f"schedules of sg.optim.lr_scheduler, got {shown(c)}"
             )
     return found
+
+
+_METHODS = {
+    f"on_{event}_{when}": ("logs",) if event == "train" else (event.split("_")[-1], "logs")
+    for event in ("train", "epoch", "batch", "train_batch") for when in ("begin", "end")
+}  # fmt: skip
+
+
+def _check_takes(function: Callable[..., Any], arguments: tuple[str, ...], name: str) -> None:
+    """Raises before the first epoch where a callback can't be called."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a built-in without a signature
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise ArgumentTypeError(
+            f"callbacks: {name}{signature} is called with ({', '.join(arguments)})"
+        ) from None
 
 
 class _Monitor(Callback):

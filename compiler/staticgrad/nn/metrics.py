@@ -16,7 +16,7 @@ import numpy as np
 from staticgrad.ir.dim import equal_dims
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, ShapeError
 from staticgrad.ops.comparison import equal, greater, not_equal
-from staticgrad.ops.convert import astype
+from staticgrad.ops.convert import as_tensor, astype
 from staticgrad.ops.logical import logical_and
 from staticgrad.ops.public import list_of, shown
 from staticgrad.ops.reduction import mean
@@ -146,8 +146,30 @@ class Loss:
             return _aligned_labels(prediction, target)
         return _aligned_elements(prediction, astype(target, prediction.dtype))
 
-    def __call__(self, prediction: Any, target: Any) -> Tensor:
+    def check_weights(self) -> None:
+        """Raises where samples can't be given weights."""
+        if not isinstance(self.given, str):
+            raise ArgumentError(
+                'fit: sample_weight and class_weight need a loss by its name, e.g. loss="mse", '
+                f"which is computed for each sample; got {shown(self.given)}"
+            )
+
+    def of_weighted(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """The mean of the samples' losses, each times its weight: `sum(w * l) / n`."""
+        unreduced = F.kl_div if self.name == "kl_div" else self.function
+        each = unreduced(prediction, target, reduction="none")
+        inner = tuple(range(1, each.ndim))
+        losses = reduce_sum(each, axis=inner) if inner else each
+        total = reduce_sum(losses * astype(weight, each.dtype))
+        if self.kind == LABELS and target.dtype.is_integer:
+            return total / reduce_sum(astype(not_equal(target, self.ignored), each.dtype))
+        parts = losses.size if self.name == "kl_div" else each.size
+        return total / astype(as_tensor(parts), each.dtype)
+
+    def __call__(self, prediction: Any, target: Any, weight: Any = None) -> Tensor:
         """The scalar; `target` is aligned."""
+        if weight is not None:
+            return self.of_weighted(prediction, target, weight)
         value = self.function(prediction, target)
         if not isinstance(value, Tensor):
             raise ArgumentTypeError(f"loss: expected a scalar tensor, got {shown(value)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import copy
 import weakref
 from collections import OrderedDict
@@ -17,13 +16,13 @@ from staticgrad_runtime.state import StateCell
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, StateError, UnsupportedError
 from staticgrad.ops.convert import to_array
 from staticgrad.ops.leaves import Parameter as StateParameter
-from staticgrad.ops.leaves import parameter
-from staticgrad.ops.public import dynamic
+from staticgrad.ops.leaves import CHANGES, in_module, parameter
+from staticgrad.ops.public import dynamic, public
+from staticgrad.ops.tensor import Tensor
 
 _CPU = ("cpu", "cpu:0")
 _DEVICES = ("cuda", "gpu", "tpu", "mps", "xpu", "rocm", "hip")
 
-_calling: contextvars.ContextVar[bool] = contextvars.ContextVar("module_call", default=False)
 # The cells whose name a module has given; a name that the user gave is kept.
 _named: weakref.WeakSet[StateCell] = weakref.WeakSet()
 
@@ -55,6 +54,7 @@ def mode_of(training: Any) -> bool | None:
     raise ArgumentTypeError(f"training must be True, False or None, got {training!r}")
 
 
+@public  # of values too: it is no operation of the dynamic mode
 def Parameter(data: Any, requires_grad: bool = True) -> StateParameter:
     """State with a first value, as a module holds it: `sg.parameter`, by PyTorch's name."""
     return parameter(data, trainable=requires_grad)
@@ -105,24 +105,24 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if dynamic.types and not dynamic.inside.get() and dynamic.among((*args, kwargs)):
             return self._call_eagerly(args, kwargs)
-        if _calling.get():
+        if in_module.get():
             return self.forward(*args, **kwargs)
         self._registries()
         name_parameters(self)
-        token = _calling.set(True)
+        token = in_module.set(True)
         try:
             return self.forward(*args, **kwargs)
         finally:
-            _calling.reset(token)
+            in_module.reset(token)
 
     def _call_eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs `forward` as it stands: what it calls works on values, parameters are theirs."""
         token = dynamic.inside.set(True)
-        calling = _calling.set(True)
+        calling = in_module.set(True)
         try:
             return self.forward(*args, **kwargs)
         finally:
-            _calling.reset(calling)
+            in_module.reset(calling)
             dynamic.inside.reset(token)
 
     # --- registration -------------------------------------------------------------------------
@@ -166,6 +166,11 @@ class Module:
         for registry in ("_parameters", "_buffers", "_modules"):
             known = self.__dict__.get(registry)
             if known is not None and name in known:
+                if isinstance(value, Tensor):
+                    raise ArgumentTypeError(
+                        f"{type(self).__name__}.{name} is state, which a tensor of a graph can't "
+                        f"replace. {CHANGES}"
+                    )
                 if value is not None:
                     raise ArgumentTypeError(
                         f"{type(self).__name__}.{name} is registered state or a module; it can be "
@@ -361,14 +366,17 @@ class Module:
         self, xs: Any, ys: Any = None, *, loss: Any = None, optimizer: Any = None, epochs: int = 1,
         batch_size: int = 32, validation_data: Any = None, validation_split: float = 0.0,
         callbacks: Any = (), metrics: Any = None, shuffle: bool = True, progress: bool = True,
-        seed: int | None = None, check: str | None = None,
+        seed: int | None = None, check: str | None = None, initial_epoch: int = 0,
+        sample_weight: Any = None, class_weight: Any = None, clip_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> Any:  # fmt: skip
         """Trains the model and returns the `History` of its epochs.
 
             history = model.fit(xs, ys, loss="cross_entropy", optimizer="adam", epochs=5)
 
         xs, ys      arrays with samples along the first axis; a tuple or a dict of them for several
-                    inputs (arguments or keywords of `forward`) or targets; a list is one array.
+                    inputs (arguments or keywords of `forward`) or targets; a list is one array,
+                    a list of arrays also the inputs of a `forward` that needs several.
                     Or xs alone: a loader, each iteration over which gives the batches (inputs,
                     targets) of an epoch, such as `sg.data.DataLoader`. Floating arrays are
                     converted to the dtype of the model's parameters
@@ -388,6 +396,13 @@ class Module:
                     `numpy.random.default_rng(seed)`; with seed None it comes from `sg.random.seed`
         progress    a bar on a terminal, else a line an epoch, on standard error
         check       "nan": a step that computes a NaN raises, names the line, and changes nothing
+        initial_epoch   the number of the first epoch, to go on with a training
+        sample_weight   a weight for each sample of arrays: a named loss is then sum(w * l) / n over
+                        the n samples of a batch. Metrics take all alike
+        class_weight    instead of it weights by label, {0: 1.0, 1: 5.0}, which count in training
+                        alone; 1 for the others
+        clip_norm, clip_value   bounds on the norm of all gradients together and on their elements,
+                        as of an optimiser's `minimize`
 
         A step is one native call: forward, backward and update. What was compiled is kept: another
         `fit` with the same loss and optimiser compiles nothing and goes on where the optimiser was;
@@ -404,7 +419,8 @@ class Module:
             self, xs, ys, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size,
             validation_data=validation_data, validation_split=validation_split,
             callbacks=callbacks, metrics=metrics, shuffle=shuffle, progress=progress, seed=seed,
-            check=check,
+            check=check, initial_epoch=initial_epoch, sample_weight=sample_weight,
+            class_weight=class_weight, clip_norm=clip_norm, clip_value=clip_value,
         )  # fmt: skip
 
     def evaluate(

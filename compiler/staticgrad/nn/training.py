@@ -31,7 +31,19 @@ from staticgrad.ops.leaves import input as declare_input
 from staticgrad.ops.public import shown
 from staticgrad.ops.tensor import Tensor
 
-from .batches import ArrayData, Batch, Data, LoaderData, Part, data_of, inputs_of, validation_of
+from .batches import (
+    ArrayData,
+    Batch,
+    Data,
+    LoaderData,
+    Part,
+    class_weights,
+    data_of,
+    inputs_of,
+    several_inputs,
+    validation_of,
+    weighted,
+)
 from .callbacks import Callback, callbacks_of
 from .data import order_of_batches
 from .history import History
@@ -40,6 +52,7 @@ from .module import Module
 
 Array = np.ndarray[Any, Any]
 Sizes = tuple[int, ...]
+Clip = tuple[float | None, float | None]  # the bounds on the gradients' norm and on elements
 
 _OPTIMIZERS = {
     "sgd": optim.SGD,
@@ -186,6 +199,14 @@ class Trainer:
     def choose_optimizer(self, model: Module, given: Any) -> optim.Optimizer:
         """An optimiser goes on where it was, unless another one is given."""
         if isinstance(given, optim.Optimizer):
+            own = {*model.parameters()}
+            if own and own.isdisjoint(given.parameters):
+                name = type(given).__name__
+                raise ArgumentError(
+                    f"fit: this {name} was made for other parameters than those of this "
+                    f"{type(model).__name__}: another model's, or the model's before to() or "
+                    f"double(); make one of its own: sg.optim.{name}(model.parameters())"
+                )
             self.optimizer, self._optimizer_name = given, None
             return given
         if given is None and self.optimizer is not None:
@@ -212,19 +233,19 @@ class Trainer:
     def program(
         self, model: Module, batch: Batch, loss: Loss | None = None,
         metrics: Metrics | None = None, optimizer: optim.Optimizer | None = None,
-        check: str | None = None,
+        check: str | None = None, clip: Clip = (None, None),
     ) -> Program:  # fmt: skip
         """The program for a batch: of a training step with an optimiser, of an evaluation with a
         loss alone, else of a prediction."""
-        parts = [batch.x] if batch.y is None else [batch.x, batch.y]
+        parts = batch.parts
         kinds = tuple((p.form, tuple((a.dtype.str, a.ndim) for a in p.arrays)) for p in parts)
         metrics_key = None if metrics is None else metrics.key
-        key = (kinds, loss, metrics_key, optimizer, check)
+        key = (kinds, loss, metrics_key, optimizer, check, clip)
         sized = self._programs.pop(key, None)
         if sized is None:
             kept = [Part([a[:0].copy() for a in p.arrays], p.form, p.name) for p in parts]
             sized = _Sized(
-                lambda shapes: _compile(model, kept, shapes, loss, metrics, optimizer, check)
+                lambda shapes: _compile(model, kept, shapes, loss, metrics, optimizer, check, clip)
             )
             if len(self._programs) >= _KEPT:
                 self._programs.pop(next(iter(self._programs)))
@@ -287,6 +308,7 @@ def _open_mode(model: Module) -> Iterator[None]:
 def _compile(
     model: Module, parts: list[Part], shapes: list[tuple[Any, ...]], loss: Loss | None,
     metrics: Metrics | None, optimizer: optim.Optimizer | None, check: str | None,
+    clip: Clip,
 ) -> Program:  # fmt: skip
     floating = {p.dtype for p in (*model.parameters(), *model.buffers()) if p.dtype.is_float}
     inputs: list[Tensor] = []
@@ -314,12 +336,14 @@ def _compile(
         return Program(run, (), form, str(others[0].type) if others else "")
     target = loss.aligned(prediction, trees[1])
     with _open_mode(loss.given) if isinstance(loss.given, Module) else _open_mode(model):
-        value = loss(prediction, target)
+        value = loss(prediction, target, *trees[2:])
     declared = metrics.declare(prediction, target, loss)
     outputs = [value, *(t for pair in declared for t in pair if t is not None)]
     if metrics.functions:
         outputs += leaves
-    updates = None if optimizer is None else optimizer.minimize(value)
+    updates = None
+    if optimizer is not None:
+        updates = optimizer.minimize(value, clip_norm=clip[0], clip_value=clip[1])
     run = compile_tensors(
         inputs, outputs, updates, training=optimizer is not None, check=check
     )  # fmt: skip
@@ -342,8 +366,9 @@ class _Run:
 
     def __init__(
         self, model: Module, data: Data, validation: Data | None, callbacks: list[Callback],
-        rng: np.random.Generator | None, progress: bool, check: str | None,
+        rng: np.random.Generator | None, progress: bool, check: str | None, clip: Clip,
     ) -> None:  # fmt: skip
+        self.clip = clip
         self.model, self.data, self.validation = model, data, validation
         self.callbacks, self.rng, self.progress, self.check = callbacks, rng, progress, check
         self.trainer: Trainer
@@ -360,14 +385,14 @@ class _Run:
     def stops(self) -> bool:
         return bool(getattr(self.model, "stop_training", False))
 
-    def train(self, epochs: int, history: History) -> None:
+    def train(self, first: int, epochs: int, history: History) -> None:
         for callback in self.callbacks:
             callback.model, callback.optimizer = self.model, self.optimizer
             callback.params = history.params
         self.model.stop_training = False
         logs: dict[str, float] = {}
         self.call("on_train_begin", logs)
-        for epoch in range(epochs):
+        for epoch in range(first, epochs):
             if self.stops:
                 break
             logs = {}
@@ -387,15 +412,15 @@ class _Run:
     def _epoch(self, epoch: int, bar: Any) -> dict[str, float]:
         means, count = Means(), 0
         for batch in self.data.batches(self.rng):
-            self.call("on_batch_begin", count, {"size": batch.size})
+            self.call("on_train_batch_begin", count, {"size": batch.size})
             program = self.trainer.program(
-                self.model, batch, self.loss, self.metrics, self.optimizer, self.check
+                self.model, batch, self.loss, self.metrics, self.optimizer, self.check, self.clip
             )
             found = program.figures(batch, self.metrics, means)
             if math.isnan(found["loss"]):
                 self._warn(epoch, count)
             count += 1
-            self.call("on_batch_end", count - 1, {**found, "size": batch.size})
+            self.call("on_train_batch_end", count - 1, {**found, "size": batch.size})
             if bar.advance():
                 bar.show(", ".join(figures(means.means())))
             if self.stops:
@@ -452,13 +477,22 @@ def _length(data: Data) -> int | None:
 def fit(
     model: Module, xs: Any, ys: Any, *, loss: Any, optimizer: Any, epochs: int, batch_size: int,
     validation_data: Any, validation_split: float, callbacks: Any, metrics: Any, shuffle: bool,
-    progress: bool, seed: int | None, check: str | None,
+    progress: bool, seed: int | None, check: str | None, initial_epoch: int, sample_weight: Any,
+    class_weight: Any, clip_norm: float | None, clip_value: float | None,
 ) -> History:  # fmt: skip
     """`Module.fit`."""
-    if epochs < 0:
-        raise ArgumentError(f"fit: epochs can't be negative, got {epochs}")
-    data = data_of(xs, ys, batch_size, "fit")
+    for name, count in (("epochs", epochs), ("initial_epoch", initial_epoch)):
+        if count < 0:
+            raise ArgumentError(f"fit: {name} can't be negative, got {count}")
+    data = weighted(data_of(several_inputs(model.forward, xs), ys, batch_size, "fit"),
+                    sample_weight, "fit")  # fmt: skip
+    if isinstance(validation_data, tuple) and len(validation_data) == 2:
+        validation_data = (several_inputs(model.forward, validation_data[0]), validation_data[1])
     data, validation = _validation(data, validation_data, validation_split, batch_size)
+    if class_weight is not None:
+        if sample_weight is not None:
+            raise ArgumentError("fit: give sample_weight or class_weight, not both")
+        data = weighted(data, class_weights(data, class_weight, "fit"), "fit")
     if isinstance(data, ArrayData) and not data.samples.size:
         raise ArgumentError("fit: there are no samples: the arrays are empty")
     if isinstance(data, LoaderData) and data.once and epochs > 1:
@@ -468,9 +502,12 @@ def fit(
             "__iter__ starts again"
         )
     rng = order_of_batches(seed) if shuffle and isinstance(data, ArrayData) else None
-    run = _Run(model, data, validation, callbacks_of(callbacks), rng, progress, check)
+    clip = (clip_norm, clip_value)
+    run = _Run(model, data, validation, callbacks_of(callbacks), rng, progress, check, clip)
     run.trainer = trainer_of(model)
     run.loss, run.metrics = run.trainer.choose_loss(loss, metrics, "fit")
+    if sample_weight is not None or class_weight is not None:
+        run.loss.check_weights()
     run.trainer.loss, run.trainer.metrics = run.loss, run.metrics
     run.optimizer = run.trainer.choose_optimizer(model, optimizer)
     names = ["loss", *run.metrics.names, *run.metrics.functions]
@@ -478,7 +515,7 @@ def fit(
         "epochs": epochs, "steps": _length(data), "metrics": names,
         "validation": validation is not None,
     })  # fmt: skip
-    run.train(epochs, history)
+    run.train(initial_epoch, epochs, history)
     return history
 
 
@@ -520,14 +557,14 @@ def evaluate(
     model: Module, xs: Any, ys: Any, *, loss: Any, metrics: Any, batch_size: int
 ) -> Scores:
     """`Module.evaluate`."""
-    data = data_of(xs, ys, batch_size, "evaluate")
+    data = data_of(several_inputs(model.forward, xs), ys, batch_size, "evaluate")
     trainer = trainer_of(model)
     return Scores(_evaluated(trainer, model, data, *trainer.choose_loss(loss, metrics, "evaluate")))
 
 
 def predict(model: Module, xs: Any, *, batch_size: int) -> Any:
     """`Module.predict`."""
-    data = inputs_of(xs, batch_size, "predict")
+    data = inputs_of(several_inputs(model.forward, xs), batch_size, "predict")
     trainer = trainer_of(model)
     found: list[tuple[Array, ...]] = []
     program: Program | None = None

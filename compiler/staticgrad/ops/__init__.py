@@ -45,3 +45,5 @@ for _family in (
     public.publish(_family, _family.__all__)
 public.publish(convert, ("astype", "constant"))
 public.publish(leaves, ("Parameter", "input", "parameter"), eager=False)
+
+from . import pytorch_names  # noqa: E402, F401  # of the functions above

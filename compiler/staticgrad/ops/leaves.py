@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,26 @@ from staticgrad_runtime.state import StateCell
 from staticgrad.ir.dim import as_shape
 from staticgrad.ir.dtype import dtype as as_dtype
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError
+from staticgrad.ir.graph import reachable
 from staticgrad.ir.types import TensorType
 
 from .convert import to_array
 from .lowering import Leaf
-from .public import dynamic
+from .public import dynamic, public
 from .registry import NotBatchable, NotDifferentiable, Op, apply, register
 from .tensor import Tensor
+from .values import is_known
 
 _input_ids = itertools.count()
+
+# Whether a module is being called; in the dynamic mode `dynamic.inside` is set as well.
+in_module: ContextVar[bool] = ContextVar("in_module", default=False)
+
+CHANGES = (
+    "State changes when a program runs: name its new value in sg.compile(.., updates=[(state, "
+    "new)]), in a layer in nn.functional.training_switch(.., updates=[(state, new)], "
+    "training=self.training); or use the dynamic mode"
+)
 
 
 def input(name: str, shape: Any, dtype: Any = "float32") -> Tensor:
@@ -56,12 +68,25 @@ class Parameter(Tensor):
     def trainable(self) -> bool:
         return bool(self.node.attrs["trainable"])
 
+    def __repr__(self) -> str:
+        """The type and the present values, of large ones the edges."""
+        label = f"{self.name!r}, " if self.name else ""
+        head = f"Parameter({label}{self.type}"
+        if not self.trainable:
+            head += ", trainable=False"
+        return f"{head},\n{dynamic.package().array_text(self.cell.view())})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.numpy()[()], spec) if spec else repr(self)
+
     def numpy(self) -> np.ndarray[Any, Any]:
         """A copy of the current value."""
         return self.cell.numpy()
 
     def assign(self, value: Any) -> None:
         """Sets the value; shape and dtype must fit. Programs compiled before see it."""
+        if isinstance(value, Tensor) and not isinstance(value, Parameter) and not is_known(value):
+            raise ArgumentTypeError(f"assign: {value!r} has no value yet. {CHANGES}")
         self.cell.assign(to_array(value, None))
 
     # --- in the dynamic mode ---
@@ -131,6 +156,9 @@ class Parameter(Tensor):
 
 def _in_place(name: str) -> Callable[..., Any]:
     def method(self: Parameter, *args: Any, **kwargs: Any) -> Parameter:
+        given = reachable(v for v in args if isinstance(v, Tensor))
+        if any(n.op == "input" for n in given) or (in_module.get() and not dynamic.inside.get()):
+            raise ArgumentTypeError(f"{name} of state, while a graph is declared. {CHANGES}")
         getattr(self._leaf, name)(*args, **kwargs)
         return self
 
@@ -160,12 +188,18 @@ for _name in ("add", "sub", "mul", "truediv"):
     setattr(Parameter, f"__i{_name}__", _operator(f"__i{_name}__", f"__{_name}__"))
 
 
+@public
 def parameter(value: Any, name: str | None = None, *, trainable: bool = True) -> Parameter:
     """State with a first value: an array that programs read and update in place.
 
-    The array's values are copied. `trainable=False` makes a buffer (a running statistic, a step
-    count), which optimisers leave alone.
+    The values are copied: those of an array, a tensor of the dynamic mode, or a static tensor that
+    depends on no input, which is evaluated. `trainable=False` makes a buffer (a running statistic,
+    a step count), which optimisers leave alone.
     """
+    if isinstance(value, Tensor):
+        value = value.numpy()
+    elif dynamic.is_tensor(value):
+        value = dynamic.package().eager_of(value, "parameter").detach().numpy()
     array = to_array(value)
     cell = StateCell(np.ascontiguousarray(array).reshape(array.shape), name=name)
     return state_of(cell, trainable)

@@ -34,6 +34,19 @@ class Tap:
         _living.add(self)
 
 
+class EachStep:
+    """An effect on what all steps of a loop gave, along `axis`: that of each, in the order in which
+    they ran."""
+
+    def __init__(self, run: Effect, reverse: bool, axis: int = 0) -> None:
+        self.run, self.reverse, self.axis = run, reverse, axis
+
+    def __call__(self, stacked: np.ndarray[Any, Any]) -> None:
+        rows = np.moveaxis(stacked, self.axis, 0)
+        for row in rows[::-1] if self.reverse else rows:
+            self.run(row)
+
+
 class Watch:
     """What hangs on a node: the effects on its results and, on an input, the watched values that
     are computed from it. Those live as long as the input, so that what nobody else holds, as in
@@ -76,12 +89,22 @@ def add(value: Value, run: Effect) -> None:
     ]
     made = Tap(next(_numbers), value.index, run, locs)
     _watch(node).taps = (*kept, made)
-    body = _body.get()
-    if body is not None:
-        body.append((value, made))
-    inputs = [n for n in reachable((value,)) if n.op == "input" and n is not node]
+    _note(value, [made])
+
+
+def _note(value: Value, made: Sequence[Tap]) -> None:
+    """Tells who traces a body, and the first input of the value, of new taps on it."""
+    pass_on([(value, tap) for tap in made])
+    inputs = [n for n in reachable((value,)) if n.op == "input" and n is not value.node]
     if inputs:
         _watch(inputs[0]).derived.append(value)
+
+
+def pass_on(found: Sequence[tuple[Value, Tap]]) -> None:
+    """Tells who traces the body around of taps in it."""
+    body = _body.get()
+    if body is not None:
+        body.extend(found)
 
 
 @contextlib.contextmanager
@@ -110,12 +133,23 @@ def remove_all() -> None:
     _cleared = next(_numbers)
 
 
-def carry(old: Value, new: Value) -> None:
-    """A value that takes another's place takes over its taps."""
+def carry(old: Value, new: Value, *, rows: bool = False) -> None:
+    """A value that takes another's place takes over its taps; with `rows` it has an axis more in
+    front, of as many values."""
     found = [t for t in _taps(old.node) if t.index == old.index]
     if found and old is not new:
-        moved = (Tap(t.number, new.index, t.run, t.locs) for t in found)
+        moved = [
+            Tap(t.number, new.index, _of_rows(t.run) if rows else t.run, t.locs) for t in found
+        ]
         _watch(new.node).taps = (*_taps(new.node), *moved)
+        if rows:
+            _note(new, moved)
+
+
+def _of_rows(run: Effect) -> Effect:
+    if isinstance(run, EachStep):
+        return EachStep(_of_rows(run.run), run.reverse, run.axis + 1)
+    return run
 
 
 def changes() -> int:
@@ -185,4 +219,7 @@ def _follows(value: Value, computed: set[Node], left_out: set[Node]) -> bool:
     return True
 
 
-__all__ = ["Tap", "add", "carry", "changes", "living", "of_body", "remove", "remove_all", "taps_of"]
+__all__ = [
+    "EachStep", "Tap", "add", "carry", "changes", "living", "of_body", "pass_on", "remove",
+    "remove_all", "taps_of",
+]  # fmt: skip

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from staticgrad.ir.dim import Dim, DimLike, size_reader
+import numpy as np
+
+from staticgrad.ir.dim import Dim, DimLike, Shape, size_reader
 from staticgrad.ir.errors import ArgumentTypeError, ShapeError
+from staticgrad.ir.graph import reachable
 from staticgrad.ir.node import Value
 
 from .numpy_calls import operator_of, read
-from .public import public
+from .public import dynamic, public
 
 
 def _valueless() -> str:
@@ -31,6 +34,39 @@ def _no_value(consequence: str) -> ArgumentTypeError:
     return ArgumentTypeError(f"{_valueless()}: {consequence}. {mend}")
 
 
+class _Sizes:
+    """A number of elements, as the array API's `x.size` is. Called it is PyTorch's: `x.size()` is
+    the shape, `x.size(0)` the first of it."""
+
+    __slots__ = ()
+
+    shape: Shape
+
+    def __call__(self, dim: int | None = None) -> Any:
+        if dim is None:
+            return self.shape
+        if not -len(self.shape) <= dim < len(self.shape):
+            raise ShapeError(f"size: no dim {dim} in the shape {self.shape}")
+        return self.shape[dim]
+
+
+class Size(_Sizes, int):
+    """The size of exact dims."""
+
+
+class _SymbolicSize(_Sizes, Dim):
+    """The size of symbolic dims."""
+
+    __slots__ = ("shape",)
+
+
+def size_of(number: DimLike, shape: Shape) -> Any:
+    """A number of elements that may be called."""
+    found: Any = _SymbolicSize(number.terms) if isinstance(number, Dim) else Size(number)
+    found.shape = shape
+    return found
+
+
 class Tensor(Value):
     """A value of a static graph: nothing is computed until the graph is compiled and called."""
 
@@ -39,8 +75,8 @@ class Tensor(Value):
 
     @property
     def size(self) -> DimLike:
-        """The number of elements."""
-        return self.type.size
+        """The number of elements; `size()` and `size(dim)` are sizes of dims."""
+        return size_of(self.type.size, self.shape)
 
     @property
     def device(self) -> str:
@@ -86,11 +122,29 @@ class Tensor(Value):
             "sg.where(condition, a, b); or run the code in the dynamic mode, on sg.eager.tensor"
         )
 
+    def _present(self, consequence: str) -> Any:
+        """As `_value`; of parameters too, whose present values the dynamic mode has."""
+        closed = size_reader.get() is None and dynamic.load is not None
+        if closed and all(node.op != "input" for node in reachable((self,))):
+            return np.array(dynamic.package().value_of(self).detach()._array)
+        return self._value(consequence)
+
+    def _value(self, consequence: str) -> Any:
+        """The value of a tensor that follows from constants alone, outside of traces. Raises for
+        any other, whose value is there when a program is called."""
+        from .values import is_known, known_values
+
+        if size_reader.get() is not None or not is_known(self):
+            raise _no_value(consequence)
+        return known_values([self])[0]
+
     @public
     def __float__(self) -> float:
-        raise _no_value("it can't become a Python number (so sg.sin in place of math.sin)")
+        return float(self._value("it can't become a Python number (sg.sin in place of math.sin)"))
 
-    __int__ = __float__  # type: ignore[assignment]
+    @public
+    def __int__(self) -> int:
+        return int(self._value("it can't become a Python number (sg.sin in place of math.sin)"))
 
     @public
     def __index__(self) -> int:
@@ -98,22 +152,24 @@ class Tensor(Value):
 
     @public
     def item(self) -> Any:
-        """Of tensors of the dynamic mode: raises."""
-        raise _no_value("it has no item()")
+        """The value as a Python number, as of tensors of the dynamic mode; raises where a static
+        tensor depends on more than constants and parameters."""
+        return self._present("it has no item()").item()
 
     @public
     def tolist(self) -> Any:
-        """Of tensors of the dynamic mode: raises."""
-        raise _no_value("it has no tolist()")
+        """The value as Python numbers in lists; raises as `item`."""
+        return self._present("it has no tolist()").tolist()
 
     @public
     def numpy(self) -> Any:
-        """Of parameters and tensors of the dynamic mode: raises."""
-        raise _no_value("it has no numpy()")
+        """The value as an array, as of parameters; raises as `item`."""
+        return self._present("it has no numpy()")
 
     @public
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        raise _no_value("it can't become a NumPy array; of a list of tensors sg.stack makes one")
+        value = self._value("it can't become a NumPy array; of a list of tensors sg.stack makes one")
+        return value if dtype is None else value.astype(dtype)
 
     @public
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -126,7 +182,8 @@ class Tensor(Value):
     @public
     def __format__(self, spec: str) -> str:
         if spec:
-            raise _no_value(f"it can't be formatted with {spec!r}")
+            value = self._value(f"it can't be formatted with {spec!r}")
+            return format(value[()] if not self.ndim else value, spec)
         return repr(self)
 
     @public
@@ -141,11 +198,22 @@ class Tensor(Value):
         def __getattr__(self, name: str) -> Any:
             from staticgrad.ir.hints import TENSOR, missing
 
-            raise AttributeError(missing("a static tensor", name, TENSOR), name=name, obj=self)
+            text = missing("a static tensor", name, TENSOR)
+            if name.endswith("_") and not name.startswith("_") and name not in TENSOR:
+                text += (
+                    ": a static tensor can't be changed in place; of a parameter p do it to its "
+                    f"values, as in p.data[0].{name}(..)"
+                )
+            raise AttributeError(text, name=name, obj=self)
 
     @public
     def backward(self, *args: Any, **kwargs: Any) -> None:
-        """Of tensors of the dynamic mode: raises."""
+        """Of a static tensor of parameters alone: as the dynamic mode's. Else raises."""
+        if size_reader.get() is None and dynamic.types:
+            ops = {node.op for node in reachable((self,))}
+            if "input" not in ops and "state" in ops:
+                dynamic.package().value_of(self).backward(*args, **kwargs)
+                return
         raise ArgumentTypeError(
             "backward() of a static tensor: it has no value yet. Its gradients are "
             "sg.gradients(loss, parameters), tensors that sg.compile computes; for values at once "

@@ -7,6 +7,7 @@ from staticgrad.ops.public import publish
 from . import lr_scheduler
 from .algorithms import SGD, Adagrad, Adam, AdamW, RMSprop
 from .clip import clip_by_global_norm, clip_by_value, global_norm
+from .clip_grad import clip_grad_norm_, clip_grad_value_
 from .optimizer import Optimizer, Updates
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "Updates",
     "clip_by_global_norm",
     "clip_by_value",
+    "clip_grad_norm_",
+    "clip_grad_value_",
     "global_norm",
     "lr_scheduler",
 ]

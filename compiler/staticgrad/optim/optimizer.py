@@ -285,8 +285,6 @@ class Optimizer:
     def _check_parameter(self, p: Any) -> None:
         name = type(self).__name__
         if dynamic.is_tensor(p):
-            if not hasattr(type(p), "overwrite"):
-                raise ArgumentTypeError(f"{name}: a Variable is updated by assign_sub, got {p!r}")
             if not p.is_leaf:
                 raise ArgumentError(
                     f"{name}: a tensor of type {p.type} is the result of an operation; only leaves "
@@ -382,7 +380,15 @@ class Optimizer:
 
     def apply_gradients(self, grads: Iterable[Any]) -> Updates:
         """One step along given gradients: one for each of `parameters`, in order, or pairs
-        (gradient, parameter)."""
+        (gradient, parameter).
+
+        Tensors of the dynamic mode, as `GradientTape.gradient` and `.grad` give them, are applied
+        at once; a parameter whose gradient is None stays as it is.
+        """
+        grads = list_of(grads, f"{type(self).__name__}: grads", "tensors")
+        if any(dynamic.is_tensor(g[0] if isinstance(g, tuple) and g else g) for g in grads):
+            self._apply_values(grads)
+            return Updates()
         pairs = self._gradient_pairs(grads)
         step: Any = None if self._step is None else self._step + 1
         found: list[Pair] = []
@@ -419,6 +425,11 @@ class Optimizer:
                 f"{name}.apply_gradients: {len(given)} gradients for {len(self.parameters)} "
                 "parameters"
             )
+        if pairs and all(g is None for g, _ in pairs):
+            raise ArgumentError(
+                f"{name}.apply_gradients: every gradient is None: the loss does not depend on the "
+                "parameters by what was recorded"
+            )
         for g, p in pairs:
             if not isinstance(g, Tensor) or g.dtype != p.dtype or g.ndim != p.ndim:
                 raise ArgumentError(
@@ -438,12 +449,49 @@ class Optimizer:
         loss = None if closure is None else closure()
         given = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if given:
-            chosen = tuple(self._static(p) for p in given)
-            program = self._programs.get(chosen)
-            if program is None:
-                program = self._programs[chosen] = Step(self, given)
-            program.run(given)
+            self._apply(given, [p.grad for p in given])
+        elif all(dynamic.is_tensor(p) and hasattr(p, "assign") for p in self._given()):
+            raise ArgumentError(
+                f"{type(self).__name__}.step: no Variable has a gradient; use "
+                "apply_gradients(zip(tape.gradient(loss, variables), variables))"
+            )
         return loss
+
+    def _given(self) -> list[Any]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _apply(self, params: list[Any], grads: list[Any]) -> None:
+        chosen = tuple(self._static(p) for p in params)
+        program = self._programs.get(chosen)
+        if program is None:
+            program = self._programs[chosen] = Step(self, params)
+        program.run(params, grads)
+
+    def _apply_values(self, grads: list[Any]) -> None:
+        """One step along eager tensors."""
+        name, own = type(self).__name__, self._given()
+        if all(isinstance(g, tuple) and len(g) == 2 for g in grads):
+            pairs = grads
+        elif len(grads) == len(own):
+            pairs = list(zip(grads, own))
+        else:
+            raise ArgumentError(
+                f"{name}.apply_gradients: {len(grads)} gradients for {len(own)} parameters"
+            )
+        known, seen = {id(p) for p in own}, set()
+        for g, p in pairs:
+            if id(p) not in known:
+                raise ArgumentError(f"{name}: {p!r} is not among this optimiser's parameters")
+            if id(p) in seen:
+                raise ArgumentError(f"{name}.apply_gradients: {p!r} is given twice")
+            seen.add(id(p))
+            if g is not None and not dynamic.is_tensor(g):
+                raise ArgumentTypeError(
+                    f"{name}.apply_gradients: expected eager tensors, got {g!r} beside them"
+                )
+        there = [(g, p) for g, p in pairs if g is not None]
+        read = dynamic.package().eager_of
+        self._apply([p for _, p in there], [read(g, "apply_gradients") for g, _ in there])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the parameters' `.grad`: to None, or to zeros in place."""

@@ -46,9 +46,9 @@ class Step:
         updates = [(s, v) for s, v in new.items() if s not in mapping]
         return compile_graph(Graph((*grads, *mapping.values()), outputs, updates))
 
-    def run(self, params: Sequence[Any]) -> None:
-        """Updates `params`, whose gradients are all there."""
-        grads = [p.grad.detach().numpy() for p in params]
+    def run(self, params: Sequence[Any], gradients: Sequence[Any]) -> None:
+        """Updates `params` along eager tensors of their types."""
+        grads = [g.detach().numpy() for g in gradients]
         for p, g in zip(params, grads):
             if g.shape != p.shape or g.dtype != p.dtype.numpy:
                 raise ArgumentError(f"step: the gradient of {p!r} is {g.dtype}{list(g.shape)}")

@@ -95,6 +95,7 @@ from .recurrent import (
     rnn_tanh,
     rnn_tanh_cell,
 )
+from .switch import training_switch
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -174,6 +175,7 @@ __all__ = [
     "tanh",
     "tanhshrink",
     "threshold",
+    "training_switch",
     "unfold",
 ]
 
