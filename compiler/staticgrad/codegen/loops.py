@@ -292,7 +292,7 @@ class KernelEmitter(ValueEmitter):
         values += [s.value for s in loop.body if isinstance(s, Store)]
         if r.body or len(r.accumulators) > 2 or sum(map(_size, values)) > MOST_IN_BAND:
             return width
-        band = width * (self.module.target.registers // (4 * len(r.accumulators)))
+        band = width * (self.module.target.vector_registers // (4 * len(r.accumulators)))
         rows = product(r.extents)
         few = isinstance(rows, int) and rows <= MOST_UNROLLED
         return width if few or (isinstance(loop.extent, int) and loop.extent < 2 * band) else band
