@@ -156,8 +156,9 @@ def rebuilt(
 ) -> list[Value]:
     """`values` computed with others in place of the mapping's keys, to which it adds what it makes.
 
-    Layers' modes, bound already, are resolved on the way, and random draws are numbered anew:
-    an operation's numbers then depend on the generator alone, not on what was traced before.
+    Layers' modes, bound already, are resolved on the way, and draws from the generator are numbered
+    anew: an operation's numbers then depend on the generator alone, not on what was traced before.
+    Draws by a key of the user's are functions of that key, and stay what they are.
     """
     sites = 0
     for node in _up_to((*values, *keep), mapping):
@@ -167,7 +168,8 @@ def rebuilt(
             mapping[node.results[0]] = operands[1 if node.attrs["training"] is False else 0]
             continue
         attrs = node.attrs
-        if "site" in attrs and "random" in registry.get(node.op).traits:
+        is_draw = "site" in attrs and "random" in registry.get(node.op).traits
+        if is_draw and node.operands[0].node.op == "state":
             attrs = {**attrs, "site": sites}
             sites += 1
         elif all(a is b for a, b in zip(operands, node.operands)):
