@@ -405,3 +405,23 @@ def test_no_memory(cli, monkeypatch):
 
     monkeypatch.setattr("staticgrad.api.compile.compile_graph", hungry)
     assert cli.json("train", TWO_MOONS, code=5)["error"]["message"] == "out of memory"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("train_batches=batches", "train_batches is called as train_batches(rng)"),
+        ("train_batches=lambda rng: [], test_batches=shuffled", "called as test_batches()"),
+    ],
+)
+def test_functions_of_batches_with_other_arguments(cli, tmp_path, given, message):
+    path = tmp_path / "model.py"
+    path.write_text(
+        "import staticgrad as sg\n\n\ndef batches():\n    return []\n\n\n"
+        "def shuffled(rng):\n    return []\n\n\ndef build():\n    w = sg.parameter(1.0)\n"
+        "    step = sg.Graph([], [w * w], updates=[(w, w * 0.5)])\n"
+        f"    return sg.Program(train=step, {given})\n",
+        encoding="utf-8",
+    )
+    assert cli("train", path) != 0
+    assert message in cli.err and "model.py:" in cli.err

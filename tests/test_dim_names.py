@@ -51,3 +51,8 @@ def test_two_names_of_which_one_is_the_others_substitute() -> None:
     program = sg.compile([x, y], [x.sum(axis=0), y.sum(axis=0)])
     a, b = program(np.ones((3, 2), "float32"), np.ones((5, 2), "float32"))
     assert a.tolist() == [3, 3] and b.tolist() == [5, 5]
+
+
+def test_none_is_answered_with_a_name() -> None:
+    with pytest.raises(sg.ArgumentError, match=r"\('N', 8\) in place of \(None, 8\)"):
+        sg.input("x", (None, 8))

@@ -67,7 +67,10 @@ def test_what_can_not_be_saved(tmp_path: Path, arrays: Any, error: Any, message:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("form", ["{", json.dumps(["dict", {"a": ["array", "gone"]}]), "[1]", "3"])
+@pytest.mark.parametrize(
+    "form",
+    ["{", json.dumps(["dict", {"a": ["array", "gone"]}]), "[1]", "3", json.dumps(["value", 3])],
+)
 def test_a_damaged_form_is_named(tmp_path: Path, form: str) -> None:
     path = tmp_path / "x.safetensors"
     checkpoint.save(path, {"a": np.ones(1)}, {"staticgrad.form": form})

@@ -67,9 +67,7 @@ def test_class_weights_are_the_weights_of_their_samples() -> None:
     second = by_sample.fit(X, LABELS, sample_weight=weights, **options)
     onehot.fit(X, np.eye(3)[LABELS], class_weight={0: 5.0, 2: 0.5}, **options)
     for model in (by_sample, onehot):
-        np.testing.assert_allclose(
-            model[0].weight.numpy(), by_class[0].weight.numpy(), rtol=1e-12
-        )
+        np.testing.assert_allclose(model[0].weight.numpy(), by_class[0].weight.numpy(), rtol=1e-12)
     # Weights of samples go with them into the validation, those of classes do not.
     assert first["loss"] == second["loss"] and first["val_loss"] != second["val_loss"]
 

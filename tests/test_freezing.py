@@ -107,6 +107,14 @@ def test_freezing_leaves_names_state_and_gradients_by_name_alone() -> None:
     assert [p.requires_grad for p in model.to("float32").parameters()] == [False, True]
 
 
+def test_trainable_of_a_layer_is_keras_s_name_for_it() -> None:
+    model = _model()
+    model[0].trainable = False
+    assert [p.requires_grad for p in model.parameters()] == [False, True]
+    model.trainable = True
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_a_model_of_which_nothing_is_left_to_train_is_refused() -> None:
     model = _model().requires_grad_(False)
     x = sg.input("x", ("N", 3), "float64")

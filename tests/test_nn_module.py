@@ -518,3 +518,28 @@ def test_batch_norm_called_twice_updates_one_after_the_other() -> None:
     # After the first norm (and + 1) the batch has mean 1 and, biased, variance 1 - 1e-5.
     mean = 0.9 * 0.1 * data.mean(0) + 0.1 * 1.0
     np.testing.assert_allclose(norm.running_mean.numpy(), mean, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "order"),
+    [
+        (nn.Conv2d(3, 4, 3), ("N", 32, 32, 3), "0, 3, 1, 2"),
+        (nn.Conv1d(3, 4, 3), ("N", 32, 3), "0, 2, 1"),
+        (nn.BatchNorm2d(3), ("N", 8, 8, 3), "0, 3, 1, 2"),
+        (nn.InstanceNorm2d(3), ("N", 8, 8, 3), "0, 3, 1, 2"),
+    ],
+)
+def test_channels_that_stand_last_are_noticed(layer: Any, shape: Any, order: str) -> None:
+    x = sg.input("x", shape)
+    with pytest.raises(sg.ShapeError, match=rf"in dim 1.*here last: sg.permute_dims\(x, \({order}"):
+        layer(x)
+    layer(sg.permute_dims(x, tuple(int(i) for i in order.split(", "))))
+
+
+def test_instance_norm_refuses_what_it_does_not_do() -> None:
+    with pytest.raises(sg.UnsupportedError, match="track_running_stats=True is not supported"):
+        nn.InstanceNorm1d(3, track_running_stats=True)
+    with pytest.raises(sg.ShapeError, match="an input of 3 or 4 dims"):
+        nn.InstanceNorm2d(3)(sg.input("x", (2, 3)))
+    with pytest.raises(sg.ShapeError, match="expected 3 channels, got"):
+        nn.InstanceNorm1d(3)(sg.input("x", (2, 5, 7)))

@@ -424,9 +424,10 @@ def while_loop(
 ) -> Tree:
     """Repeats `value = body(value)` while `condition(value)`; returns the last value.
 
-    Without a bound on the number of steps reverse mode is refused (the states that it would go back
-    through have no place in a planned memory); forward mode works. With `max_steps` the loop ends
-    after that many at the latest and is differentiable in both modes. Source: jax.lax.while_loop.
+    With `max_steps` the loop ends after that many at the latest, whether or not the condition still
+    holds: `condition(value)` of what is returned says so. It is then differentiable in both modes.
+    Without a bound reverse mode is refused (the states that it would go back through have no place
+    in a planned memory); forward mode works. Source: jax.lax.while_loop.
     """
     _functions("while_loop", condition=condition, body=body)
     leaves, form = pytree.flatten(init)

@@ -53,9 +53,10 @@ def print(t: Tensor, label: Any = "", *, format: str = "", file: TextIO | None =
         [[0.1  0.25 0.  ]
          [0.   1.5  2.  ]]
 
-    The line is that of this call, `label` (a str) by default the name of an input or a parameter, else the
-    operation. `format` is a format of single numbers, such as ".3f"; without it and for how much of
-    a large array is shown NumPy's print options hold. `file` is standard output by default.
+    The line is that of this call, `label` (a str) by default the name of an input or a parameter,
+    else the operation. `format` is a format of single numbers, such as ".3f"; without it and for
+    how much of a large array is shown NumPy's print options hold. `file` is standard output by
+    default.
 
     In the body of a `scan` it prints at each step, under `vmap` all rows at once; in that of a
     `cond`, a `switch` or a `while_loop` it is refused.
@@ -64,10 +65,10 @@ def print(t: Tensor, label: Any = "", *, format: str = "", file: TextIO | None =
     does not take, `UnsupportedError` where it is refused.
     """
     if isinstance(t, str) and (isinstance(label, Tensor) or dynamic.is_tensor(label)):
+        named = t.replace("{}", "").strip(" :=") or "x"
         raise ArgumentTypeError(
-            "debug.print: the tensor comes first, then its label: "
-            f"sg.debug.print(x, {t.replace('{}', '').strip(' :=') or 'x'!r}); the values follow the "
-            "label, format=\".3f\" formats each number"
+            f"debug.print: the tensor comes first, then its label: sg.debug.print(x, {named!r}); "
+            'the values follow the label, format=".3f" formats each number'
         )
     _check_tensor(t, "debug.print")
     if not isinstance(label, str):

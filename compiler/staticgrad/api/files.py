@@ -59,12 +59,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     if _FORM not in metadata:
         return dict(arrays)
     try:
-        found = _restored(json.loads(metadata[_FORM]), arrays)
+        found = dict(_restored(json.loads(metadata[_FORM]), arrays))
     except (ValueError, KeyError, TypeError) as error:
         raise StateError(
             f"{os.fspath(path)}: its nested form is damaged: {type(error).__name__}: {error}"
         ) from None
-    assert isinstance(found, dict)
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +73,8 @@ class Program:
             given = getattr(self, name)
             if given is not None and not callable(given):
                 raise _wrong(name, what, given)
+        _check_takes("train_batches", self.train_batches, "rng")
+        _check_takes("test_batches", self.test_batches)
         self._check_tables()
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
             raise _wrong("epochs", "a number of epochs, at least 0", self.epochs)
@@ -153,6 +157,26 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
         count += 1
         chosen = f"{name}#{count}"
     return chosen
+
+
+def _check_takes(name: str, function: Callable[..., Any] | None, *arguments: str) -> None:
+    """Raises where `function` can't be called with these arguments."""
+    if function is None:
+        return
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a built-in without a signature
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        code = getattr(function, "__code__", None)
+        at = f" ({os.path.basename(code.co_filename)}:{code.co_firstlineno})" if code else ""
+        means = ", rng a NumPy generator to shuffle by" if arguments else ""
+        raise ArgumentTypeError(
+            f"Program: {name} is called as {name}({', '.join(arguments)}){means}; got "
+            f"{getattr(function, '__name__', type(function).__name__)}{signature}{at}"
+        ) from None
 
 
 def _wrong(name: str, expected: str, came: Any) -> ArgumentTypeError:

@@ -59,6 +59,7 @@ _RUN_TIME_NUMBERS = {
 
 
 _where = selection.where
+_BOUNDED = {selection.clip, selection.clamp}
 
 
 class Trace:
@@ -256,7 +257,8 @@ def _viewed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     view = VIEWS[function]
     if t._node is None or not _recording():
         found = view_of(view, t, rest, kwargs)
-        return _called(function, args, kwargs) if found is None else found
+        if found is not None:
+            return found
     result = _called(function, args, kwargs)
     return note_copy(result, t, lambda a: view(a, *rest, **kwargs))  # type: ignore[arg-type, return-value]
 
@@ -274,6 +276,9 @@ def _called(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         args = _with_numbers(args)
     elif function is _where and len(args) == 3:
         args = (args[0], *_with_numbers(args[1:]))
+    elif function in _BOUNDED and args[0].__class__ is Tensor and args[0]._sig.is_float:
+        args = (args[0], *(_number(a, args[0]) for a in args[1:]))
+        kwargs = {name: _number(a, args[0]) for name, a in kwargs.items()}
     # What most calls are: tensors, parameters, plain values. The same key as `_Arguments`.
     key: list[Any] = [function]
     tensors: list[Any] = []
@@ -333,6 +338,11 @@ def _with_numbers(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return args
 
 
+def _number(value: Any, like: Tensor) -> Any:
+    number = weak_number(value, like._sig)
+    return value if number is None else Tensor(number)
+
+
 _SHAPED = {random.uniform, random.normal, random.bits}
 
 
@@ -369,10 +379,15 @@ def _created(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     """The call of a function without tensors (zeros, arange): its constants as eager tensors."""
     result = statically(function)(*args, **kwargs)
     if isinstance(result, GraphTensor) and not isinstance(result, Parameter):
-        return value_of(result)
+        return _own(result)
     if isinstance(result, (tuple, list)) and any(isinstance(r, GraphTensor) for r in result):
-        return type(result)(value_of(r) for r in result)
+        return type(result)(_own(r) for r in result)
     return result
+
+
+def _own(t: GraphTensor) -> Tensor:
+    """The value of a constant in memory of its own."""
+    return Tensor(np.array(value_of(t)._array, order="C"))
 
 
 def run(found: Call, tensors: Sequence[Tensor], depth: int = 3) -> Any:

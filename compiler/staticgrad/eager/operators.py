@@ -146,12 +146,15 @@ def _method(function: Any) -> Callable[..., Any]:
 
 
 def _viewing(function: Any, view: Any) -> Callable[..., Any]:
+    plain = _method(function)
+
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._node is None or not _recording():
             found = views.view_of(view, self, args, kwargs)
             if found is not None:
                 return found
-        return call(function, (self, *args), kwargs)
+        result = plain(self, *args, **kwargs)
+        return views.note_copy(result, self, lambda a: view(a, *args, **kwargs))
 
     return method
 

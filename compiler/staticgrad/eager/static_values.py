@@ -20,14 +20,14 @@ from staticgrad.ir.graph import Graph, reachable
 from staticgrad.ir.node import Node, Value
 from staticgrad.ops import registry
 from staticgrad.ops.interpret import run_graph
-from staticgrad.ops.leaves import state_of
+from staticgrad.ops.leaves import Parameter, state_of
 from staticgrad.ops.random import default_generator
 from staticgrad.ops.tensor import Tensor as GraphTensor
 
 from .mode import recording, tapes
 from .parameters import leaf_of
 from .tape import Node as TapeNode
-from .tensor import Tensor
+from .tensor import CellStorage, Tensor
 
 
 class _Kept:
@@ -38,7 +38,7 @@ class _Kept:
     def __init__(self, results: tuple[Tensor, ...], operands: Sequence[Tensor], scope: Any) -> None:
         self.results = results
         self.operands = tuple(operands)
-        self.versions = [t._version for t in (*operands, *results)]
+        self.versions = [_version(t) for t in (*operands, *results)]
         self.scope = scope
 
     def holds(self, operands: Sequence[Tensor], scope: Any) -> bool:
@@ -47,12 +47,18 @@ class _Kept:
         )
         return (
             same and scope == self.scope
-            and self.versions == [t._version for t in (*operands, *self.results)]
+            and self.versions == [_version(t) for t in (*operands, *self.results)]
             and not any(_freed(t) for t in self.results)
         )  # fmt: skip
 
 
 _kept: weakref.WeakKeyDictionary[Node, _Kept] = weakref.WeakKeyDictionary()
+
+
+def _version(t: Tensor) -> int:
+    """How often the memory was changed; a parameter's by its `.data` too."""
+    store = t._store
+    return store.changes() if isinstance(store, CellStorage) else t._version
 
 
 def _freed(t: Tensor) -> bool:
@@ -83,7 +89,8 @@ class Fixed:
 def applied(op: str, attrs: dict[str, Any], payload: Fixed, operands: Sequence[Any]) -> Any:
     """Traced: a node of the same operation on other operands."""
     given = [v.value if isinstance(v, Fixed) else v for v in operands]
-    return tuple(registry.make(op, given, attrs, payload=payload.value).results)
+    results = registry.make(op, given, attrs, payload=payload.value).results
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def value_of(t: GraphTensor) -> Tensor:
@@ -91,7 +98,7 @@ def value_of(t: GraphTensor) -> Tensor:
 
     Raises ArgumentTypeError for one that depends on an input, which has none.
     """
-    nodes = reachable((t,))
+    nodes = sorted(reachable((t,)), key=lambda n: n.id)
     for node in nodes:
         if node.op == "input":
             raise ArgumentTypeError(
@@ -107,14 +114,16 @@ def value_of(t: GraphTensor) -> Tensor:
     scope = (recording.get(), tapes.get())
     found: dict[Node, tuple[Tensor, ...]] = {}
     live: set[Node] = set()
-    for node in sorted(nodes, key=lambda n: n.id):
+    for node in nodes:
         if node.op == "state" or any(v.node in live for v in node.operands):
             live.add(node)
     if t.node not in live:
         return _constant(t.node)[t.index]
-    for node in sorted(live, key=lambda n: n.id):
+    for node in nodes:
+        if node not in live:
+            continue
         if node.op == "state":
-            found[node] = (leaf_of(state_of(node.payload, bool(node.attrs["trainable"]))),)
+            found[node] = (leaf_of(_state(node.results[0])),)
         else:
             found[node] = _results(node, found, scope)
     return found[t.node][t.index]
@@ -122,6 +131,8 @@ def value_of(t: GraphTensor) -> Tensor:
 
 def _constant(node: Node) -> tuple[Tensor, ...]:
     """The results of a node without state below it."""
+    if node.op == "constant":
+        return (Tensor(node.payload),)
     kept = _kept.get(node)
     if kept is None or not kept.holds((), None):
         arrays, _ = run_graph(Graph((), node.results), ())
@@ -159,13 +170,14 @@ def _run(node: Node, operands: Sequence[Tensor], drawn: bool) -> tuple[Tensor, .
     attrs = dict(node.attrs)
     if drawn and "site" in attrs:
         attrs["site"] = 0  # a program numbers its own
-    made: tuple[Tensor, ...] = run_exactly(
-        applied, (node.op, attrs, Fixed(node.payload, node.payload), given)
-    )
-    return made
+    payload = Fixed(node.payload, node.payload)
+    made = run_exactly(applied, (node.op, attrs, payload, given))
+    return made if isinstance(made, tuple) else (made,)
 
 
-def _state(v: Value) -> Any:
+def _state(v: Value) -> Parameter:
+    if isinstance(v, Parameter):
+        return v
     return state_of(v.node.payload, bool(v.node.attrs["trainable"]))
 
 

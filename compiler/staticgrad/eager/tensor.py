@@ -63,6 +63,11 @@ class CellStorage(Storage):
         cell = self._cell()
         return 0 if cell is None else cell.version - self._uncounted
 
+    def changes(self) -> int:
+        """All changes, those behind `.data` too."""
+        cell = self._cell()
+        return 0 if cell is None else cell.version
+
     def change(self, action: Callable[[], None]) -> None:
         cell = self._cell()
         if cell is None:  # its owner is gone, so nobody else writes

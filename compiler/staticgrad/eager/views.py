@@ -1,8 +1,9 @@
 """Functions whose result holds the same elements: views, which share the memory.
 
-Where nothing is recorded the result is NumPy's view, as of `x[1:]`. Where a gradient is recorded it
-is a tensor of its own, and what is written to it in place is written on to the tensor that it was
-taken from, as long as somebody holds that: PyTorch's views.
+Where nothing is recorded the result is NumPy's view, as of `x[1:]`. Where a gradient is recorded,
+or the elements don't lie so that there is a view, it is a tensor of its own, and what is written to
+it in place is written on to the tensor that it was taken from, as long as somebody holds that:
+PyTorch's views.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from staticgrad.ops.indexing import take
 from staticgrad.ops.selection import where
 
 from .mode import recording
-from .tape import Leaf, Node
+from .tape import Leaf
 from .tensor import Array, Storage, Tensor
 
 View = Callable[[Array], Array]
@@ -109,16 +110,17 @@ def view_of(view: Callable[..., Array | None], t: Tensor, args: Any, kwargs: Any
 
 
 class CopyOf(Storage):
-    """The memory of a view that was recorded, which is its own: what is written to it goes on to
+    """The memory of a view that is a copy: what is written to it goes on to
     `base`. `view` gives the same selection of an array."""
 
-    __slots__ = ("_base", "_view")
+    __slots__ = ("_base", "_copy", "_view")
 
-    def __init__(self, base: Tensor, view: View) -> None:
+    def __init__(self, copy: Array, base: Tensor, view: View) -> None:
         super().__init__()
+        self._copy = copy
         # A view between is held: the tensor that it is of may live on without it.
         self._base: Any = weakref.ref(base)
-        if base._store.__class__ is CopyOf:
+        if base._store.__class__ is CopyOf or base._array.base is not None:
             self._base = lambda: base
         self._view = view
 
@@ -127,16 +129,21 @@ class CopyOf(Storage):
         found: Tensor | None = self._base()
         return found
 
+    def _places(self, base: Tensor) -> Array:
+        """Where each element of the view stands in `base`, in row-major order."""
+        return self._view(np.arange(base._array.size).reshape(base.shape)).reshape(-1)
+
     def write_on(self, base: Tensor, t: Tensor) -> None:
-        """Writes the values of `t`, which has this memory, to their places in `base`."""
+        """Writes this memory, which `t` is or is a view of, to its places in `base`."""
         from .dispatch import call
         from .inplace import become
 
-        if not recording.get() or (base._node is None and t._node is None):
-            target = self._view(base._array)
-            base.change(lambda: np.copyto(target, t._array))
+        recorded = recording.get() and (base._node is not None or t._node is not None)
+        if not recorded or t._array is not self._copy:
+            base.change(lambda: np.put(base._array, self._places(base), self._copy))
+            written(base)
             return
-        places = self._view(np.arange(base._array.size).reshape(base.shape)).reshape(-1)
+        places = self._places(base)
         source = np.zeros(base._array.size, np.int64)
         mask = np.zeros(base._array.size, bool)
         mask[places] = True
@@ -146,10 +153,9 @@ class CopyOf(Storage):
 
 
 def note_copy(result: Any, base: Tensor, view: View) -> Any:
-    """Has a recorded view say what it is a copy of."""
-    made = result is not base and result.__class__ is Tensor and isinstance(result._node, Node)
-    if made and result._store is None:
-        result._store = CopyOf(base, view)
+    """Has a view that was recorded, or that NumPy has none of, say what it is a copy of."""
+    if result is not base and result.__class__ is Tensor and result._store is None:
+        result._store = CopyOf(result._array, base, view)
     return result
 
 

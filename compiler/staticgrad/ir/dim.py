@@ -460,6 +460,12 @@ def as_shape(spec: Any) -> Shape:
     given = spec.tolist() if type(spec).__module__ == "numpy" else spec
     if not isinstance(given, (tuple, list, range)):
         raise ArgumentError(f"a shape is a tuple of dims, got {spec!r}")
+    if any(d is None for d in given):
+        named = tuple("N" if d is None else d for d in given)
+        raise ArgumentError(
+            f"a size that each call brings has a name here, not None: {named!r} in place of "
+            f"{tuple(given)!r}; axes of one name have one size"
+        )
     return tuple(as_dim(d) for d in given)
 
 

@@ -89,6 +89,8 @@ from .normalization import (
     Dropout1d,
     Dropout2d,
     GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
     LayerNorm,
     RMSNorm,
 )
@@ -158,6 +160,8 @@ __all__ = [
     "History",
     "HuberLoss",
     "Identity",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
     "KLDivLoss",
     "L1Loss",
     "LSTMCell",

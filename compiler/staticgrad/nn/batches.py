@@ -198,7 +198,7 @@ def several_inputs(forward: Callable[..., Any], xs: Any) -> Any:
     return tuple(xs) if 1 < needed <= len(xs) <= len(taken) else xs
 
 
-def weighted(data: Data, given: Any, what: str) -> Data:
+def with_weights(data: Data, given: Any, what: str) -> Data:
     """The samples with a weight each."""
     if given is None:
         return data
@@ -270,5 +270,5 @@ def _iterates(value: Any) -> bool:
 
 __all__ = [
     "ArrayData", "Batch", "Data", "LoaderData", "Part", "class_weights", "data_of", "inputs_of",
-    "several_inputs", "weighted",
+    "several_inputs", "with_weights",
 ]  # fmt: skip

@@ -156,7 +156,7 @@ class Loss:
 
     def of_weighted(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """The mean of the samples' losses, each times its weight: `sum(w * l) / n`."""
-        unreduced = F.kl_div if self.name == "kl_div" else self.function
+        unreduced: Callable[..., Any] = F.kl_div if self.name == "kl_div" else self.function
         each = unreduced(prediction, target, reduction="none")
         inner = tuple(range(1, each.ndim))
         losses = reduce_sum(each, axis=inner) if inner else each

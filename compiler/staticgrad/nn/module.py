@@ -15,8 +15,8 @@ from staticgrad_runtime.state import StateCell
 
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, StateError, UnsupportedError
 from staticgrad.ops.convert import to_array
-from staticgrad.ops.leaves import Parameter as StateParameter
 from staticgrad.ops.leaves import CHANGES, in_module, parameter
+from staticgrad.ops.leaves import Parameter as StateParameter
 from staticgrad.ops.public import dynamic, public
 from staticgrad.ops.tensor import Tensor
 
@@ -140,6 +140,8 @@ class Module:
         if name == "training":
             self.train(value)
             return
+        if name == "trainable" and isinstance(value, bool) and "_modules" in self.__dict__:
+            self.requires_grad_(value)  # Keras's name for it
         if not isinstance(value, (StateParameter, Module)):
             self._set_plain(name, value)
             return

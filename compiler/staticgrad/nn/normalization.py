@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from staticgrad.ir.dim import as_shape
-from staticgrad.ir.errors import ArgumentError, ShapeError
+from staticgrad.ir.errors import ArgumentError, ShapeError, UnsupportedError
 from staticgrad.ir.node import Value
+from staticgrad.ops.conv import channels_last
 from staticgrad.ops.convert import as_tensor, astype
+from staticgrad.ops.shape import expand_dims, squeeze
 from staticgrad.ops.tensor import Tensor
 
 from . import functional as F
@@ -69,6 +71,7 @@ class _BatchNorm(Module):
         if isinstance(x.shape[1], int) and x.shape[1] != self.num_features:
             raise ShapeError(
                 f"{name}: expected {self.num_features} channels in dim 1, got {x.type}"
+                f"{channels_last(x.shape, self.num_features)}"
             )
 
     def forward(self, input: Any) -> Tensor:
@@ -208,6 +211,70 @@ class GroupNorm(Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"
+
+
+class _InstanceNorm(Module):
+    """Standardises each channel of each example, by its own statistics in evaluation too."""
+
+    _rank: int
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = False,
+        track_running_stats: bool = False, device: Any = None, dtype: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if track_running_stats:
+            raise UnsupportedError(
+                f"{type(self).__name__}: track_running_stats=True is not supported: an example is "
+                "standardised by its own statistics; nn.BatchNorm1d and BatchNorm2d track theirs"
+            )
+        self.num_features = size(num_features, "num_features")
+        self.eps, self.momentum, self.affine = eps, momentum, affine
+        self.track_running_stats = False
+        for name in ("weight", "bias"):
+            value = empty((self.num_features,), device, dtype) if affine else None
+            self.register_parameter(name, value)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.affine:
+            init.ones_(self.weight)
+            init.zeros_(self.bias)
+
+    def forward(self, input: Any) -> Tensor:
+        name = type(self).__name__
+        x = as_tensor(input, name)
+        if x.ndim not in (self._rank - 1, self._rank):
+            raise ShapeError(
+                f"{name}: expected an input of {self._rank - 1} or {self._rank} dims, got {x.type}"
+            )
+        alone = x.ndim < self._rank  # one example, without an axis of examples
+        x = expand_dims(x, axis=0) if alone else x
+        if isinstance(x.shape[1], int) and x.shape[1] != self.num_features:
+            raise ShapeError(
+                f"{name}: expected {self.num_features} channels, got {x.type}"
+                f"{channels_last(x.shape, self.num_features)}"
+            )
+        y = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        return squeeze(y, axis=0) if alone else y
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """Standardises each channel of [N, C, L] or [C, L] over L; with `affine` then scales it."""
+
+    _rank = 3
+
+
+class InstanceNorm2d(_InstanceNorm):
+    """Standardises each channel of [N, C, H, W] or [C, H, W]; with `affine` then scales it."""
+
+    _rank = 4
 
 
 class _Dropout(Module):

@@ -42,7 +42,7 @@ from .batches import (
     inputs_of,
     several_inputs,
     validation_of,
-    weighted,
+    with_weights,
 )
 from .callbacks import Callback, callbacks_of
 from .data import order_of_batches
@@ -145,9 +145,9 @@ class Program:
         outputs = iter(self.run(*batch.arrays))
         found = {"loss": float(next(outputs))}
         means.add("loss", found["loss"], batch.size)
-        for name, weighted in zip(metrics.names, self.weighted):
+        for name, has_weight in zip(metrics.names, self.weighted):
             found[name] = float(next(outputs))
-            means.add(name, found[name], float(next(outputs)) if weighted else batch.size)
+            means.add(name, found[name], float(next(outputs)) if has_weight else batch.size)
         if self.form is not None and batch.y is not None:
             prediction = pytree.unflatten(self.form, list(outputs))
             for name, value in metrics.call(prediction, batch.y.tree()).items():
@@ -484,15 +484,15 @@ def fit(
     for name, count in (("epochs", epochs), ("initial_epoch", initial_epoch)):
         if count < 0:
             raise ArgumentError(f"fit: {name} can't be negative, got {count}")
-    data = weighted(data_of(several_inputs(model.forward, xs), ys, batch_size, "fit"),
-                    sample_weight, "fit")  # fmt: skip
+    data = with_weights(data_of(several_inputs(model.forward, xs), ys, batch_size, "fit"),
+                        sample_weight, "fit")  # fmt: skip
     if isinstance(validation_data, tuple) and len(validation_data) == 2:
         validation_data = (several_inputs(model.forward, validation_data[0]), validation_data[1])
     data, validation = _validation(data, validation_data, validation_split, batch_size)
     if class_weight is not None:
         if sample_weight is not None:
             raise ArgumentError("fit: give sample_weight or class_weight, not both")
-        data = weighted(data, class_weights(data, class_weight, "fit"), "fit")
+        data = with_weights(data, class_weights(data, class_weight, "fit"), "fit")
     if isinstance(data, ArrayData) and not data.samples.size:
         raise ArgumentError("fit: there are no samples: the arrays are empty")
     if isinstance(data, LoaderData) and data.once and epochs > 1:

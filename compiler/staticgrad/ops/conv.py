@@ -123,6 +123,16 @@ def _out_sizes(spatial: Shape, kernel: Sequence[int], attrs: Attrs) -> Shape:
     )
 
 
+def channels_last(shape: Shape, channels: DimLike) -> str:
+    """A hint where the channels of images or sequences seem to stand last, as Keras has them."""
+    last = shape[-1]
+    if len(shape) < 3 or not isinstance(last, int) or last != channels or shape[1] == channels:
+        return ""
+    order = ", ".join(map(str, (0, len(shape) - 1, *range(1, len(shape) - 1))))
+    layout = "[N, C, H, W]" if len(shape) == 4 else "[N, C, ..]"
+    return f" (channels stand in dim 1, {layout}, here last: sg.permute_dims(x, ({order})))"
+
+
 def _infer_conv(types: Types, attrs: Attrs) -> Types:
     _check_operands(types, attrs)
     x, w = types
@@ -130,7 +140,8 @@ def _infer_conv(types: Types, attrs: Attrs) -> Types:
     require_equal(
         x.shape[1],
         w.shape[1] * groups,
-        f"channels of {x} against weight {w} with {groups} group(s)",
+        f"channels of {x} against weight {w} with {groups} group(s)"
+        f"{channels_last(x.shape, w.shape[1] * groups)}",
     )
     _check_groups(w.shape[0], groups, w)
     out = _out_sizes(x.shape[2:], _kernel_sizes(w), attrs)

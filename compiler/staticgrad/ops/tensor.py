@@ -168,7 +168,9 @@ class Tensor(Value):
 
     @public
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        value = self._value("it can't become a NumPy array; of a list of tensors sg.stack makes one")
+        value = self._value(
+            "it can't become a NumPy array; of a list of tensors sg.stack makes one"
+        )
         return value if dtype is None else value.astype(dtype)
 
     @public
@@ -357,6 +359,9 @@ class Tensor(Value):
         def unsqueeze(self, *args: Any, **kwargs: Any) -> Tensor: ...
         def var(self, *args: Any, **kwargs: Any) -> Tensor: ...
         def view(self, *args: Any, **kwargs: Any) -> Tensor: ...
+        def masked_fill(self, *args: Any, **kwargs: Any) -> Tensor: ...
+        def t(self) -> Tensor: ...
+        def to(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
 F = TypeVar("F")

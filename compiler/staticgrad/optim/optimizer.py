@@ -386,7 +386,13 @@ class Optimizer:
         at once; a parameter whose gradient is None stays as it is.
         """
         grads = list_of(grads, f"{type(self).__name__}: grads", "tensors")
-        if any(dynamic.is_tensor(g[0] if isinstance(g, tuple) and g else g) for g in grads):
+        given = [g[0] if isinstance(g, tuple) and g else g for g in grads]
+        if given and all(g is None for g in given):
+            raise ArgumentError(
+                f"{type(self).__name__}.apply_gradients: every gradient is None: the loss does not "
+                "depend on the parameters by what was recorded"
+            )
+        if any(dynamic.is_tensor(g) for g in given):
             self._apply_values(grads)
             return Updates()
         pairs = self._gradient_pairs(grads)
@@ -424,11 +430,6 @@ class Optimizer:
             raise ArgumentError(
                 f"{name}.apply_gradients: {len(given)} gradients for {len(self.parameters)} "
                 "parameters"
-            )
-        if pairs and all(g is None for g, _ in pairs):
-            raise ArgumentError(
-                f"{name}.apply_gradients: every gradient is None: the loss does not depend on the "
-                "parameters by what was recorded"
             )
         for g, p in pairs:
             if not isinstance(g, Tensor) or g.dtype != p.dtype or g.ndim != p.ndim:
