@@ -22,7 +22,6 @@ from staticgrad.ir.errors import (
     ArgumentTypeError,
     DTypeError,
     ShapeError,
-    UnsupportedError,
 )
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.node import Value
@@ -39,51 +38,27 @@ from staticgrad.ops.reduction import dim_size
 from staticgrad.ops.registry import make
 from staticgrad.ops.shape import reshape
 from staticgrad.ops.tensor import Tensor
-from staticgrad.ops.weak import WeakNumber
 
 from . import pytree
+from .bodies import (
+    Attempt,
+    alike,
+    check_structure,
+    check_types,
+    checked_functions,
+    is_weak,
+    refuse_taps,
+    settled,
+    tensors_of,
+    trace_body,
+)
 from .foreign import foreign_of
 from .pytree import Structure
 
 Tree = Any
 
-# Calls a body on carries of the types of first values: its inputs, its leaves, a form.
-Attempt = Callable[[list[Tensor]], tuple[list[Tensor], list[Any], Structure]]
 
 _CONDITION = "while_loop: the condition"
-
-
-def _is_weak(value: Any) -> bool:
-    """A Python number or a size: its dtype follows what it meets."""
-    if isinstance(value, (bool, int, float)):
-        return not isinstance(value, np.generic)
-    return isinstance(value, (WeakNumber, Dim))
-
-
-def _functions(what: str, **given: Any) -> None:
-    for name, value in given.items():
-        if not callable(value):
-            raise ArgumentTypeError(f"{what}: {name} must be a function, got {value!r}")
-
-
-def _tensors(values: Sequence[Any], what: str) -> list[Tensor]:
-    return [as_tensor(v, what) for v in values]
-
-
-def _traced(
-    body: Callable[..., Any], inputs: Sequence[Tensor], forms: Sequence[Structure | None],
-) -> tuple[list[Any], Structure]:  # fmt: skip
-    """What `body` returns on inputs that are put together as `forms` say (None: one tensor)."""
-    arguments: list[Any] = []
-    at = 0
-    for form in forms:
-        if form is None:
-            arguments.append(inputs[at])
-            at += 1
-        else:
-            arguments.append(pytree.unflatten(form, inputs[at : at + form.num_leaves]))
-            at += form.num_leaves
-    return pytree.flatten(body(*arguments))
 
 
 # --- scan -----------------------------------------------------------------------------------------
@@ -111,12 +86,12 @@ def scan(
     and forward mode. Raises `ShapeError` or `DTypeError`, with both sides, where the carry changes
     its type. Source: jax.lax.scan.
     """
-    _functions("scan", f=f)
+    checked_functions("scan", f=f)
     x_leaves, x_form = pytree.flatten(xs)
     leaves, form = pytree.flatten(init)
     if foreign_of((*leaves, *x_leaves)) is not None:
         return _python_scan(f, init, x_leaves, x_form, length, reverse)
-    along = _tensors(x_leaves, "scan: xs")
+    along = tensors_of(x_leaves, "scan: xs")
     count = _length(along, length)
 
     def body(index: Tensor, carry: Tree, x: Tree) -> tuple[Tree, Tree]:
@@ -179,8 +154,8 @@ def _scan(
         carry, ys, y_form = _one_scan(what, body, init, form, xs, x_form, length, reverse)
         return pytree.unflatten(form, carry), pytree.unflatten(y_form, ys)
     segments, steps = _segments(what, length, checkpoint)
-    if any(_is_weak(v) for v in init):
-        init = _settled(what, form, init, _scan_body(what, body, form, xs, x_form, []))[0]
+    if any(is_weak(v) for v in init):
+        init = settled(what, form, init, _scan_body(what, body, form, xs, x_form, []))[0]
     inner_ys: list[Structure] = []
 
     def segment(number: Tensor, carry: Tree, parts: Tree) -> tuple[Tree, Tree]:
@@ -252,8 +227,8 @@ def _one_scan(
     """The last carry's leaves, the stacked leaves, and the form of one y."""
     watched: list[tuple[Value, taps.Tap]] = []
     attempt = _scan_body(what, body, form, xs, x_form, watched)
-    first, inputs, carries, rest, y_form = _settled(what, form, init, attempt)
-    ys = _tensors(rest, f"{what}: y")
+    first, inputs, carries, rest, y_form = settled(what, form, init, attempt)
+    ys = tensors_of(rest, f"{what}: y")
     rows = [v for v, _ in watched]
     graph, captured = close(
         inputs, [*carries, *ys, *rows], inputs[0].node.id, lambda key: own_key(key, inputs[0])
@@ -281,87 +256,13 @@ def _scan_body(
         inputs += placeholders("c", [v.type for v in first], 1)
         inputs += placeholders("x", slices, 1 + len(first))
         with taps.of_body() as seen:
-            found, whole = _traced(body, inputs, (None, form, x_form))
+            found, whole = trace_body(body, inputs, (None, form, x_form))
         watched[:] = [(v, t) for v, t in seen if depends(v, inputs)]
         carry_form, y_form = whole.children
-        _same_structure(what, form, carry_form)
+        check_structure(what, form, carry_form)
         return inputs, found, y_form
 
     return attempt
-
-
-def _unwatched(what: str, seen: Sequence[tuple[Value, taps.Tap]], inputs: Sequence[Value]) -> None:
-    """Refuses effects in a body whose values don't leave it."""
-    if any(depends(v, inputs) for v, _ in seen):
-        raise UnsupportedError(
-            f"{what}: sg.debug can't watch a value inside, which is not computed every time or not "
-            "a known number of times; watch what it returns, use sg.scan, or the dynamic mode"
-        )
-
-
-def _settled(
-    what: str, form: Structure, init: Sequence[Any], attempt: Attempt
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Any], Structure]:  # fmt: skip
-    """The first values and the body's inputs, new carries, other leaves and form of these.
-
-    `attempt` calls the body on carries of the first values' types. A Python number among them takes
-    the dtype that it has beside what the body gives, and the body is called again.
-    """
-    first = _tensors(init, f"{what}: init")
-    is_first = True
-    while True:
-        inputs, found, other_form = attempt(first)
-        carries = found[: len(first)]
-        _tensors(carries, f"{what}: the carry")
-        met = [
-            (promoted(v, c) if is_first else promoted(v, c, t))[0] if _is_weak(v) else t
-            for v, c, t in zip(init, carries, first)
-        ]
-        if all(a.dtype == b.dtype for a, b in zip(met, first)):
-            break
-        first, is_first = met, False
-    new = [_alike(c, t) for c, t in zip(carries, first)]
-    _same_types(what, form, first, new)
-    return first, inputs, new, found[len(first) :], other_form
-
-
-def _alike(value: Any, like: Tensor) -> Tensor:
-    """`value` as a tensor; a Python number in the other's dtype, if that is of its kind."""
-    if _is_weak(value):
-        as_met = promoted(value, like)[0]
-        if as_met.dtype == like.dtype:
-            return as_met
-    return as_tensor(value)
-
-
-def _same_structure(what: str, given: Structure, returned: Structure) -> None:
-    if given != returned:
-        differs = pytree.difference(given, returned, ("the carry that it gets", "what it returns"))
-        raise ArgumentTypeError(f"{what}: the body changes the carry's structure: {differs}")
-
-
-def _same_types(
-    what: str, form: Structure, first: Sequence[Value], last: Sequence[Value],
-    heads: tuple[str, str] = ("carry in", "carry out"),
-    problem: str = "the body changes the carry's type",
-) -> None:  # fmt: skip
-    """Raises unless the types are equal, with both shown side by side."""
-    wrong = [
-        a.dtype != b.dtype or a.ndim != b.ndim
-        or any(equal_dims(x, y) is False for x, y in zip(a.shape, b.shape))
-        for a, b in zip(first, last)
-    ]  # fmt: skip
-    if not any(wrong):
-        return
-    names = [p or "value" for p in pytree.paths(form)]
-    rows = [("", *heads), *((n, str(a.type), str(b.type)) for n, a, b in zip(names, first, last))]
-    widths = [max(len(r[i]) for r in rows) for i in range(3)]
-    lines = []
-    for row, marked in zip(rows, [False, *wrong]):
-        text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths))
-        lines.append(f"  {text}{'  <- differ' if marked else ''}".rstrip())
-    kind = DTypeError if any(a.dtype != b.dtype for a, b in zip(first, last)) else ShapeError
-    raise kind(f"{what}: {problem}\n" + "\n".join(lines))
 
 
 # --- loops ----------------------------------------------------------------------------------------
@@ -377,7 +278,7 @@ def fori_loop(
     `checkpoint` see there. With a tensor as a bound it is a `while_loop`.
     Source: jax.lax.fori_loop.
     """
-    _functions("fori_loop", body=body)
+    checked_functions("fori_loop", body=body)
     leaves, form = pytree.flatten(init)
     bounds = (lower, upper)
     if foreign_of((*leaves, *bounds)) is not None:
@@ -429,7 +330,7 @@ def while_loop(
     Without a bound reverse mode is refused (the states that it would go back through have no place
     in a planned memory); forward mode works. Source: jax.lax.while_loop.
     """
-    _functions("while_loop", condition=condition, body=body)
+    checked_functions("while_loop", condition=condition, body=body)
     leaves, form = pytree.flatten(init)
     if foreign_of(leaves) is not None:
         return _python_while(condition, body, init, max_steps)
@@ -439,8 +340,8 @@ def while_loop(
     graph, captured = close(inputs, carries, inputs[0].node.id, lambda k: own_key(k, inputs[0]))
     test = [placeholder("index", 0, INDEX), *placeholders("c", [v.type for v in first], 1)]
     with taps.of_body() as seen:
-        asked = _traced(lambda _, value: (condition(value),), test, (None, form))
-    _unwatched("while_loop", seen, test)
+        asked = trace_body(lambda _, value: (condition(value),), test, (None, form))
+    refuse_taps("while_loop", seen, test)
     asking, asked_of = close(
         test, [_predicate(pytree.unflatten(asked[1], asked[0])[0], _CONDITION)],
         test[0].node.id, lambda k: own_key(k, test[0]),
@@ -462,12 +363,12 @@ def _while_body(
         inputs = [placeholder("index", 0, INDEX)]
         inputs += placeholders("c", [v.type for v in first], 1)
         with taps.of_body() as seen:
-            found, returned = _traced(lambda _, value: body(value), inputs, (None, form))
-        _unwatched("while_loop", seen, inputs)
-        _same_structure("while_loop", form, returned)
+            found, returned = trace_body(lambda _, value: body(value), inputs, (None, form))
+        refuse_taps("while_loop", seen, inputs)
+        check_structure("while_loop", form, returned)
         return inputs, found, returned
 
-    return _settled("while_loop", form, init, attempt)[:3]
+    return settled("while_loop", form, init, attempt)[:3]
 
 
 def _python_while(condition: Any, body: Any, value: Tree, max_steps: Any) -> Tree:
@@ -494,7 +395,7 @@ def _bounded(
         # Of the body's results Python numbers take the carries' dtypes, as without a bound.
         def turn(*leaves: Tensor) -> list[Tensor]:
             new = pytree.flatten(body(pytree.unflatten(form, leaves)))[0]
-            return [_alike(v, t) for v, t in zip(new, leaves)]
+            return [alike(v, t) for v, t in zip(new, leaves)]
 
         leaves = cond(going, turn, lambda *same: list(same), *pytree.flatten(value)[0])
         return pytree.unflatten(form, leaves)
@@ -523,7 +424,7 @@ def cond(predicate: Any, true_fn: Any, false_fn: Any, *operands: Any) -> Tree:
     Both return the same structure of the same types. Under `vmap` with a predicate for each row
     both are computed, and each row takes its own. Source: jax.lax.cond.
     """
-    _functions("cond", true_fn=true_fn, false_fn=false_fn)
+    checked_functions("cond", true_fn=true_fn, false_fn=false_fn)
     if isinstance(predicate, (bool, np.bool_)) or foreign_of((predicate,)) is not None:
         return (true_fn if predicate else false_fn)(*operands)
     test = _predicate(predicate, "cond: the predicate")
@@ -535,7 +436,7 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -
     """`branches[index](*operands)`, with an index beyond the ends clamped to them; only that one is
     computed when the program runs. Source: jax.lax.switch."""
     functions = tuple(list_of(branches, "switch: branches", "functions"))
-    _functions("switch", **{f"branches[{i}]": f for i, f in enumerate(functions)})
+    checked_functions("switch", **{f"branches[{i}]": f for i, f in enumerate(functions)})
     if not functions:
         raise ArgumentError("switch: expected at least one branch")
     if foreign_of((index,)) is not None or (is_index(index) and not isinstance(index, Tensor)):
@@ -550,14 +451,14 @@ def _choose(
     what: str, choice: Tensor, functions: Sequence[Any], kind: dict[str, Any], operands: Any
 ) -> Tree:
     leaves, form = pytree.flatten(operands)
-    given = _tensors(leaves, what)
+    given = tensors_of(leaves, what)
     traced = []
     for function in functions:
         inputs = placeholders("a", [v.type for v in given])
         mark = placeholder("mark", 0, INDEX).node.id
         with taps.of_body() as seen:
-            found, returned = _traced(lambda args, f=function: f(*args), inputs, (form,))
-        _unwatched(what, seen, inputs)
+            found, returned = trace_body(lambda args, f=function: f(*args), inputs, (form,))
+        refuse_taps(what, seen, inputs)
         traced.append((inputs, found, returned, mark))
     first_form = traced[0][2]
     for _, _, other, _ in traced[1:]:
@@ -567,7 +468,7 @@ def _choose(
     outputs = _promoted_results([found for _, found, _, _ in traced])
     for k, values in enumerate(outputs[1:], 1):
         names = ("false", "true") if what == "cond" else ("branch 0", f"branch {k}")
-        _same_types(what, first_form, outputs[0], values, names, "the branches' types differ")
+        check_types(what, first_form, outputs[0], values, names, "the branches' types differ")
     graphs, captured = _closed_alike([t[0] for t in traced], outputs, [t[3] for t in traced])
     named = named_branches(graphs, kind)
     results = make(what, (choice, *given, *captured), named).results
@@ -578,11 +479,11 @@ def _promoted_results(found: list[list[Any]]) -> list[list[Tensor]]:
     """The branches' results; Python numbers take the dtype of the others' at their place."""
     places = []
     for values in zip(*found):
-        strong = [as_tensor(v, "a branch's result") for v in values if not _is_weak(v)]
+        strong = [as_tensor(v, "a branch's result") for v in values if not is_weak(v)]
         if not strong:
             places.append(list(promoted(*values)))
             continue
-        places.append([_alike(v, strong[0]) for v in values])
+        places.append([alike(v, strong[0]) for v in values])
     return [list(row) for row in zip(*places)] if places else [[] for _ in found]
 
 
@@ -630,7 +531,7 @@ def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
         with taps.of_body() as seen:
             found, result_form = pytree.flatten(fn(*inner_args, **inner_kwargs))
         watched = [(v, t) for v, t in seen if depends(v, inputs)]
-        outputs = _tensors(found, "checkpoint: a result")
+        outputs = tensors_of(found, "checkpoint: a result")
         graph, captured = close(inputs, [*outputs, *(v for v, _ in watched)], mark)
         operands = (*(leaves[i] for i in moved), *captured)
         results = make("checkpoint", operands, {"body": graph}).results
