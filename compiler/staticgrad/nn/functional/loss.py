@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from staticgrad.ir.dim import Dim, Shape, equal_dims
+from staticgrad.ir.dim import Dim, Shape, equal_dims, shape_text
 from staticgrad.ir.dtype import integer_range
 from staticgrad.ir.errors import ArgumentError, DTypeError, ShapeError
 from staticgrad.ops.activation import logsigmoid
@@ -199,7 +199,7 @@ def _check_labels(x: Tensor, labels: Tensor, axis: int, what: str) -> None:
     ):
         raise ShapeError(
             f"{what}: for the input {x.type} with classes in dim {axis}, the labels must have the "
-            f"shape {[str(d) for d in wanted]}, got {labels.type}"
+            f"shape {shape_text(wanted)}, got {labels.type}"
         )
 
 
