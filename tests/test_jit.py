@@ -463,3 +463,9 @@ def test_errors_of_the_function_pass_through() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         sg.jit(f)(1.0)
+
+
+def test_a_size_in_an_f_string_is_read() -> None:
+    text = sg.jit(lambda a: a.sum() * len(f"{a.shape[0]}"))
+    for size in (2, 3, 4, 12, 100):
+        assert float(text(np.ones(size))) == size * len(str(size))
