@@ -13,7 +13,7 @@ call finds them spinning.
 Where other processes have the cores, threads wait for each other at every barrier: a small LSTM
 took 30 ms with two threads and 0.4 with one. So `sg_dispatch` measures both ways of a program that
 takes three times its estimate together, takes the faster one from then on, and tries the slower
-again once 32 times its time has passed. The bits are the same either way.
+again once 16 times its time has passed. The bits are the same either way.
 
     i32  sg_dispatch(ptr context, ptr share)     share: i32 (ptr context, i64 tid, i64 n)
     i64  sg_barrier(ptr context, i64 n, i64 vote)    returns the or of all votes of this run so far
@@ -530,7 +530,7 @@ entry:
   ; then the faster way, and the slower one again at times
   %alone_wins = icmp slt i64 %single, %together
   %other = select i1 %alone_wins, i64 %together, i64 %single
-  %long = mul i64 %other, 32
+  %long = mul i64 %other, 16
   %again = icmp sgt i64 %spent, %long
   %known = xor i1 %untried, true
   %choice = xor i1 %alone_wins, %again
@@ -550,15 +550,16 @@ done:
   %old = phi i64 [ %single, %by_one ], [ %together, %by_all ]
   %after = call i64 @now()
   %took = sub i64 %after, %before
-  ; a quicker run counts as it is, a slower one by a quarter; the first, which finds nothing in the
-  ; caches, by twice the estimate at most
+  ; a quicker run counts as it is, a slower one by a quarter and at most double, so that it takes
+  ; several in a row; the first, which finds nothing in the caches, by twice the estimate at most
   %twice = shl i64 %estimate, 1
   %first = icmp eq i64 %old, 0
   %cold = call i64 @llvm.smin.i64(i64 %took, i64 %twice)
   %less = icmp slt i64 %took, %old
   %direct = or i1 %first, %less
   %more = sub i64 %took, %old
-  %part = ashr i64 %more, 2
+  %quarter = ashr i64 %more, 2
+  %part = call i64 @llvm.smin.i64(i64 %quarter, i64 %old)
   %slower = add i64 %old, %part
   %later = select i1 %direct, i64 %took, i64 %slower
   %new = select i1 %first, i64 %cold, i64 %later
