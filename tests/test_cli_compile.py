@@ -64,7 +64,7 @@ def test_what_came_before_a_failure_is_there(cli, tmp_path, monkeypatch):
     def broken(*arguments, **options):
         raise AssertionError("lost a buffer")
 
-    monkeypatch.setattr("staticgrad.api.compile.emit_program", broken)
+    monkeypatch.setattr("staticgrad.codegen.program.emit_program", broken)
     assert cli("compile", TWO_MOONS, "--dump-dir", "out") == 70
     assert "internal error" in cli.err
     assert (tmp_path / "out" / "00_declared.txt").exists()

@@ -11,8 +11,8 @@ import numpy as np
 
 from staticgrad.ir.dim import Dim, equal_dims
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DifferentiationError
-from staticgrad.ops.closing import zeros_of
 from staticgrad.ops.convert import as_tensor, astype
+from staticgrad.ops.elementwise import zeros_as
 from staticgrad.ops.public import shown
 from staticgrad.ops.registry import apply
 from staticgrad.ops.shape import reshape
@@ -189,7 +189,7 @@ def scalar_output(result: Any, label: str) -> Tensor:
 
 def filled(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
     """Derivatives, with zeros where no path leads."""
-    return [zeros_of(v.type) if t is None else t for t, v in zip(found, like)]
+    return [zeros_as(v.type) if t is None else t for t, v in zip(found, like)]
 
 
 class _Remembered(dict[Any, Any]):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError
-from staticgrad.ops.closing import close, placeholders, zeros_of
+from staticgrad.ops.closing import close, placeholders
 from staticgrad.ops.custom_rules import JvpRule, VjpRule
+from staticgrad.ops.elementwise import zeros_as
 from staticgrad.ops.public import public, shown
 from staticgrad.ops.registry import make
 from staticgrad.ops.tensor import Tensor
@@ -250,7 +251,7 @@ class custom_jvp(_Custom):
             out = self(*primals)
             terms = [j(t, out, *primals) for j, t in zip(jvps, tangents) if j is not None]
             if not terms:
-                return out, pytree.map(lambda v: zeros_of(v.type), out)
+                return out, pytree.map(lambda v: zeros_as(v.type), out)
             total = terms[0]
             for term in terms[1:]:
                 total = pytree.map(lambda a, b: a + b, total, term)

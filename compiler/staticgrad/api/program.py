@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from staticgrad_runtime.state import StateCell
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, GraphError, ShapeError
 from staticgrad.ir.graph import Graph
 from staticgrad.ops.leaves import Parameter
+from staticgrad.ops.public import misfit
 from staticgrad.ops.random import default_generator
 
 Batch = Sequence[np.ndarray[Any, Any]]
@@ -161,22 +161,15 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
 
 def _check_takes(name: str, function: Callable[..., Any] | None, *arguments: str) -> None:
     """Raises where `function` can't be called with these arguments."""
-    if function is None:
-        return
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a built-in without a signature
-        return
-    try:
-        signature.bind(*arguments)
-    except TypeError:
+    signature = None if function is None else misfit(function, *arguments)
+    if signature is not None:
         code = getattr(function, "__code__", None)
         at = f" ({os.path.basename(code.co_filename)}:{code.co_firstlineno})" if code else ""
         means = ", rng a NumPy generator to shuffle by" if arguments else ""
         raise ArgumentTypeError(
             f"Program: {name} is called as {name}({', '.join(arguments)}){means}; got "
             f"{getattr(function, '__name__', type(function).__name__)}{signature}{at}"
-        ) from None
+        )
 
 
 def _wrong(name: str, expected: str, came: Any) -> ArgumentTypeError:

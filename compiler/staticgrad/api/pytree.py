@@ -253,6 +253,18 @@ def paths(structure: Structure, prefix: str = "") -> list[str]:
     return found
 
 
+def call_paths(form: Structure, name_of: Callable[[int], str]) -> list[str]:
+    """How a user would write each leaf of a call, `form` being that of (args, kwargs) and `name_of`
+    the name of the argument at a position."""
+    positional, named = form.children
+    found: list[str] = []
+    for i, child in enumerate(positional.children):
+        found += paths(child, name_of(i))
+    for key, child in zip(named.data, named.children):  # type: ignore[call-overload]
+        found += paths(child, key)
+    return found
+
+
 def difference(a: Structure, b: Structure, names: tuple[str, str] = ("the first", "the second")
                ) -> str:  # fmt: skip
     """Where two structures differ first, in words."""

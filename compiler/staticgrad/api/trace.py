@@ -121,7 +121,7 @@ class Traced:
         known = self._known_for(form, leaves)
         if known is not None:
             return _run(*known)
-        paths = self._paths(form)
+        paths = pytree.call_paths(form, self.name_of)
         foreign = foreign_of(leaves)
         given = [v if foreign is None else foreign.array_of(v) for v in leaves]
         usual = [normal(v, path, self.label) for v, path in zip(given, paths)]
@@ -321,16 +321,6 @@ class Traced:
     def name_of(self, position: int) -> str:
         """How a user would write the argument at a position."""
         return name_at(self._parameters, position)
-
-    def _paths(self, form: pytree.Structure) -> list[str]:
-        """How a user would write each leaf: `params['w']`."""
-        positional, named = form.children
-        found: list[str] = []
-        for i, child in enumerate(positional.children):
-            found += pytree.paths(child, self.name_of(i))
-        for key, child in zip(named.data, named.children):  # type: ignore[call-overload]
-            found += pytree.paths(child, key)
-        return found
 
     # What is known
 

@@ -114,11 +114,7 @@ def _arguments(
         for i, (entry, child) in enumerate(zip(in_axes, positional.children)):
             axes += pytree.prefix_leaves(entry, child, _is_axis, f"vmap: in_axes[{i}]")
     axes += [0] * named_form.num_leaves
-    names: list[str] = []
-    for i, child in enumerate(positional.children):
-        names += pytree.paths(child, name_of(i))
-    for key, child in zip(named_form.data, named_form.children):  # type: ignore[call-overload]
-        names += pytree.paths(child, key)
+    names = pytree.call_paths(form, name_of)
     for i, (leaf, axis) in enumerate(zip(leaves, axes)):
         if axis is not None:
             leaves[i] = _checked(leaf, axis, names[i])

@@ -23,6 +23,7 @@ from staticgrad.ir.node import Value
 
 from .console import MismatchError, Result, UsageError, shown
 from .model import Model, ModelFileError, iterate, load_model, user_code
+from .numbers import count, positive
 
 if TYPE_CHECKING:
     from staticgrad.compare.subject import Subject
@@ -61,10 +62,10 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Python file with build()")
     parser.add_argument("-o", "--output", metavar="PAGE", help="write the findings as an HTML page")
     parser.add_argument(
-        "--threads", type=_positive, metavar="N", help="threads of both modes (default: all cores)"
+        "--threads", type=positive, metavar="N", help="threads of both modes (default: all cores)"
     )
     parser.add_argument(
-        "--seed", type=_count, default=0, metavar="N", help="of parameters and batch (default: 0)"
+        "--seed", type=count, default=0, metavar="N", help="of parameters and batch (default: 0)"
     )
     parser.add_argument(
         "--fast", action="store_true",
@@ -72,19 +73,6 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
         f"new processes in place of {_ROUNDS}: rougher times, the rest as ever",
     )  # fmt: skip
     parser.set_defaults(run=run)
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isdecimal() else -1
-    if not 0 <= value < 2**64:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
-    return value
-
-
-def _positive(text: str) -> int:
-    if _count(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> Result:

@@ -13,6 +13,7 @@ from . import checkpoint
 from .checkpoint import Checkpoint
 from .console import InterruptedRun, Result, UsageError, shown
 from .model import Model, load_model
+from .numbers import count, positive
 from .training import Trainer, figures
 
 _EXAMPLES = """\
@@ -38,10 +39,10 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a Python file with build()")
     parser.add_argument(
-        "--epochs", type=_count, metavar="N", help="train up to epoch N (default: the model's)"
+        "--epochs", type=count, metavar="N", help="train up to epoch N (default: the model's)"
     )
     parser.add_argument(
-        "--seed", type=_count, metavar="S", help="seed of parameters and data order (default: 0)"
+        "--seed", type=count, metavar="S", help="seed of parameters and data order (default: 0)"
     )
     parser.add_argument(
         "--checkpoint", metavar="PATH", help="where to write it (default: MODEL.safetensors here)"
@@ -51,22 +52,9 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
         "--resume", nargs="?", const="", metavar="PATH", help="go on from a checkpoint"
     )
     parser.add_argument(
-        "--limit-batches", type=_positive, metavar="N", help="take the first N batches of an epoch"
+        "--limit-batches", type=positive, metavar="N", help="take the first N batches of an epoch"
     )
     parser.set_defaults(run=run)
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isdecimal() else -1
-    if not 0 <= value < 2**64:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
-    return value
-
-
-def _positive(text: str) -> int:
-    if _count(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> Result:

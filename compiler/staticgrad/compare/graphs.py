@@ -9,12 +9,13 @@ import numpy as np
 
 from staticgrad.ir.dim import Dim, DimLike, substitute
 from staticgrad.ir.dtype import DType, float32, float64
-from staticgrad.ir.graph import Graph, reachable, subgraphs
+from staticgrad.ir.graph import Graph, reachable
 from staticgrad.ir.loc import use_locs
 from staticgrad.ir.node import Node, Value
 from staticgrad.ir.types import TensorType
 from staticgrad.ops import registry
 from staticgrad.ops.arithmetic import add
+from staticgrad.ops.closing import has_trait
 from staticgrad.ops.convert import constant_array
 from staticgrad.ops.leaves import input as declare
 from staticgrad.passes.mode import bind_mode
@@ -33,16 +34,9 @@ def draws(graph: Graph, outputs: Sequence[Value]) -> list[Node] | None:
     for node in reachable(outputs):
         if "random" in registry.get(node.op).traits:
             found.append(node)
-        elif any(_draws_inside(inner) for _, inner in subgraphs(node)):
+        elif has_trait(node, "random"):
             return None
     return found
-
-
-def _draws_inside(graph: Graph) -> bool:
-    return any(
-        "random" in registry.get(n.op).traits or any(_draws_inside(g) for _, g in subgraphs(n))
-        for n in graph.nodes
-    )
 
 
 def with_draws_in_turn(graph: Graph, outputs: Sequence[Value]) -> Graph:

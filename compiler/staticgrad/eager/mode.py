@@ -101,25 +101,29 @@ class enable_grad(_Switch):
         super().__init__(True)
 
 
-class set_grad_enabled(_Switch):
-    """Switches recording on or off: from here on, or for a `with` block."""
+class _Setting(_Switch):
+    """A switch that is thrown when it is made, and thrown back at the end of a `with` block."""
 
     def __init__(self, mode: bool) -> None:
         super().__init__(mode)
-        self._before = recording.get()
-        recording.set(mode)
+        self._before = self._variable.get()
+        self._variable.set(mode)
 
-    def __enter__(self) -> set_grad_enabled:
+    def __enter__(self) -> _Setting:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:  # fmt: skip
-        recording.set(self._before)
+        self._variable.set(self._before)
+
+
+class set_grad_enabled(_Setting):
+    """Switches recording on or off: from here on, or for a `with` block."""
 
     def __call__(self, function: F) -> F:
-        recording.set(self._before)
+        self._variable.set(self._before)
         return super().__call__(function)
 
 
@@ -137,22 +141,10 @@ class detect_anomaly(_Switch):
         super().__init__(True)
 
 
-class set_detect_anomaly(_Switch):
+class set_detect_anomaly(_Setting):
     """As `detect_anomaly`, from here on or for a `with` block."""
 
-    def __init__(self, mode: bool) -> None:
-        super().__init__(mode)
-        self._before = checking.get()
-        checking.set(mode)
-
-    def __enter__(self) -> set_detect_anomaly:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:  # fmt: skip
-        checking.set(self._before)
+    _variable = checking
 
 
 def is_anomaly_enabled() -> bool:

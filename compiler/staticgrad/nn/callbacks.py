@@ -12,7 +12,7 @@ import numpy as np
 
 from staticgrad.api.files import save
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError
-from staticgrad.ops.public import checked_scalar, list_of, shown
+from staticgrad.ops.public import checked_scalar, list_of, misfit, shown
 from staticgrad.optim import Optimizer
 from staticgrad.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -126,16 +126,11 @@ _METHODS = {
 
 def _check_takes(function: Callable[..., Any], arguments: tuple[str, ...], name: str) -> None:
     """Raises before the first epoch where a callback can't be called."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a built-in without a signature
-        return
-    try:
-        signature.bind(*arguments)
-    except TypeError:
+    signature = misfit(function, *arguments)
+    if signature is not None:
         raise ArgumentTypeError(
             f"callbacks: {name}{signature} is called with ({', '.join(arguments)})"
-        ) from None
+        )
 
 
 class _Monitor(Callback):

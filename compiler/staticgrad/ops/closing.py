@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
 from staticgrad.ir.graph import Graph, reachable, subgraphs
 from staticgrad.ir.loc import NOWHERE
 from staticgrad.ir.node import Node, Value
 from staticgrad.ir.types import TensorType
 
 from . import registry
-from .convert import constant_array
 from .random import default_generator
-from .shape import broadcast_to
 from .tensor import Tensor
 
 
@@ -87,7 +83,7 @@ def close(
         if node not in inside or node.op == "input":
             continue
         operands = [taken(v) for v in node.operands]
-        if vary is not None and _draws(node):
+        if vary is not None and has_trait(node, "random"):
             for i, v in enumerate(node.operands):
                 if _is_generator(v):
                     if v not in varied:
@@ -110,7 +106,7 @@ def _inside(
     for node in nodes:
         own = node.id > since and node.op not in ("input", "state", "constant")
         if own:
-            own = lazy or _draws(node) or has_trait(node, "can_fail")
+            own = lazy or has_trait(node, "random") or has_trait(node, "can_fail")
         if own or any(v.node in inside for v in node.operands):
             inside.add(node)
     return inside
@@ -118,11 +114,6 @@ def _inside(
 
 def _is_generator(v: Value) -> bool:
     return v.node.op == "state" and v.node.payload is default_generator().cell
-
-
-def _draws(node: Node) -> bool:
-    """Whether a node draws random numbers."""
-    return has_trait(node, "random")
 
 
 def has_trait(node: Node, trait: str) -> bool:
@@ -140,9 +131,3 @@ def depends(value: Value, inputs: Sequence[Value]) -> bool:
         if any(v.node in behind for v in node.operands):
             behind.add(node)
     return value.node in behind
-
-
-def zeros_of(type: TensorType) -> Tensor:
-    """Zeros of a type, as a broadcast number."""
-    zero = constant_array(np.zeros((), type.dtype.numpy))
-    return zero if type.shape == () else broadcast_to(zero, type.shape)

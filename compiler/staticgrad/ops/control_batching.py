@@ -10,8 +10,9 @@ from staticgrad.ir.graph import Graph
 from staticgrad.ir.node import Value
 from staticgrad.ir.types import TensorType
 
-from .closing import has_trait, placeholder, replaced, zeros_of
+from .closing import has_trait, placeholder, replaced
 from .control_rules import Scan, While, branch_op, branches_of, closed, named_branches
+from .elementwise import zeros_as
 from .logical import logical_not
 from .reduction import any as reduce_any
 from .registry import BatchContext, make
@@ -179,7 +180,7 @@ def _guarded(graph: Graph) -> Graph:
     for node in graph.nodes:
         operands, attrs = [new.get(v, v) for v in node.operands], node.attrs
         if node.op in ("gather", "scatter_add"):
-            operands[1:] = [where(live, i, zeros_of(TensorType(i.dtype, ()))) for i in operands[1:]]
+            operands[1:] = [where(live, i, zeros_as(TensorType(i.dtype, ()))) for i in operands[1:]]
         elif node.op in _HOLDERS and has_trait(node, "can_fail"):
             attrs = {k: _guarded(a) if isinstance(a, Graph) else a for k, a in attrs.items()}
             if node.op == "while_loop":

@@ -19,7 +19,8 @@ from staticgrad.ir.types import TensorType
 from staticgrad.kernels.cost import COST
 
 from .arithmetic import add
-from .closing import placeholder, placeholders, replaced, zeros_of
+from .closing import placeholder, placeholders, replaced
+from .elementwise import zeros_as
 from .linalg import matmul
 from .lowering import Control, Leaf, View
 from .reduction import sum as reduce_sum
@@ -48,7 +49,7 @@ def named_branches(graphs: Sequence[Graph], like: Attrs) -> dict[str, Graph]:
 
 
 def _or_zeros(v: Tensor | None, type: TensorType) -> Tensor:
-    return zeros_of(type) if v is None else v
+    return zeros_as(type) if v is None else v
 
 
 class Scan:
@@ -110,7 +111,7 @@ def vjp_scan(c: VjpContext, arriving: Any) -> list[Tensor | None]:
     results = _reversed_scan(
         s, [*ct_carry, *sums.values()],
         [*(_or_zeros(cts[i], s.carry_in[i].type) for i in active),
-         *(zeros_of(v.type) for v in sums.values())],
+         *(zeros_as(v.type) for v in sums.values())],
         ct_y, [cts[s.nc + j] for j in seeded], carried, [*ct_x.values(), *stacked],
     )  # fmt: skip
     gradients: list[Tensor | None] = [None] * len(c.operands)

@@ -16,8 +16,9 @@ from staticgrad.ir.graph import Graph, reachable
 from staticgrad.ir.node import Value
 from staticgrad.ir.types import TensorType
 
-from .closing import inline, placeholders, zeros_of
+from .closing import inline, placeholders
 from .control import same_type
+from .elementwise import zeros_as
 from .leaves import input as graph_input
 from .lowering import Expand
 from .reduction import sum as reduce_sum
@@ -112,7 +113,7 @@ def _vjp_by_rule(c: VjpContext, arriving: Any) -> list[Tensor | None]:
     n = c.attrs["arguments"]
     _captures_stay(rule, c.needed[n:], c.operands[n:])
     seeds = arriving if isinstance(arriving, (list, tuple)) else [arriving]
-    cotangents = [zeros_of(r.type) if ct is None else ct for r, ct in zip(c.results, seeds)]
+    cotangents = [zeros_as(r.type) if ct is None else ct for r, ct in zip(c.results, seeds)]
     outputs, residuals, form = rule.forward(c.operands[:n])
     rule.reversed = True
     known = c.results[0].node.id
@@ -206,7 +207,7 @@ def _jvp_by_rule(c: JvpContext, tangents: Sequence[Tensor | None]) -> list[Tenso
     rule: JvpRule = _rule(c, "custom_jvp")
     n = c.attrs["arguments"]
     _captures_stay(rule, [t is not None for t in tangents[n:]], c.operands[n:])
-    filled = [zeros_of(v.type) if t is None else t for v, t in zip(c.operands, tangents[:n])]
+    filled = [zeros_as(v.type) if t is None else t for v, t in zip(c.operands, tangents[:n])]
     return rule.push(c.operands[:n], filled)
 
 
@@ -217,7 +218,7 @@ def _vjp_by_transposition(c: VjpContext, arriving: Any) -> list[Tensor | None]:
     _captures_stay(rule, c.needed[n:], c.operands[n:])
     moving = [item_of(v.type) if need else None for v, need in zip(c.operands[:n], c.needed)]
     filled = [
-        zeros_of(v.type) if t is None else t for v, t in zip(c.operands[:n], moving)
+        zeros_as(v.type) if t is None else t for v, t in zip(c.operands[:n], moving)
     ]  # fmt: skip
     pushed = rule.push(c.operands[:n], filled)
     seeds = arriving if isinstance(arriving, (list, tuple)) else [arriving]

@@ -145,7 +145,8 @@ def floating(*values: Any) -> tuple[Tensor, ...]:
 
 
 def zeros_as(v: Any) -> Tensor:
-    """Zeros of the type of `v`: the gradient of what is constant almost everywhere."""
+    """Zeros of the type of `v`, a value or a type itself: the gradient of what is constant almost
+    everywhere."""
     from .shape import broadcast_to
 
     return broadcast_to(constant_array(np.zeros((), v.dtype.numpy)), v.shape)

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from staticgrad.ir.dim import shape_text
 from staticgrad.ir.errors import (
     ArgumentTypeError,
@@ -23,7 +21,8 @@ from staticgrad.ir.errors import (
 from staticgrad.ir.graph import reachable
 from staticgrad.ir.node import Value
 
-from .convert import as_tensor, constant_array, promoted
+from .convert import as_tensor, promoted
+from .elementwise import zeros_as
 from .lowering import Expand
 from .registry import (
     Attrs,
@@ -61,16 +60,12 @@ def _infer(types: Types, attrs: Attrs) -> Types:
     return (types[0],)
 
 
-def _zeros_like(ct: Tensor) -> Tensor:
-    return broadcast_to(constant_array(np.zeros((), ct.dtype.numpy)), ct.shape)
-
-
 def _vjp(c: Any, ct: Tensor) -> tuple[Any, ...]:
     mode = c.attrs["training"]
     rest = (None,) * (len(c.operands) - 2)
     if mode is not None:
         return (ct, None, *rest) if mode else (None, ct, *rest)
-    zero = _zeros_like(ct)
+    zero = zeros_as(ct)
     return (
         apply("training_switch", ct, zero, training=None) if c.needed[0] else None,
         apply("training_switch", zero, ct, training=None) if c.needed[1] else None,
@@ -85,7 +80,7 @@ def _jvp(c: Any, tangents: Any) -> Any:
     known = train if train is not None else evaluation
     if known is None:  # only the state moves, of which the result is no function
         return None
-    pair = (_zeros_like(known) if t is None else t for t in (train, evaluation))
+    pair = (zeros_as(known) if t is None else t for t in (train, evaluation))
     return apply("training_switch", *pair, training=None)
 
 

@@ -9,6 +9,7 @@ and None) is checked before the function runs, so that no function does arithmet
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -135,6 +136,19 @@ def checked_scalar(value: Any, kinds: tuple[str, ...], what: str) -> Any:
     raise ArgumentTypeError(f"{what} must be {expected}, got {shown(value)}")
 
 
+def misfit(function: Callable[..., Any], *arguments: str) -> inspect.Signature | None:
+    """The signature of a function that these positional arguments do not fit, else None."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a built-in without a signature
+        return None
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return signature
+    return None
+
+
 def list_of(values: Any, what: str, kind: str) -> list[Any]:
     """A list of what was given in some iterable; strs, mappings and arrays are none."""
     wrong = isinstance(values, (str, bytes, Mapping, np.ndarray, Value))
@@ -258,6 +272,7 @@ __all__ = [
     "dynamic",
     "list_of",
     "locate",
+    "misfit",
     "public",
     "public_class",
     "publish",

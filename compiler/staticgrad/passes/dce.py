@@ -101,24 +101,33 @@ def _trim_branches(node: Node, alive: list[int]) -> _Kept:
     return _Kept(alive, [0, *(i + 1 for i in inputs)], attrs)
 
 
+def _with_carries(
+    body: Graph, carries: set[int], rows: list[int], count: int
+) -> tuple[list[int], Graph, list[int]]:
+    """The outputs of a loop's body that stay: these carries and rows, and the carries that any of
+    them reads; the body with these alone, and the places of the inputs that it reads."""
+    while True:
+        outputs = [*sorted(carries), *rows]
+        inner = _with(body, range(len(body.inputs)), outputs)
+        read = _read(inner)
+        more = carries | {i - 1 for i in read if 1 <= i <= count}
+        if more == carries:
+            return outputs, inner, read
+        carries = more
+
+
 def _trim_scan(node: Node, alive: list[int]) -> _Kept:
     """A carry stays if its last value is read, or if what stays in the body reads it."""
     body: Graph = node.attrs["body"]
     nc, nx = node.attrs["carries"], node.attrs["xs"]
     carries = {i for i in alive if i < nc}
     rows = [i for i in alive if i >= nc]
-    while True:
-        outputs = [*sorted(carries), *rows]
-        inner = _with(body, range(len(body.inputs)), outputs)
-        read = _read(inner)
-        more = carries | {i - 1 for i in read if 1 <= i <= nc}
-        if more == carries:
-            break
-        carries = more
-    operands = sorted(carries | {i - 1 for i in read if i > nc})
+    outputs, inner, read = _with_carries(body, carries, rows, nc)
+    kept = [i for i in outputs if i < nc]
+    operands = sorted({*kept, *(i - 1 for i in read if i > nc)})
     inputs = [0, *(i + 1 for i in operands)]
     attrs = {
-        **node.attrs, "body": _with(inner, inputs, range(len(outputs))), "carries": len(carries),
+        **node.attrs, "body": _with(inner, inputs, range(len(outputs))), "carries": len(kept),
         "xs": sum(nc <= i < nc + nx for i in operands),
     }  # fmt: skip
     return _Kept(outputs, operands, attrs)
@@ -131,14 +140,7 @@ def _trim_while(node: Node, alive: list[int]) -> _Kept:
     asking = dce(condition)
     asked = _read(asking)
     carries = set(alive) | {i - 1 for i in asked if 1 <= i <= nc}
-    while True:
-        outputs = sorted(carries)
-        inner = _with(body, range(len(body.inputs)), outputs)
-        read = _read(inner)
-        more = carries | {i - 1 for i in read if 1 <= i <= nc}
-        if more == carries:
-            break
-        carries = more
+    outputs, inner, read = _with_carries(body, carries, [], nc)
     asked_of = [i for i in asked if i > nc]
     captured = [i for i in read if i > nc]
     first = [0, *(i + 1 for i in outputs)]

@@ -18,7 +18,7 @@ from staticgrad.ir.loc import locs_text, use_locs
 from staticgrad.ir.node import Node, Value
 from staticgrad.ops import registry
 from staticgrad.ops.arithmetic import add
-from staticgrad.ops.closing import inline
+from staticgrad.ops.closing import has_trait, inline
 from staticgrad.ops.convert import constant_array
 from staticgrad.ops.mode import state_updates
 from staticgrad.rewrite.driver import rewrite
@@ -97,7 +97,7 @@ def _keys(node: Node) -> Sequence[Value]:
         while key.node.op == "recompute":
             key = key.node.operands[0]
         return (key,)
-    if not any(_draws(n) for _, inner in subgraphs(node) for n in inner.nodes):
+    if not has_trait(node, "random"):
         return ()
     found = []
     for v in node.operands:
@@ -106,9 +106,3 @@ def _keys(node: Node) -> Sequence[Value]:
         if v.dtype == "uint64" and v.shape == (2,):
             found.append(v)
     return found
-
-
-def _draws(node: Node) -> bool:
-    if "random" in registry.get(node.op).traits:
-        return True
-    return any(_draws(n) for _, inner in subgraphs(node) for n in inner.nodes)

@@ -246,6 +246,8 @@ def _update_in_place(
     """Drops the copies of new values into state, or into a loop's carries, where the kernel can
     write there itself."""
     dropped: set[int] = set()
+    read = [reads(program, item) for item in items]
+    written = [writes(program, item) for item in items]
     for copy_at in range(first_copy, len(items)):
         copy = items[copy_at]
         if not isinstance(copy, Step) or len(copy.buffers) != 2:
@@ -253,8 +255,8 @@ def _update_in_place(
         temp, state = copy.buffers
         if program.buffers[temp].kind != "temp":
             continue
-        producers = [i for i in range(first_copy) if temp in writes(program, items[i])]
-        if len(producers) != 1 or temp in reads(program, items[producers[0]]):
+        producers = [i for i in range(first_copy) if temp in written[i]]
+        if len(producers) != 1 or temp in read[producers[0]]:
             continue
         producer = producers[0]
         step = items[producer]
@@ -264,9 +266,9 @@ def _update_in_place(
         earlier = {
             i for i, s in enumerate(items)
             if i not in (producer, copy_at) and i not in dropped
-            and (memory in reads(program, s) or (is_state and _can_fail(s)))
+            and (memory in read[i] or (is_state and _can_fail(s)))
         }  # fmt: skip
-        if memory in writes(program, step) or _reaches(before, producer, earlier):
+        if memory in written[producer] or _reaches(before, producer, earlier):
             continue
         before[producer] |= earlier
         dropped.add(copy_at)
@@ -275,6 +277,10 @@ def _update_in_place(
         for buffer in program.buffers:
             if buffer.base == temp:
                 buffer.base = state
+        for used in (*read, *written):
+            if temp in used:
+                used.remove(temp)
+                used.add(memory)
     return _without_dropped(items, before, dropped)
 
 

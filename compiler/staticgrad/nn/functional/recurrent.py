@@ -15,8 +15,8 @@ from staticgrad.ir.dim import DimLike, product, shape_text
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
 from staticgrad.ir.types import TensorType
 from staticgrad.ops.activation import relu, sigmoid
-from staticgrad.ops.closing import zeros_of
 from staticgrad.ops.convert import promoted
+from staticgrad.ops.elementwise import zeros_as
 from staticgrad.ops.joining import concat, stack
 from staticgrad.ops.public import list_of, shown
 from staticgrad.ops.shape import expand_dims, may_equal, reshape, squeeze, swapaxes
@@ -219,7 +219,7 @@ def _network(
                 first = tuple(squeeze(narrow(s, 0, at, 1), axis=0) for s in state)
             else:
                 rows = [(x.shape[1], size) for size in _state_sizes(w)]
-                first = tuple(zeros_of(TensorType(x.dtype, s)) for s in rows[: cell.states])
+                first = tuple(zeros_as(TensorType(x.dtype, s)) for s in rows[: cell.states])
             hs, last = _run(cell, x, first, w, reverse=direction == 1)
             outputs.append(hs)
             ends.append(last)
@@ -349,7 +349,7 @@ def _one_step(
     if state:
         _check_state(what, state, shapes)
     else:
-        state = tuple(zeros_of(TensorType(x.dtype, s)) for s in shapes)
+        state = tuple(zeros_as(TensorType(x.dtype, s)) for s in shapes)
     return cell.step(_input_part(cell, x, w), state, w)
 
 
