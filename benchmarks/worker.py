@@ -24,8 +24,10 @@ from .drivers import Driver, Program, checked_values, driver
 from .suite import BY_NAME
 from .workload import Array, Workload
 
-# A framework's threads count as asleep when the process uses less than this part of a core.
-_ASLEEP, _SAMPLE_S, _PATIENCE_S = 0.1, 0.002, 1.0
+# A framework's threads count as asleep when the process uses less than this part of a core. The
+# system adds the time of a thread that runs on another core at its ticks only, 4 ms apart: a sample
+# of 2 ms found OpenBLAS asleep that went on spinning for 20 ms, and whoever was next at half speed.
+_ASLEEP, _SAMPLE_S, _PATIENCE_S = 0.1, 0.015, 1.0
 # Before each repetition: its caches were the others' in the meantime.
 _WARM_S = 0.002
 _MAX_CALLS = 1_000_000

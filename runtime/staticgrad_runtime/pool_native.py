@@ -15,6 +15,10 @@ took 30 ms with two threads and 0.4 with one. So `sg_dispatch` measures both way
 takes three times its estimate together, takes the faster one from then on, and tries the slower
 again once 16 times its time has passed. The bits are the same either way.
 
+A worker that wakes on its caller's core shares it, often for 30 ms while another core idles (a
+product of 512 x 512 took 2.6 ms instead of 1.25). So the caller bars its workers from the core that
+it is on itself, by a system call when that core changes (`pool_placement.py`).
+
     i32  sg_dispatch(ptr context, ptr share)     share: i32 (ptr context, i64 tid, i64 n)
     i64  sg_barrier(ptr context, i64 n, i64 vote)    returns the or of all votes of this run so far
     void sg_worker(ptr pool, i64 tid)            returns after `sg_stop`
@@ -34,6 +38,7 @@ from enum import IntEnum
 
 from .context import STATUS_OK, Word
 from .loader import Library, compile_text, libc_address
+from .pool_placement import HOOK, MASK_WORDS, placement_text
 
 LINE_WORDS = 16  # 128 bytes: adjacent cache lines are fetched in pairs
 
@@ -53,7 +58,8 @@ class PoolWord(IntEnum):
     GENERATION = LINE_WORDS + 1
     SLEEPERS = LINE_WORDS + 2
     FAILED = LINE_WORDS + 3
-    SLOTS = 2 * LINE_WORDS  # a line for each thread
+    ALLOWED = 2 * LINE_WORDS  # a bit for each CPU that workers may use; none: they stay unplaced
+    SLOTS = ALLOWED + MASK_WORDS  # a line for each thread
 
 
 class SlotWord(IntEnum):
@@ -68,6 +74,8 @@ class SlotWord(IntEnum):
     STATUS = 8  # after a failed run, as in the context
     ELEMENT = 9
     VALUE = 10
+    THREAD = 11  # the system's number of this thread, 0 before it runs
+    BARRED = 12  # the CPU that it may not use, plus one
 
 
 EXPORTS = ("sg_dispatch", "sg_barrier", "sg_worker", "sg_stop", "sg_pause")
@@ -267,6 +275,7 @@ entry:
   %slots = getelementptr i64, ptr %pool, i64 $SLOTS$
   %offset = mul i64 %tid, $LINE_WORDS$
   %slot = getelementptr i64, ptr %slots, i64 %offset
+  call void @introduce(ptr %slot)
   %asleep = getelementptr i64, ptr %slot, i64 $ASLEEP$
   %quit_at = getelementptr i64, ptr %pool, i64 $QUIT$
   %share_at = getelementptr i64, ptr %slot, i64 $SHARE$
@@ -375,6 +384,10 @@ owner:
   %patient_at = getelementptr i64, ptr %context, i64 $PATIENT$
   %patient = load i64, ptr %patient_at
   %waits = icmp ne i64 %patient, 0
+  %cpus_at = getelementptr i64, ptr %pool, i64 $CPUS$
+  %cpus = load i64, ptr %cpus_at
+  %crowded = icmp sgt i64 %n, %cpus
+  call void @place(ptr %pool, i64 %n, i1 %crowded)
   br i1 %waits, label %publish, label %survey
 survey:
   %s = phi i64 [ 1, %owner ], [ %s1, %counting ], [ %s1, %nudging ]
@@ -401,11 +414,8 @@ impatient:
   %r1 = call i32 %share(ptr %context, i64 0, i64 1)
   ret i32 %r1
 publish:
-  %cpus_at = getelementptr i64, ptr %pool, i64 $CPUS$
-  %cpus = load i64, ptr %cpus_at
   %budget_at = getelementptr i64, ptr %pool, i64 $BARRIER_SPIN$
   %budget = load i64, ptr %budget_at
-  %crowded = icmp sgt i64 %n, %cpus
   %spin = select i1 %crowded, i64 0, i64 %budget
   %idle_at = getelementptr i64, ptr %pool, i64 $IDLE_SPIN$
   %idle = load i64, ptr %idle_at
@@ -583,17 +593,20 @@ def pool_text(*, futex: bool) -> str:
     x86 = machine in ("x86_64", "amd64")
     common = _COMMON.replace("$DISPATCH$", _DISPATCH_MEASURED if futex else _DISPATCH_PLAIN)
     numbers = {word.name: int(word) for word in PoolWord}
-    numbers |= {"LINE_WORDS": LINE_WORDS, "STATUS_OK": STATUS_OK}
+    numbers |= {"LINE_WORDS": LINE_WORDS, "MASK_WORDS": MASK_WORDS, "STATUS_OK": STATUS_OK}
     for slot_word in SlotWord:
-        reports = slot_word >= SlotWord.STATUS  # the context has words of these names as well
-        numbers["SLOT_" * reports + slot_word.name] = int(slot_word)
+        shared = slot_word.name in Word.__members__  # the context has a word of this name as well
+        numbers["SLOT_" * shared + slot_word.name] = int(slot_word)
     for word in (Word.STATUS, Word.ELEMENT, Word.VALUE, Word.THREADS, Word.POOL, Word.PATIENT,
                  Word.ESTIMATE, Word.TOGETHER, Word.ALONE, Word.SPENT):  # fmt: skip
         numbers[word.name] = int(word)
     numbers["RUN_WORDS"] = Word.RUN_LAST + 1
+    placement = placement_text(machine if futex else None)
+    arithmetic = _X86.format(mxcsr=_MXCSR_DEFAULT) if x86 else _AARCH64
+    text = hooks + arithmetic + placement + common
     for name, number in numbers.items():
-        common = common.replace(f"${name}$", str(number))
-    return hooks + (_X86.format(mxcsr=_MXCSR_DEFAULT) if x86 else _AARCH64) + common
+        text = text.replace(f"${name}$", str(number))
+    return text
 
 
 def has_futex() -> bool:
@@ -604,7 +617,7 @@ def has_futex() -> bool:
 def build_pool(*, futex: bool) -> Library:
     """The pool, compiled for this host. Without optimisation: 5 ms against 20, and a call that
     dispatches and joins takes the same 430 ns, a barrier 155 ns, as cache lines travel."""
-    hooks = ["syscall", "clock_gettime"] if futex else ["usleep"]
+    hooks = ["syscall", "clock_gettime", HOOK] if futex else ["usleep"]
     if sys.platform == "win32":
         hooks = ["Sleep"]
     addresses = {hook: libc_address(hook) for hook in hooks}

@@ -22,6 +22,7 @@ from .arena import address, aligned_words
 from .errors import ArgumentError
 from .loader import Library
 from .pool_native import LINE_WORDS, PoolWord, pool_library
+from .pool_placement import MASK_WORDS, allowed_words
 
 NUM_THREADS = "STATICGRAD_NUM_THREADS"
 MAX_THREADS = 256
@@ -127,6 +128,7 @@ class Pool:
         self.dispatch = library.address("sg_dispatch")
         self.barrier = library.address("sg_barrier")
         self.words[PoolWord.CPUS] = usable_cpus()
+        self.words[PoolWord.ALLOWED : PoolWord.ALLOWED + MASK_WORDS] = allowed_words()
         pauses = _pauses_in_us(library)
         self.words[PoolWord.BARRIER_SPIN] = int(BARRIER_SPIN_US * pauses)
         self.words[PoolWord.IDLE_SPIN] = int(IDLE_SPIN_US * pauses)
