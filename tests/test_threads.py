@@ -273,6 +273,23 @@ def test_short_programs_do_not_wait_for_sleepers(
         assert bits(run(array)) == expected
 
 
+def test_workers_stay_off_the_core_of_their_caller() -> None:
+    program, array = made("products"), random((40, 33))
+    run, pool = program.on(2), workers.pool(2)
+    run(array)
+    cores = sorted(os.sched_getaffinity(0))
+    (worker,) = (thread.native_id for thread in pool.threads[:1])
+    assert worker is not None
+    try:
+        for core in [cores[0], cores[-1]]:
+            os.sched_setaffinity(0, {core})
+            run(array)
+            left = set(cores) - {core} if pool.words[PoolWord.CPUS] > 1 else set(cores)
+            assert os.sched_getaffinity(worker) == left
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def test_a_program_that_finds_the_workers_taken_runs_alone() -> None:
     program, array = made("products"), random((40, 33))
     run, pool = program.on(3), workers.pool(3)

@@ -25,10 +25,10 @@ from .plan import Plan, Planner
 
 Shape = tuple[int, ...]
 
-# Threads must promise to gain so much: where another process has the other core, a barrier waits
-# for the scheduler. A step of 150 us (estimated: 286) then took 2,570 us with two threads; on an
-# idle machine they made it 110.
-LEAST_GAIN_NS = 200_000
+# Threads must promise to gain so much; their dispatch and the last barrier take some 0.4 us, and
+# what they read of each other's work comes from the other core's cache. Where another process has
+# that core, `sg_dispatch` finds out by itself that the caller alone is faster.
+LEAST_GAIN_NS = 10_000
 BARRIER_NS = 500
 # And so much for each time they meet: a small loop meets hundreds of times to win little, and pays
 # for it on a busy machine.

@@ -77,6 +77,7 @@ class Word(IntEnum):
     TOGETHER = 39  # with all threads
     ALONE = 40  # with the caller's alone
     SPENT = 41  # since the slower way was last tried
+    ENDED = 42  # when the last run was over, by the monotonic clock
 
 
 CONTEXT_WORDS = 48

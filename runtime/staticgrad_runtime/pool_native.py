@@ -7,8 +7,8 @@ itself as a sleeper *before* it looks at the word again, a notifier looks at tha
 has stored the word (both sequentially consistent): one of the two sees the other, so no wake is
 lost.
 
-A program that is too short to wait for sleeping workers runs alone and wakes them, so that its next
-call finds them spinning.
+A program that is too short to wait for sleeping workers runs alone; if it was called a moment ago
+it wakes them, so that its next call finds them spinning.
 
 Where other processes have the cores, threads wait for each other at every barrier: a small LSTM
 took 30 ms with two threads and 0.4 with one. So `sg_dispatch` measures both ways of a program that
@@ -77,6 +77,10 @@ class SlotWord(IntEnum):
     THREAD = 11  # the system's number of this thread, 0 before it runs
     BARRED = 12  # the CPU that it may not use, plus one
 
+
+# Between two calls of a program whose workers are worth waking for the next: it costs 2 to 5 us,
+# and the workers then spin for 200.
+SOON_NS = 100_000
 
 EXPORTS = ("sg_dispatch", "sg_barrier", "sg_worker", "sg_stop", "sg_pause")
 
@@ -362,7 +366,7 @@ done:
   ret void
 }
 
-define internal i32 @together(ptr %context, ptr %share) nounwind {
+define internal i32 @together(ptr %context, ptr %share, i1 %soon) nounwind {
 entry:
   %pool_at = getelementptr i64, ptr %context, i64 $POOL$
   %pool = load ptr, ptr %pool_at
@@ -390,8 +394,8 @@ owner:
   call void @place(ptr %pool, i64 %n, i1 %crowded)
   br i1 %waits, label %publish, label %survey
 survey:
-  %s = phi i64 [ 1, %owner ], [ %s1, %counting ], [ %s1, %nudging ]
-  %sum = phi i64 [ 0, %owner ], [ %sum1, %counting ], [ %sum1, %nudging ]
+  %s = phi i64 [ 1, %owner ], [ %s1, %counting ], [ %s1, %down ], [ %s1, %nudging ]
+  %sum = phi i64 [ 0, %owner ], [ %sum1, %counting ], [ %sum1, %down ], [ %sum1, %nudging ]
   %unseen = icmp slt i64 %s, %n
   br i1 %unseen, label %counting, label %surveyed
 counting:
@@ -402,7 +406,9 @@ counting:
   %sleeps = load atomic i64, ptr %asleep0 monotonic, align 8
   %sum1 = add i64 %sum, %sleeps
   %up = icmp eq i64 %sleeps, 0
-  br i1 %up, label %survey, label %nudging
+  br i1 %up, label %survey, label %down
+down:
+  br i1 %soon, label %nudging, label %survey
 nudging:
   call void @wake_all(ptr %slot0)
   br label %survey
@@ -502,7 +508,7 @@ done:
 
 _DISPATCH_PLAIN = """
 define i32 @sg_dispatch(ptr %context, ptr %share) nounwind {
-  %r = tail call i32 @together(ptr %context, ptr %share)
+  %r = tail call i32 @together(ptr %context, ptr %share, i1 true)
   ret i32 %r
 }
 """
@@ -547,18 +553,23 @@ entry:
   %chosen = and i1 %known, %choice
   %alone = or i1 %tries, %chosen
   %before = call i64 @now()
+  %ended_at = getelementptr i64, ptr %context, i64 $ENDED$
+  %ended = load i64, ptr %ended_at
+  %between = sub i64 %before, %ended
+  %soon = icmp slt i64 %between, $SOON_NS$
   br i1 %alone, label %by_one, label %by_all
 by_one:
   %r1 = call i32 %share(ptr %context, i64 0, i64 1)
   br label %done
 by_all:
-  %r2 = call i32 @together(ptr %context, ptr %share)
+  %r2 = call i32 @together(ptr %context, ptr %share, i1 %soon)
   br label %done
 done:
   %r = phi i32 [ %r1, %by_one ], [ %r2, %by_all ]
   %place = phi ptr [ %single_at, %by_one ], [ %together_at, %by_all ]
   %old = phi i64 [ %single, %by_one ], [ %together, %by_all ]
   %after = call i64 @now()
+  store i64 %after, ptr %ended_at
   %took = sub i64 %after, %before
   ; a quicker run counts as it is, a slower one by a quarter and at most double, so that it takes
   ; several in a row; the first, which finds nothing in the caches, by twice the estimate at most
@@ -593,12 +604,17 @@ def pool_text(*, futex: bool) -> str:
     x86 = machine in ("x86_64", "amd64")
     common = _COMMON.replace("$DISPATCH$", _DISPATCH_MEASURED if futex else _DISPATCH_PLAIN)
     numbers = {word.name: int(word) for word in PoolWord}
-    numbers |= {"LINE_WORDS": LINE_WORDS, "MASK_WORDS": MASK_WORDS, "STATUS_OK": STATUS_OK}
+    numbers |= {
+        "SOON_NS": SOON_NS,
+        "LINE_WORDS": LINE_WORDS,
+        "MASK_WORDS": MASK_WORDS,
+        "STATUS_OK": STATUS_OK,
+    }
     for slot_word in SlotWord:
         shared = slot_word.name in Word.__members__  # the context has a word of this name as well
         numbers["SLOT_" * shared + slot_word.name] = int(slot_word)
     for word in (Word.STATUS, Word.ELEMENT, Word.VALUE, Word.THREADS, Word.POOL, Word.PATIENT,
-                 Word.ESTIMATE, Word.TOGETHER, Word.ALONE, Word.SPENT):  # fmt: skip
+                 Word.ESTIMATE, Word.TOGETHER, Word.ALONE, Word.SPENT, Word.ENDED):  # fmt: skip
         numbers[word.name] = int(word)
     numbers["RUN_WORDS"] = Word.RUN_LAST + 1
     placement = placement_text(machine if futex else None)
