@@ -24,6 +24,7 @@ from .api.custom_derivatives import custom_jvp, custom_vjp
 from .api.files import load, save
 from .api.graph import Graph
 from .api.jacobian import hessian, hvp, jacfwd, jacobian, jacrev
+from .api.memory import release_memory
 from .api.program import Program
 from .api.session import Session, global_variables_initializer
 from .api.trace import jit

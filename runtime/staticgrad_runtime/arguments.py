@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, ConversionError, cast_checked, has_python_leaves, is_dense
+from .arrays import (
+    Array,
+    ConversionError,
+    cast_checked,
+    has_python_leaves,
+    is_dense,
+    is_masked,
+)
 from .artifact import InputSpec, Manifest, OutputSpec
 from .binding import Shape, input_text
 from .dims import shape_text
@@ -47,7 +54,7 @@ def to_array(spec: InputSpec, value: Any) -> Array:
     dtype = np.dtype(spec.dtype)
     if type(value) is np.ndarray and value.dtype == dtype:
         return value
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise _refusal(spec, "a masked array; fill it first: `x.filled(...)`")
     try:
         array: Array = np.asarray(value)
@@ -96,7 +103,7 @@ def check_out(manifest: Manifest, shapes: Sequence[Shape], out: Any) -> list[Arr
 
 def _check_out(spec: OutputSpec, shape: Shape, array: Any) -> Array:
     expected = f"out: output {spec.name!r} is {spec.dtype} {shape_text(shape)}"
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+    if not isinstance(array, np.ndarray) or is_masked(array):
         raise BindError(f"{expected}, got a {type(array).__name__}")
     if array.dtype != np.dtype(spec.dtype) or array.shape != shape:
         raise BindError(f"{expected}, got {array.dtype} {shape_text(array.shape)}")

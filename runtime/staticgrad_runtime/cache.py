@@ -48,6 +48,16 @@ def default_root() -> Path | None:
     return Path(base) / "staticgrad"
 
 
+def remembers_graphs() -> bool:
+    """Whether programs are found by their graphs, without a pass; STATICGRAD_CACHE=objects keeps
+    object code alone, for who changes passes in a running process, and STATICGRAD_VERIFY=1, which
+    wants every pass to run, does so too."""
+    return (
+        os.environ.get("STATICGRAD_CACHE") != "objects"
+        and os.environ.get("STATICGRAD_VERIFY") != "1"
+    )
+
+
 def _is_ours(status: os.stat_result) -> bool:
     """Owned by this user, and writable by nobody else."""
     if not hasattr(os, "geteuid"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from .context import (
     Word,
 )
 from .interrupt import poll_addresses
+from .kept_memory import array_new
 from .layout import NativeInterface, data_address, descriptor_address
 from .state import StateCell
 from .workers import pool
@@ -63,6 +66,8 @@ class CallContext:
         self._outputs, self._output_shapes = _records(manifest.outputs, outputs)
         self._arrays = aligned_words(len(manifest.outputs))
         self._single = manifest.single
+        self._item_bytes = [np.dtype(spec.dtype).itemsize for spec in manifest.outputs]
+        self._interface: NativeInterface | None = None
         self._cells = aligned_words(CELL_RECORD_WORDS * len(cells))
         for i, (spec, cell) in enumerate(zip(manifest.state, cells)):
             self._cells[CELL_RECORD_WORDS * i + CellRecord.CELL] = cell.words_address
@@ -86,7 +91,7 @@ class CallContext:
         words[Word.OUTPUTS] = address(self._outputs)
         words[Word.CELLS] = address(self._cells)
         words[Word.NDARRAY_TYPE] = interface.ndarray_type
-        words[Word.ARRAY_NEW] = interface.array_new
+        self._interface = interface
         words[Word.METHOD_NEW] = interface.method_new
         words[Word.VECTORCALL] = interface.vectorcall
         words[Word.DEC_REF] = interface.dec_ref
@@ -115,6 +120,10 @@ class CallContext:
         self._dims[: len(binding.dims)] = list(binding.dims.values())
         _fill(self._input_shapes, binding.input_shapes)
         _fill(self._output_shapes, binding.output_shapes)
+        if self._interface is not None:
+            sizes = map(math.prod, binding.output_shapes)
+            largest = max(map(operator.mul, sizes, self._item_bytes), default=0)
+            self.words[Word.ARRAY_NEW] = array_new(self._interface, largest)
         self.words[Word.RELEASE_GIL] = binding.release_gil
         self.words[Word.THREADS] = binding.threads
         self.words[Word.PATIENT] = binding.patient

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import struct
 import sys
-import sysconfig
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,8 +19,7 @@ import numpy as np
 from . import context
 
 # Indices in NumPy's C API table; part of its stable ABI.
-_API_NDARRAY_TYPE = 2
-_API_ARRAY_NEW = 93
+_API = {"PyArray_Type": 2, "PyArray_New": 93, "PyDataMem_SetHandler": 304}
 
 # CPython's C API, stable since 3.0 (vectorcall: 3.9).
 _T_PYSSIZET, _READONLY = 19, 1
@@ -156,8 +154,9 @@ def _arrays_match() -> bool:
     return same_descriptor and all(_array_fields_match(array) for array in samples)
 
 
-def _array_api() -> list[int] | None:
-    """The entries of NumPy's C API table that we use: [PyArray_Type, PyArray_New]."""
+@functools.cache
+def array_api() -> dict[str, int] | None:
+    """The entries of NumPy's C API table that we use, by name; None where there is no table."""
     try:
         from numpy._core._multiarray_umath import _ARRAY_API
     except ImportError:
@@ -165,19 +164,23 @@ def _array_api() -> list[int] | None:
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     table = get(_ARRAY_API, None)
-    return [_word(table + 8 * index) for index in (_API_NDARRAY_TYPE, _API_ARRAY_NEW)]
+    return {name: _word(table + 8 * index) for name, index in _API.items()}
 
 
-def _array_new_works(function: int) -> bool:
-    """Calls PyArray_New as the native entry does and looks at the result."""
+def new_array(function: int, shape: tuple[int, ...], dtype: str) -> Any:
+    """Calls a function of PyArray_New's signature as the native entry does."""
     prototype = ctypes.PYFUNCTYPE(
         ctypes.py_object, ctypes.py_object, ctypes.c_int, ctypes.c_void_p, ctypes.c_int,
         ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p,
     )  # fmt: skip
-    shape = (ctypes.c_int64 * 2)(3, 5)
-    number = np.dtype(np.float32).num
-    made = prototype(function)(np.ndarray, 2, ctypes.addressof(shape), number, None, None, 0, 0,
-                               None)  # fmt: skip
+    dims = (ctypes.c_int64 * len(shape))(*shape)
+    number = np.dtype(dtype).num
+    return prototype(function)(np.ndarray, len(shape), ctypes.addressof(dims), number, None, None,
+                               0, 0, None)  # fmt: skip
+
+
+def _array_new_works(function: int) -> bool:
+    made = new_array(function, (3, 5), "float32")
     return (
         type(made) is np.ndarray
         and made.shape == (3, 5)
@@ -221,15 +224,17 @@ def native_interface() -> NativeInterface | None:
     """The addresses that the native entry needs, or None where it must not be used."""
     ordinary = (
         sys.implementation.name == "cpython"
-        and not sysconfig.get_config_var("Py_GIL_DISABLED")
+        and "free-threading" not in sys.version  # asking sysconfig takes 2 ms
         and _POINTER == 8
         and sys.byteorder == "little"
         and object.__basicsize__ == 16
     )
     if not ordinary or not _arrays_match():
         return None
-    api = _array_api()
-    if api is None or api[0] != id(np.ndarray) or not _array_new_works(api[1]):
+    api = array_api()
+    if api is None or api["PyArray_Type"] != id(np.ndarray):
+        return None
+    if not _array_new_works(api["PyArray_New"]):
         return None
     if not _calls_work():
         return None
@@ -240,7 +245,7 @@ def native_interface() -> NativeInterface | None:
         python.PyEval_RestoreThread,
     )  # fmt: skip
     addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
-    return NativeInterface(api[0], api[1], *addresses)
+    return NativeInterface(api["PyArray_Type"], api["PyArray_New"], *addresses)
 
 
 def data_address(array: np.ndarray[Any, Any]) -> int:
