@@ -7,7 +7,8 @@ before -> after
     %5 = relu(%4)
 
 A group becomes one kernel. Its kinds: "map" (element-wise over one shape), "reduce" (reductions of
-one shape over the same axes, with what feeds them and what uses them), "product" (a matrix product
+one shape over the same axes, with what feeds them and what uses them; sums over all other axes too,
+see `columns`), "product" (a matrix product
 or convolution with element-wise consumers). A group's level is one more than the highest level of
 what it reads; a node may join a group only if everything else it reads is of a lower level, so no
 cycle can arise and the pass is linear in the nodes.
@@ -28,6 +29,8 @@ from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.cost import COST
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Generate, Leaf, Pointwise, Product, Reduction, View
+
+from .columns import attach_columns
 
 # Above this a function of the fused kernel costs more to compile than its sweep over memory saves:
 # LLVM's time grows faster than the length of a block (16,000 vector operations: 0.5 s).
@@ -97,6 +100,7 @@ class _Fusion:
                 self._new_group("product", node, node.types[0].shape)
             else:
                 self.levels[node] = 1 + self._operand_level(node)
+        attach_columns(self)
         self._inline_producers()
         return _rebuild(self.graph, self.groups, self.group_of, self.held)
 

@@ -4,6 +4,8 @@
         for each stage: reduce over the reduced axes (in lanes, if the last dim is reduced)
         for the reduced axes: store what has the full shape
 
+Sums over the kept axes of such a kernel are in `columns`.
+
 A value of the full shape that is dear to compute and needed by several stages is kept in a row of
 scratch memory; cheap ones are computed again.
 """
@@ -34,6 +36,7 @@ from staticgrad.ops.lowering import Reduction
 
 from ..fuse import is_heavy
 from .body import Body
+from .columns import ColumnSums
 from .draft import Draft, linear
 from .map import loop_space
 from .pull import At, Puller
@@ -101,8 +104,12 @@ class ReduceLowering:
     def __init__(self, lowerer: Lowerer, body: Body) -> None:
         self.lowerer, self.body = lowerer, body
         self.draft = Draft(lowerer.program)
-        self.reductions = [n for n in body.inside if self._is_reduction(n)]
+        every = [n for n in body.inside if self._is_reduction(n)]
+        rows = [n for n in every if n.operands[0].type.ndim - 1 in n.attrs["axes"]]
+        self.reductions = rows or every
         self.space = space_of(self.reductions[0])
+        sums = [n for n in every if n not in self.reductions]
+        self.columns = ColumnSums(lowerer, body, self.space, sums) if sums else None
         self.stages = self._stages()
         self.names: dict[Node, str] = {}
         self.kept_rows: dict[Value, int] = {}  # full values in scratch memory or an output
@@ -142,7 +149,8 @@ class ReduceLowering:
         if not self.space.rows_in_lanes:
             return
         groups = [[n.operands[0] for n in stage] for stage in self.stages]
-        groups.append([inner for inner, _ in full])
+        summed = [] if self.columns is None else [n.operands[0] for n in self.columns.nodes]
+        groups.append([*(inner for inner, _ in full), *summed])
         count: dict[Node, int] = {}
         for roots in groups:
             for n in self._needs(roots):
@@ -163,7 +171,9 @@ class ReduceLowering:
     def run(self) -> None:
         space = self.space
         full = [(i, o) for i, o in self.body.outputs if self._is_full(i)]
-        rows = [(i, o) for i, o in self.body.outputs if not self._is_full(i)]
+        sums = () if self.columns is None else self.columns.nodes
+        others = [(i, o) for i, o in self.body.outputs if not self._is_full(i)]
+        rows = [(i, o) for i, o in others if i.node not in sums]
         if space.is_short:
             self._finish(self._written_out(full, rows))
             return
@@ -179,6 +189,8 @@ class ReduceLowering:
             buffer = self.lowerer.result_buffer(outer)
             value = self._full_value(puller, inner)
             stores.append(self.draft.store(buffer, linear(space.at, outer.shape), value))
+        if self.columns is not None:
+            stores += self.columns.stores(self.draft, puller)
         if stores:
             statements += self._reduced_loops(tuple(stores))
         # Last, since a row's result may take the memory of an operand that the loops above read.
@@ -192,6 +204,8 @@ class ReduceLowering:
                 )
             )
         self._finish(statements)
+        if self.columns is not None:
+            self.columns.finish(dict(self.body.outputs))
 
     def _written_out(
         self, full: list[tuple[Value, Value]], rows: list[tuple[Value, Value]]
@@ -291,6 +305,9 @@ class ReduceLowering:
         return inner
 
     def _finish(self, statements: list[Stmt]) -> None:
+        if self.columns is not None:
+            self._add_step(*self.columns.loops(self.draft, statements))
+            return
         space = self.space
         kept = list(space.kept)
         body: tuple[Stmt, ...] = tuple(statements)
@@ -310,9 +327,12 @@ class ReduceLowering:
             if last and in_lanes:
                 kind = "parallel_vector" if i == 0 else "vector"
             body = (Loop(name, size, body, kind),)
+        self._add_step(body, extent)
+
+    def _add_step(self, body: tuple[Stmt, ...], extent: DimLike) -> None:
         kernel, buffers, sizes = self.draft.finish(self.body.name, body)
         nodes = self.body.labels
-        flops = product(space.shape) * len(nodes)
+        flops = product(self.space.shape) * len(nodes)
         self.lowerer.add_step(kernel, buffers, sizes, extent, nodes, self.body.locs, flops=flops)
 
 

@@ -1,0 +1,182 @@
+"""Sums over rows inside of the kernel that goes through the rows (`passes/columns.py`).
+
+    for each block of rows (shared among threads)
+        for the columns: part[block] = -0.0
+        for each row of the block
+            what is computed row by row
+            for the columns: part[block] += what is summed
+
+    for the columns (shared among threads)
+        for each block: total += part[block], with what the additions round away beside it
+
+The blocks are those of a reduction over the same axes, and so are the order and the compensation
+(`codegen/reduce.py`): the same bits, whether a sum has a kernel of its own or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from staticgrad.ir.dim import Dim, DimLike, dim_max, dim_min, floor_div, product
+from staticgrad.ir.dtype import DType
+from staticgrad.ir.node import Node, Value
+from staticgrad.kernels.ir import (
+    Call,
+    Carry,
+    Expr,
+    Let,
+    Literal,
+    Loop,
+    Next,
+    Ref,
+    Stmt,
+    Store,
+    call,
+)
+from staticgrad.kernels.order import COLUMN_BLOCK, identity
+from staticgrad.kernels.rewrite import replaced
+
+from .body import Body
+from .draft import Draft, linear
+from .pull import Puller
+
+if TYPE_CHECKING:
+    from .lower import Lowerer
+    from .reduce import Space
+
+
+@dataclass
+class ColumnSums:
+    """The column sums `nodes` of a kernel over the rows of `space`."""
+
+    lowerer: Lowerer
+    body: Body
+    space: Space
+    nodes: Sequence[Node]
+    parts: dict[Node, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # As `codegen/reduce.py` makes blocks of columns: so many steps of the first axis.
+        self.steps = dim_max(
+            1,
+            floor_div(COLUMN_BLOCK, dim_max(1, product(tuple(e for _, e in self.space.kept[1:])))),
+        )
+        first = self.space.kept[0][1]
+        self.blocks = floor_div(first + (self.steps - 1), self.steps)
+        self.block = f"d{len(self.space.shape)}"  # a loop's name, as `passes/names.py` knows them
+        for n in self.nodes:
+            size = self.blocks * n.types[0].size
+            self.parts[n] = self.lowerer.scratch(n.types[0].dtype, size)
+
+    @property
+    def _columns(self) -> tuple[DimLike, tuple[DimLike, ...]]:
+        """The place of a column in a line of sums, and the line's shape."""
+        shape = tuple(self.space.shape[a] for a in self.space.axes)
+        return linear([self.space.at[a] for a in self.space.axes], shape), shape
+
+    def _place(self, n: Node) -> DimLike:
+        column, shape = self._columns
+        return Dim.symbol(self.block) * product(shape) + column
+
+    def stores(self, draft: Draft, puller: Puller) -> list[Store]:
+        """For one element of a row: what adds it to its columns' sums."""
+        found = []
+        for n in self.nodes:
+            dtype, at = n.types[0].dtype, self._place(n)
+            known = draft.load(self.parts[n], at, dtype)
+            value = puller.pull(n.operands[0], self.space.at)
+            found.append(draft.store(self.parts[n], at, Call("add", (known, value), dtype)))
+        return found
+
+    def loops(self, draft: Draft, statements: Sequence[Stmt]) -> tuple[tuple[Stmt, ...], DimLike]:
+        """The statements of a row inside of the loops over blocks and rows; how many blocks."""
+        (first, extent), *others = self.space.kept
+        body: tuple[Stmt, ...] = tuple(statements)
+        for name, size in reversed(others):
+            body = (Loop(name, size, body, "serial"),)
+        begin = Dim.symbol(self.block) * self.steps
+        body = replaced(body, {first: begin + Dim.symbol(first)})
+        rows: DimLike = dim_min(self.steps, extent - begin)
+        if isinstance(extent, int) and isinstance(self.steps, int) and extent % self.steps == 0:
+            rows = self.steps
+        zeros = [
+            draft.store(self.parts[n], self._place(n), _nothing(n.types[0].dtype))
+            for n in self.nodes
+        ]
+        body = (*self._over_columns(zeros, "vector"), Loop(first, rows, body, "serial"))
+        return (Loop(self.block, self.blocks, body, "parallel"),), self.blocks
+
+    def _over_columns(self, body: Sequence[Stmt], innermost: str) -> tuple[Stmt, ...]:
+        found = tuple(body)
+        for i, (name, size) in enumerate(reversed(self.space.reduced)):
+            found = (Loop(name, size, found, "serial" if i else innermost),)
+        return found
+
+    def finish(self, outer: dict[Value, Value]) -> None:
+        """The step that adds the blocks' sums."""
+        draft = Draft(self.lowerer.program)
+        carries: list[Carry] = []
+        inside: list[Stmt] = []
+        after: list[Stmt] = []
+        for i, n in enumerate(self.nodes):
+            dtype = n.types[0].dtype
+            total, rest = Ref(f"total{i}", dtype), Ref(f"rest{i}", dtype)
+            carries += [Carry(total.name, _nothing(dtype)), Carry(rest.name, _nothing(dtype))]
+            part = Ref(f"part{i}", dtype)
+            inside.append(Let(part.name, draft.load(self.parts[n], self._place(n), dtype)))
+            inside += _compensated(i, total, rest, part)
+            value = outer[n.results[0]]
+            at = linear(self._result_at(n), value.shape)
+            whole = call("add", total, rest)
+            known = call("select", call("isnan", rest, dtype=_bool()), total, whole, dtype=dtype)
+            shown = call("add", known, Literal(0.0, dtype))  # the sum of nothing is +0.0
+            after.append(draft.store(self.lowerer.result_buffer(value), at, shown))
+        blocks = Loop(self.block, self.blocks, tuple(inside), "serial", tuple(carries))
+        body = self._shared([blocks, *after])
+        kernel, buffers, sizes = draft.finish("sum_blocks", body)
+        names = tuple(n.op for n in self.nodes)
+        line = product(self._columns[1])
+        flops = self.blocks * line * len(self.nodes)
+        extent = self.space.reduced[0][1]
+        self.lowerer.add_step(kernel, buffers, sizes, extent, names, self.body.locs, flops=flops)
+
+    def _shared(self, body: Sequence[Stmt]) -> tuple[Stmt, ...]:
+        """The loops over the columns, the outermost of which threads share."""
+        if len(self.space.reduced) == 1:
+            return self._over_columns(body, "parallel_vector")
+        (outer,) = self._over_columns(body, "vector")
+        assert isinstance(outer, Loop)
+        return (Loop(outer.var, outer.extent, outer.body, "parallel"),)
+
+    def _result_at(self, n: Node) -> tuple[DimLike, ...]:
+        if n.attrs["keepdims"]:
+            return tuple(0 if a in n.attrs["axes"] else i for a, i in enumerate(self.space.at))
+        return tuple(i for a, i in enumerate(self.space.at) if a not in n.attrs["axes"])
+
+
+def _nothing(dtype: DType) -> Literal:
+    return Literal(identity("sum", dtype), dtype)
+
+
+def _bool() -> DType:
+    from staticgrad.ir.dtype import bool_
+
+    return bool_
+
+
+def _compensated(i: int, total: Ref, rest: Ref, part: Expr) -> list[Stmt]:
+    """Knuth's two-sum: the new total, and `rest` plus what that has rounded away."""
+
+    def bound(name: str, value: Expr) -> Ref:
+        lets.append(Let(f"{name}{i}", value))
+        return Ref(f"{name}{i}", total.dtype)
+
+    lets: list[Stmt] = []
+    added = bound("added", call("add", total, part))
+    of_part = bound("of_part", call("subtract", added, total))
+    of_total = call("subtract", added, of_part)
+    lost = call("add", call("subtract", total, of_total), call("subtract", part, of_part))
+    more = bound("more", call("add", rest, lost))
+    return [*lets, Next(total.name, added), Next(rest.name, more)]
