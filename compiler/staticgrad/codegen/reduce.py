@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from staticgrad.ir.dim import DimLike, dim_max, floor_div, product
+from staticgrad.ir.dim import DimLike, product
 from staticgrad.kernels.ir import Reduce
 from staticgrad.kernels.order import (
     BLOCK,
     COLUMN_BLOCK,
+    block_steps,
     combine_op,
     identity,
     reduce_lanes,
@@ -105,10 +106,7 @@ class ReduceEmitter:
         """Blocks of as many steps of the first axis as make a lane take about as many elements as
         in a block of one axis."""
         em, s = self.em, self.s
-        width = self.lanes if s.vector else 1
-        turns = floor_div(s.extents[-1] + (width - 1), width)  # of the last axis, for one lane
-        taken = dim_max(1, product(s.extents[1:-1]) * turns)
-        steps = dim_max(1, floor_div(self.block // width, taken))
+        steps = block_steps(s.extents, self.lanes if s.vector else None)
 
         def block(start: str, stop: str) -> list[str]:
             accumulated = self._identities(self.lanes)

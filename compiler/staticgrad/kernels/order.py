@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from staticgrad.ir.dim import DimLike, dim_max, floor_div, product
 from staticgrad.ir.dtype import DType, float32, integer_range
 
 # A reduction's order is a function of its extents and dtype alone, so these are part of what a
@@ -48,6 +49,17 @@ def identity(op: str, dtype: DType) -> float | int | bool:
 
 def combine_op(op: str) -> str:
     return COMBINE[op]
+
+
+def block_steps(extents: Sequence[DimLike], lanes: int | None) -> DimLike:
+    """How many steps of the first axis make a block of a reduction over `extents`: with `lanes` (of
+    the last axis), else one element after another."""
+    block, width = (COLUMN_BLOCK, 1) if lanes is None else (BLOCK, lanes)
+    if len(extents) == 1:
+        return block
+    turns = floor_div(extents[-1] + (width - 1), width)  # of the last axis, for one lane
+    taken = dim_max(1, product(tuple(extents[1:-1])) * turns)
+    return dim_max(1, floor_div(block // width, taken))
 
 
 def reduce_lanes(dtype: DType) -> int:

@@ -19,25 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from staticgrad.ir.dim import Dim, DimLike, dim_max, dim_min, floor_div, product
+from staticgrad.ir.dim import Dim, DimLike, dim_min, floor_div, product
 from staticgrad.ir.dtype import DType
 from staticgrad.ir.node import Node, Value
-from staticgrad.kernels.ir import (
-    Call,
-    Carry,
-    Expr,
-    Let,
-    Literal,
-    Loop,
-    Next,
-    Ref,
-    Stmt,
-    Store,
-    call,
-)
-from staticgrad.kernels.order import COLUMN_BLOCK, identity
+from staticgrad.kernels.ir import Call, Literal, Loop, Ref, Stmt, Store
+from staticgrad.kernels.order import block_steps, identity
 from staticgrad.kernels.rewrite import replaced
 
+from .blocks import Total, combined
 from .body import Body
 from .draft import Draft, linear
 from .pull import Puller
@@ -58,11 +47,7 @@ class ColumnSums:
     parts: dict[Node, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # As `codegen/reduce.py` makes blocks of columns: so many steps of the first axis.
-        self.steps = dim_max(
-            1,
-            floor_div(COLUMN_BLOCK, dim_max(1, product(tuple(e for _, e in self.space.kept[1:])))),
-        )
+        self.steps = block_steps([e for _, e in self.space.kept], None)
         first = self.space.kept[0][1]
         self.blocks = floor_div(first + (self.steps - 1), self.steps)
         self.block = f"d{len(self.space.shape)}"  # a loop's name, as `passes/names.py` knows them
@@ -117,25 +102,19 @@ class ColumnSums:
     def finish(self, outer: dict[Value, Value]) -> None:
         """The step that adds the blocks' sums."""
         draft = Draft(self.lowerer.program)
-        carries: list[Carry] = []
-        inside: list[Stmt] = []
-        after: list[Stmt] = []
-        for i, n in enumerate(self.nodes):
-            dtype = n.types[0].dtype
-            total, rest = Ref(f"total{i}", dtype), Ref(f"rest{i}", dtype)
-            carries += [Carry(total.name, _nothing(dtype)), Carry(rest.name, _nothing(dtype))]
-            part = Ref(f"part{i}", dtype)
-            inside.append(Let(part.name, draft.load(self.parts[n], self._place(n), dtype)))
-            inside += _compensated(i, total, rest, part)
+        totals = [Total(f"r{i}", "sum", n.types[0].dtype) for i, n in enumerate(self.nodes)]
+        body = combined(
+            totals, self.block, self.blocks,
+            lambda i: draft.load(
+                self.parts[self.nodes[i]], self._place(self.nodes[i]), totals[i].dtype
+            ),
+        )  # fmt: skip
+        for n, t in zip(self.nodes, totals):
             value = outer[n.results[0]]
             at = linear(self._result_at(n), value.shape)
-            whole = call("add", total, rest)
-            known = call("select", call("isnan", rest, dtype=_bool()), total, whole, dtype=dtype)
-            shown = call("add", known, Literal(0.0, dtype))  # the sum of nothing is +0.0
-            after.append(draft.store(self.lowerer.result_buffer(value), at, shown))
-        blocks = Loop(self.block, self.blocks, tuple(inside), "serial", tuple(carries))
-        body = self._shared([blocks, *after])
-        kernel, buffers, sizes = draft.finish("sum_blocks", body)
+            body.append(draft.store(self.lowerer.result_buffer(value), at, Ref(t.name, t.dtype)))
+        nest = self._shared(body)
+        kernel, buffers, sizes = draft.finish("column_sums", nest)
         names = tuple(n.op for n in self.nodes)
         line = product(self._columns[1])
         flops = self.blocks * line * len(self.nodes)
@@ -158,25 +137,3 @@ class ColumnSums:
 
 def _nothing(dtype: DType) -> Literal:
     return Literal(identity("sum", dtype), dtype)
-
-
-def _bool() -> DType:
-    from staticgrad.ir.dtype import bool_
-
-    return bool_
-
-
-def _compensated(i: int, total: Ref, rest: Ref, part: Expr) -> list[Stmt]:
-    """Knuth's two-sum: the new total, and `rest` plus what that has rounded away."""
-
-    def bound(name: str, value: Expr) -> Ref:
-        lets.append(Let(f"{name}{i}", value))
-        return Ref(f"{name}{i}", total.dtype)
-
-    lets: list[Stmt] = []
-    added = bound("added", call("add", total, part))
-    of_part = bound("of_part", call("subtract", added, total))
-    of_total = call("subtract", added, of_part)
-    lost = call("add", call("subtract", total, of_total), call("subtract", part, of_part))
-    more = bound("more", call("add", rest, lost))
-    return [*lets, Next(total.name, added), Next(rest.name, more)]

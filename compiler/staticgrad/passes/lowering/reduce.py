@@ -4,7 +4,7 @@
         for each stage: reduce over the reduced axes (in lanes, if the last dim is reduced)
         for the reduced axes: store what has the full shape
 
-Sums over the kept axes of such a kernel are in `columns`.
+Sums over the kept axes of such a kernel are in `columns`, reductions of everything in `blocks`.
 
 A value of the full shape that is dear to compute and needed by several stages is kept in a row of
 scratch memory; cheap ones are computed again.
@@ -12,8 +12,8 @@ scratch memory; cheap ones are computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from staticgrad.ir.dim import Dim, DimLike, product
@@ -35,6 +35,7 @@ from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
 
 from ..fuse import is_heavy
+from .blocks import BlockedLowering, in_blocks
 from .body import Body
 from .columns import ColumnSums
 from .draft import Draft, linear
@@ -177,6 +178,9 @@ class ReduceLowering:
         if space.is_short:
             self._finish(self._written_out(full, rows))
             return
+        if self.columns is None and in_blocks(space, len(self.stages), bool(full)):
+            BlockedLowering(self).run(full, rows)
+            return
         self._plan_rows(full)
         statements: list[Stmt] = []
         for stage in self.stages:
@@ -195,7 +199,7 @@ class ReduceLowering:
             statements += self._reduced_loops(tuple(stores))
         # Last, since a row's result may take the memory of an operand that the loops above read.
         for inner, outer in rows:
-            at = self._row_at(inner)
+            at = self.row_at(inner)
             statements.append(
                 self.draft.store(
                     self.lowerer.result_buffer(outer),
@@ -228,7 +232,7 @@ class ReduceLowering:
                 value = puller.pull(inner, at)
                 statements.append(self.draft.store(buffer, linear(at, outer.shape), value))
         for inner, outer in rows:
-            at = self._row_at(inner)
+            at = self.row_at(inner)
             buffer = self.lowerer.result_buffer(outer)
             value = puller.pull(inner, at)
             statements.append(self.draft.store(buffer, linear(at, outer.shape), value))
@@ -237,7 +241,7 @@ class ReduceLowering:
     def _is_full(self, v: Value) -> bool:
         return v.shape == self.space.shape and not self._is_reduction(v.node)
 
-    def _row_at(self, v: Value) -> At:
+    def row_at(self, v: Value) -> At:
         if len(v.shape) == len(self.space.shape):
             return tuple(0 if a in self.space.axes else i for a, i in enumerate(self.space.at))
         return self.space.row
@@ -285,17 +289,27 @@ class ReduceLowering:
                 self.draft.buffer(buffer, "inout")
                 body.append(self.draft.store(buffer, at, Ref(label, v.dtype)))
                 self.computed.add(v)
+        for n in stage:
+            self.names[n] = f"r{len(self.names)}"
+        reduction = self.reduction(stage, self.names, puller)
+        return replace(reduction, body=tuple(body))
+
+    def reduction(self, stage: list[Node], names: Mapping[Node, str], puller: Puller) -> Reduce:
+        """The reductions of a stage, whose results get these names."""
+        space = self.space
         accumulators = []
         for n in stage:
-            name = f"r{len(self.names)}"
-            value = puller.pull(n.operands[0], space.at)
             lower = registry.get(n.op).lower
             assert isinstance(lower, Reduction)
-            accumulators.append(Accumulator(name, lower.kind, value))
-            self.names[n] = name
+            value = puller.pull(n.operands[0], space.at)
+            accumulators.append(Accumulator(names[n], lower.kind, value))
         variables = tuple(name for name, _ in space.reduced)
         extents = tuple(e for _, e in space.reduced)
-        return Reduce(variables, extents, tuple(body), tuple(accumulators), space.rows_in_lanes)
+        return Reduce(variables, extents, (), tuple(accumulators), space.rows_in_lanes)
+
+    def lanes_of(self, stage: list[Node]) -> int | None:
+        """The lanes along a row of a stage; None in columns."""
+        return reduce_lanes(stage[0].types[0].dtype) if self.space.rows_in_lanes else None
 
     def _reduced_loops(self, inner: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
         lanes = self.space.rows_in_lanes

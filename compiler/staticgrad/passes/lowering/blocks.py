@@ -1,0 +1,271 @@
+"""Reductions whose blocks are shared among threads, and what adds blocks.
+
+A reduction takes its elements in blocks (`kernels/order.py`). Where nothing else could be shared,
+because everything is reduced or few long columns are, each block's result is stored and a small
+kernel combines them, in order and, for float sums, with compensation, as a reduction in one kernel
+does (`codegen/reduce.py`): the same bits.
+
+    for each block (shared among threads): part[block] = the reduction of the block
+    for each block: total = total op part[block]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from staticgrad.ir.dim import Dim, DimLike, dim_min, floor_div, product
+from staticgrad.ir.dtype import DType, bool_
+from staticgrad.ir.node import Node, Value
+from staticgrad.kernels.ir import (
+    Call,
+    Carry,
+    Expr,
+    Let,
+    Literal,
+    Loop,
+    Next,
+    Reduce,
+    Ref,
+    Stmt,
+    call,
+)
+from staticgrad.kernels.order import block_steps, combine_op, identity
+from staticgrad.kernels.rewrite import replaced
+from staticgrad.ops import registry
+from staticgrad.ops.lowering import Reduction
+
+from .draft import Draft, linear
+from .map import lower_map
+from .pull import At, Puller
+
+if TYPE_CHECKING:
+    from .reduce import ReduceLowering, Space
+
+# A sweep over so many elements takes some 5 us; a barrier and a kernel more take 1.
+LEAST_ELEMENTS = 1 << 16
+# Of an unknown number of rows: these should be so long.
+LEAST_ROW = 64
+# Columns: enough rows for blocks; and so few columns that blocks are what threads share better,
+# or so many rows that bands of columns would go through memory in short pieces, each in another
+# page: 64 times 512 x 512 took 2.5 ms instead of 1.6.
+LEAST_ROWS, MOST_COLUMNS = 256, 4096
+
+
+@dataclass(frozen=True)
+class Total:
+    """What a reduction's blocks are combined to."""
+
+    name: str
+    op: str  # of the reduction: "sum", "max", ..
+    dtype: DType
+
+    @property
+    def compensated(self) -> bool:
+        return self.op == "sum" and self.dtype.is_float
+
+
+def combined(
+    totals: Sequence[Total], block: str, blocks: DimLike, part: Callable[[int], Expr]
+) -> list[Stmt]:
+    """Statements that bind each total's name; `part(i)` is the block's part of total `i`."""
+    carries: list[Carry] = []
+    inside: list[Stmt] = []
+    after: list[Stmt] = []
+    for i, t in enumerate(totals):
+        nothing = Literal(identity(t.op, t.dtype), t.dtype)
+        total, rest = Ref(f"total{i}", t.dtype), Ref(f"rest{i}", t.dtype)
+        carries.append(Carry(total.name, nothing))
+        found = Ref(f"part{i}", t.dtype)
+        inside.append(Let(found.name, part(i)))
+        if not t.compensated:
+            inside.append(Next(total.name, Call(combine_op(t.op), (total, found), t.dtype)))
+            after.append(Let(t.name, total))
+            continue
+        carries.append(Carry(rest.name, nothing))
+        inside += _compensated(i, total, rest, found)
+        whole = call("add", total, rest)
+        known = call("select", call("isnan", rest, dtype=bool_), total, whole, dtype=t.dtype)
+        # The sum of nothing, -0.0 so far, is shown as +0.0.
+        after.append(Let(t.name, call("add", known, Literal(0.0, t.dtype))))
+    return [Loop(block, blocks, tuple(inside), "serial", tuple(carries)), *after]
+
+
+def _compensated(i: int, total: Ref, rest: Ref, part: Expr) -> list[Stmt]:
+    """Knuth's two-sum: the new total, and `rest` plus what that has rounded away."""
+    lets: list[Stmt] = []
+
+    def bound(name: str, value: Expr) -> Ref:
+        lets.append(Let(f"{name}{i}", value))
+        return Ref(f"{name}{i}", total.dtype)
+
+    added = bound("added", call("add", total, part))
+    of_part = bound("of_part", call("subtract", added, total))
+    of_total = call("subtract", added, of_part)
+    lost = call("add", call("subtract", total, of_total), call("subtract", part, of_part))
+    more = bound("more", call("add", rest, lost))
+    return [*lets, Next(total.name, added), Next(rest.name, more)]
+
+
+def in_blocks(space: Space, stages: int, full: bool) -> bool:
+    """Whether a group of reductions is lowered this way. A function of the shape, so that sizes
+    alone decide; the bits are the same either way."""
+    if not space.reduced or space.is_short:
+        return False
+    if not space.kept:
+        sizes = [e for _, e in space.reduced]
+        known = product(tuple(e for e in sizes if isinstance(e, int)))
+        unknown = sum(1 for e in sizes if isinstance(e, Dim))
+        assert isinstance(known, int)
+        return known >= LEAST_ELEMENTS or unknown > 1 or (unknown == 1 and known >= LEAST_ROW)
+    rows, columns = product(tuple(e for _, e in space.reduced)), space.kept[-1][1]
+    if space.rows_in_lanes or stages > 1 or full:
+        return False
+    if isinstance(rows, Dim) or isinstance(columns, Dim):
+        return False
+    return rows >= LEAST_ROWS and columns <= MOST_COLUMNS and rows * columns >= LEAST_ELEMENTS
+
+
+class BlockedLowering:
+    """Lowers the stages of a group, each by two kernels, and what else it has by one."""
+
+    def __init__(self, lowering: ReduceLowering) -> None:
+        self.r = lowering
+        self.space = lowering.space
+        self.lowerer = lowering.lowerer
+        self.block = f"d{len(self.space.shape)}"  # a loop's name, as `passes/names.py` knows them
+        self.scalars: dict[Node, int] = {}
+
+    def run(self, full: list[tuple[Value, Value]], rows: list[tuple[Value, Value]]) -> None:
+        r = self.r
+        for i, stage in enumerate(r.stages):
+            self._stage(stage, rows if i == len(r.stages) - 1 else [], bool(full))
+        if full:
+            r.draft = draft = Draft(self.lowerer.program)
+            outputs = [self._full_output(inner, outer) for inner, outer in full]
+            labels = r.body.labels
+            lower_map(
+                self.lowerer, draft, r.body.name, self.space.shape, outputs, labels, r.body.locs
+            )
+
+    def _full_output(
+        self, inner: Value, outer: Value
+    ) -> tuple[int, Callable[[At], DimLike], Callable[[At], Expr]]:
+        puller = self._puller({})
+        buffer = self.lowerer.result_buffer(outer)
+        return buffer, lambda at: linear(at, outer.shape), lambda at: puller.pull(inner, at)
+
+    def _puller(self, names: dict[Node, str]) -> Puller:
+        """Knows the reductions that `names` binds in this kernel, and loads those before."""
+        r = self.r
+        known: dict[Value, Callable[[At], Expr]] = {}
+        for n, name in names.items():
+            ref = Ref(name, n.types[0].dtype)
+            known[n.results[0]] = lambda at, ref=ref: ref  # type: ignore[misc]
+        for n, buffer in self.scalars.items():
+            if n not in names:
+                known[n.results[0]] = lambda at, n=n, b=buffer: r.draft.load(  # type: ignore[misc]
+                    b, 0, n.types[0].dtype
+                )
+        return Puller(r.body.inside, r._outside, known)
+
+    def _stage(self, stage: list[Node], rows: list[tuple[Value, Value]], full: bool) -> None:
+        r, space = self.r, self.space
+        lanes = r.lanes_of(stage)
+        extents = tuple(e for _, e in space.reduced)
+        steps = block_steps(extents, lanes)
+        blocks = floor_div(extents[0] + (steps - 1), steps)
+        parts = [
+            self.lowerer.scratch(
+                n.types[0].dtype, blocks * product(tuple(e for _, e in space.kept))
+            )
+            for n in stage
+        ]
+        self._block_kernel(stage, steps, blocks, parts)
+        self._combine_kernel(stage, blocks, parts, rows, full)
+
+    def _place(self, blocks: DimLike) -> DimLike:
+        """Of a block's result: blocks lie side by side, the columns of one together."""
+        kept = self.space.kept
+        at = [Dim.symbol(name) for name, _ in kept]
+        at.insert(max(0, len(at) - 1), Dim.symbol(self.block))
+        shape = [e for _, e in kept]
+        shape.insert(max(0, len(shape) - 1), blocks)
+        return linear(at, tuple(shape))
+
+    def _block_kernel(
+        self, stage: list[Node], steps: DimLike, blocks: DimLike, parts: list[int]
+    ) -> None:
+        r, space = self.r, self.space
+        r.draft = draft = Draft(self.lowerer.program)
+        names = {n: f"r{i}" for i, n in enumerate(stage)}
+        reduction = r.reduction(stage, names, self._puller({}))
+        (first, extent), *_ = space.reduced
+        begin = Dim.symbol(self.block) * steps
+        size = dim_min(steps, extent - begin)
+        if isinstance(extent, int) and isinstance(steps, int) and extent % steps == 0:
+            size = steps
+        (moved,) = replaced((reduction,), {first: begin + Dim.symbol(first)})
+        assert isinstance(moved, Reduce)
+        body: tuple[Stmt, ...] = (
+            replace(moved, extents=(size, *moved.extents[1:])),
+            *(
+                draft.store(b, self._place(blocks), Ref(names[n], n.types[0].dtype))
+                for n, b in zip(stage, parts)
+            ),
+        )
+        loops = [(self.block, blocks), *space.kept]
+        if len(space.kept) > 1 and _at_least(space.kept[0][1], blocks):
+            loops = [space.kept[0], (self.block, blocks), *space.kept[1:]]
+        for i, (name, size) in reversed(list(enumerate(loops))):
+            kind = "parallel" if i == 0 else "vector" if i == len(loops) - 1 else "serial"
+            body = (Loop(name, size, body, kind),)
+        self._add(body, r.body.name, loops[0][1], product(space.shape) * len(r.body.labels))
+
+    def _combine_kernel(
+        self, stage: list[Node], blocks: DimLike, parts: list[int],
+        rows: list[tuple[Value, Value]], full: bool,
+    ) -> None:  # fmt: skip
+        r, space = self.r, self.space
+        r.draft = draft = Draft(self.lowerer.program)
+        totals = []
+        for i, n in enumerate(stage):
+            lower = registry.get(n.op).lower
+            assert isinstance(lower, Reduction)
+            totals.append(Total(f"r{i}", lower.kind, n.types[0].dtype))
+        place = self._place(blocks)
+        body = combined(
+            totals, self.block, blocks, lambda i: draft.load(parts[i], place, totals[i].dtype)
+        )
+        names = {n: t.name for n, t in zip(stage, totals)}
+        last = stage is r.stages[-1]
+        if full or not last:
+            for n, t in zip(stage, totals):
+                self.scalars[n] = self.lowerer.scratch(t.dtype, 1)
+                body.append(draft.store(self.scalars[n], 0, Ref(t.name, t.dtype)))
+        puller = self._puller(names)
+        for inner, outer in rows:
+            at = r.row_at(inner)
+            buffer = self.lowerer.result_buffer(outer)
+            body.append(draft.store(buffer, linear(at, outer.shape), puller.pull(inner, at)))
+        nested = tuple(body)
+        for i, (name, size) in reversed(list(enumerate(space.kept))):
+            kind = "vector" if i == len(space.kept) - 1 else "serial"
+            if i == 0:
+                kind = "parallel_vector" if kind == "vector" else "parallel"
+            nested = (Loop(name, size, nested, kind),)
+        extent = space.kept[0][1] if space.kept else 1
+        flops = blocks * product(tuple(e for _, e in space.kept)) * len(stage)
+        self._add(nested, f"{stage[0].op}_blocks", extent, flops)
+
+    def _add(self, body: tuple[Stmt, ...], name: str, extent: DimLike, flops: DimLike) -> None:
+        kernel, buffers, sizes = self.r.draft.finish(name, body)
+        r = self.r
+        self.lowerer.add_step(
+            kernel, buffers, sizes, extent, r.body.labels, r.body.locs, flops=flops
+        )
+
+
+def _at_least(a: DimLike, b: DimLike) -> bool:
+    return isinstance(a, int) and isinstance(b, int) and a >= b
