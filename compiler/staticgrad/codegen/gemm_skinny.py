@@ -15,6 +15,9 @@ from .gemm_pack import emit_transposed_load, require_pack_scalar
 
 ROW_PARAMS = "ptr a, i64 a_cs, ptr b, i64 b_rs, i64 b_cs, ptr sums, i64 k, i64 cols"
 ROW_UNROLL = 4  # rows of B to one pass over the sums
+# From here on B comes from memory, and the next rows are asked for in time: 1 x 4096 x 4096 takes
+# 1.3 ms instead of 1.55 with two threads; rows that are in a cache would take 7 % longer.
+FAR_BYTES = 16 << 20
 
 
 def require_row(module: Module, element: Element) -> str:
@@ -32,25 +35,41 @@ def require_row(module: Module, element: Element) -> str:
     with f.loop(0, cols_bytes, step) as j:
         f.store(ty, "zeroinitializer", f.at_byte("%sums", j))
     whole = f.emit(f"and i64 %k, {-ROW_UNROLL}")
-    for start, stop, count in ((0, whole, ROW_UNROLL), (whole, "%k", 1)):
-        with f.loop(start, stop, count) as p:
-            row_of_a, row = f.at_byte("%a", f.mul(p, "%a_cs")), f.at_byte("%b", f.mul(p, "%b_rs"))
-            values, rows = [], []
-            for _ in range(count):
-                values.append(emit_broadcast(f, row_of_a))
-                rows.append(row)
-                row_of_a, row = f.at_byte(row_of_a, "%a_cs"), f.at_byte(row, "%b_rs")
-            with f.loop(0, cols_bytes, step) as j:
-                there = f.at_byte("%sums", j)
-                total = emit_vector(f, there)
-                for value, row in zip(values, rows):
-                    following = f.reserve()
-                    emit_multiply_add(f, following, value, emit_vector(f, f.at_byte(row, j)), total)
-                    total = following
-                emit_store_sum(f, total, there)
+    bytes_of_b = f.mul("%k", "%b_rs")
+    with f.when(f.compare("sge", bytes_of_b, FAR_BYTES)):
+        _emit_rows(f, 0, whole, ROW_UNROLL, f.mul("%b_rs", ROW_UNROLL))
+    with f.when(f.compare("slt", bytes_of_b, FAR_BYTES)):
+        _emit_rows(f, 0, whole, ROW_UNROLL)
+    _emit_rows(f, whole, "%k", 1)
     f.leave()
     f.finish()
     return name
+
+
+def _emit_rows(
+    f: Emitter, start: str | int, stop: str, count: int, ahead: str | None = None
+) -> None:
+    """Adds rows `[start, stop)` of B, `count` at a time, to the sums, and prefetches those `ahead`
+    bytes further on."""
+    element = f.element
+    step = element.lanes * element.itemsize
+    with f.loop(start, stop, count) as p:
+        row_of_a, row = f.at_byte("%a", f.mul(p, "%a_cs")), f.at_byte("%b", f.mul(p, "%b_rs"))
+        values, rows = [], []
+        for _ in range(count):
+            values.append(emit_broadcast(f, row_of_a))
+            rows.append(row)
+            row_of_a, row = f.at_byte(row_of_a, "%a_cs"), f.at_byte(row, "%b_rs")
+        with f.loop(0, f.mul("%cols", element.itemsize), step) as j:
+            there = f.at_byte("%sums", j)
+            total = emit_vector(f, there)
+            for value, row in zip(values, rows):
+                if ahead is not None:
+                    f.prefetch(f.at_byte(row, f.add(j, ahead)))
+                following = f.reserve()
+                emit_multiply_add(f, following, value, emit_vector(f, f.at_byte(row, j)), total)
+                total = following
+            emit_store_sum(f, total, there)
 
 
 def require_row_transposed(module: Module, element: Element) -> str:
