@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 # A sweep over so many elements takes some 5 us; a barrier and a kernel more take 1.
 LEAST_ELEMENTS = 1 << 16
-# Of an unknown number of rows: these should be so long.
-LEAST_ROW = 64
+# Of an unknown number of rows: these should be so long, that 64 of them are as many elements.
+LEAST_ROW = 1024
 # Columns: enough rows for blocks; and so few columns that blocks are what threads share better,
 # or so many rows that bands of columns would go through memory in short pieces, each in another
 # page: 64 times 512 x 512 took 2.5 ms instead of 1.6.
@@ -116,9 +116,9 @@ def in_blocks(space: Space, stages: int, full: bool) -> bool:
     if not space.kept:
         sizes = [e for _, e in space.reduced]
         known = product(tuple(e for e in sizes if isinstance(e, int)))
-        unknown = sum(1 for e in sizes if isinstance(e, Dim))
         assert isinstance(known, int)
-        return known >= LEAST_ELEMENTS or unknown > 1 or (unknown == 1 and known >= LEAST_ROW)
+        least = LEAST_ROW if any(isinstance(e, Dim) for e in sizes) else LEAST_ELEMENTS
+        return known >= least
     rows, columns = product(tuple(e for _, e in space.reduced)), space.kept[-1][1]
     if space.rows_in_lanes or stages > 1 or full:
         return False
