@@ -11,13 +11,13 @@ def emit(k):
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from staticgrad.ir.dim import Dim, DimLike, Shape, product
-from staticgrad.ir.dtype import DType, int64
+from staticgrad.ir.dtype import DType, int64, uint8
 from staticgrad.ir.types import TensorType
 
 from .ir import (
@@ -71,8 +71,10 @@ class KernelBuilder:
     def __init__(
         self, operands: Sequence[TensorType], results: Sequence[TensorType],
         attrs: Mapping[str, Any], code: int = 0,
+        workspace_bytes: Callable[[DType], int] | None = None,
     ) -> None:  # fmt: skip
         self.attrs = attrs
+        self._workspace_bytes = workspace_bytes
         self.code = code  # what a failed `check` of this node records
         self.operands = [Array(f"x{i}", t.dtype, t.shape, "in") for i, t in enumerate(operands)]
         self.results = [Array(f"y{i}", t.dtype, t.shape, "out") for i, t in enumerate(results)]
@@ -140,6 +142,11 @@ class KernelBuilder:
         array = Array(f"s{len(self._scratch)}", dtype, shape, "scratch")
         self._scratch.append(array)
         return array
+
+    def workspace(self, dtype: DType) -> Array:
+        """What the template "matmul" wants as its last buffer, for products of `dtype`."""
+        assert self._workspace_bytes is not None
+        return self.scratch(uint8, (self._workspace_bytes(dtype),))
 
     @contextmanager
     def _loop(self, extent: DimLike, kind: str, carries: dict[str, Expr]) -> Iterator[Dim]:

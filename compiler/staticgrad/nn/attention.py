@@ -80,7 +80,8 @@ class MultiheadAttention(Module):
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """query: [L, N, E] ([N, L, E] with batch_first, [L, E] without a batch), key and value:
         [S, N, ..]. Returns the result, of the query's shape, and the attention weights [N, L, S]
-        (or [N, heads, L, S] with `average_attn_weights=False`), or None.
+        (or [N, heads, L, S] with `average_attn_weights=False`), or None: with `need_weights=False`,
+        for long sequences, they are never all in memory.
 
         In bool masks True excludes; floating masks are added. attn_mask: [L, S] or
         [N*heads, L, S], key_padding_mask: [N, S] or [S]. `is_causal=True` needs no mask.

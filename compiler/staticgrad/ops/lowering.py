@@ -79,9 +79,11 @@ class Product:
 @dataclass(frozen=True)
 class Custom:
     """A kernel of its own: `emit(k)`, with `k` a `kernels.builder.KernelBuilder` that has the
-    node's operands, results and attributes."""
+    node's operands, results and attributes. One that calls shared functions says how many flops
+    they do in its first loop, `flops(operand types, attrs)`: how work is shared depends on it."""
 
     emit: Callable[[Any], None]
+    flops: Callable[[tuple[TensorType, ...], Attrs], DimLike] | None = None
 
 
 @dataclass(frozen=True)

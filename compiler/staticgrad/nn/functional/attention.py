@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from staticgrad.ir.dim import DimLike, equal_dims
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, DTypeError, ShapeError
-from staticgrad.ops.convert import as_tensor, promoted
-from staticgrad.ops.creation import band
+from staticgrad.ir.types import TensorType
+from staticgrad.ops.attention import attention, attention_weights, block_of, dropped
+from staticgrad.ops.convert import as_tensor, constant_array, promoted
 from staticgrad.ops.exponential import sqrt
 from staticgrad.ops.linalg import matmul
 from staticgrad.ops.logical import logical_and, logical_not
+from staticgrad.ops.mode import training_switch
 from staticgrad.ops.public import shown
+from staticgrad.ops.random import bits
 from staticgrad.ops.reduction import dim_size, mean
-from staticgrad.ops.selection import where
-from staticgrad.ops.shape import expand_dims, permute_dims, require_broadcast, reshape, swapaxes
+from staticgrad.ops.registry import broadcast_shapes
+from staticgrad.ops.shape import broadcast_to, expand_dims, may_equal, permute_dims, reshape
 from staticgrad.ops.slicing import narrow
-from staticgrad.ops.softmax import softmax
 from staticgrad.ops.tensor import Tensor
 
-from .linear import dropout, linear
+from ..module import mode_of
+from .linear import checked_probability, dropout, linear
 
 
 def _mask_parts(attn_mask: Any, what: str) -> tuple[Tensor | None, Tensor | None]:
@@ -35,31 +41,56 @@ def _mask_parts(attn_mask: Any, what: str) -> tuple[Tensor | None, Tensor | None
     return None, mask
 
 
-def _weights(
-    q: Tensor, k: Tensor, allowed: Tensor | None, added: Tensor | None, is_causal: bool,
-    scale: float | None,
+def _scaled(q: Tensor, scale: float | None) -> Tensor:
+    if scale is not None:
+        return q * scale
+    width = q.shape[-1]
+    if isinstance(width, int):
+        return q * (1.0 / math.sqrt(width) if width else 1.0)
+    return q / sqrt(dim_size(width, q.dtype))
+
+
+def _require_masks(
+    q: Tensor, k: Tensor, v: Tensor, masks: Sequence[Tensor | None]
+) -> tuple[DimLike, ...]:
+    """The batch's common shape; raises unless the masks broadcast to the scores."""
+    batch = broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    scores = TensorType(q.dtype, (*batch, q.shape[-2], k.shape[-2]))
+    for mask in masks:
+        if mask is None:
+            continue
+        pairs = zip(reversed(mask.shape), reversed(scores.shape))
+        if mask.ndim > scores.ndim or not all(a == 1 or may_equal(a, b) for a, b in pairs):
+            raise ShapeError(f"attention: the mask {mask.type} does not broadcast to {scores}")
+    return batch
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, added: Tensor | None,
+    is_causal: bool, dropout_p: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """softmax(q k^T scale + mask): [.., L, E], [.., S, E] -> [.., L, S]."""
-    if is_causal:
-        causal = band(q.shape[-2], k.shape[-2], None, 0)
-        allowed = causal if allowed is None else logical_and(allowed, causal)
-    if scale is None:
-        width = q.shape[-1]
-        if isinstance(width, int):
-            q = q * (1.0 / math.sqrt(width) if width else 1.0)
-        else:
-            q = q / sqrt(dim_size(width, q.dtype))
-    else:
-        q = q * scale
-    scores = matmul(q, swapaxes(k, -1, -2))
-    for mask in (added, allowed):
-        if mask is not None:
-            require_broadcast(mask, scores, "attention", "mask")
-    if added is not None:
-        scores = scores + added
-    if allowed is not None:
-        scores = where(allowed, scores, -math.inf)
-    return softmax(scores, axis=-1)
+    """softmax(q k^T + mask) v, in blocks of queries if there may be more than one block. Both ways
+    compute every element alike, so a size that is declared gives the bits of a symbolic one."""
+    batch = _require_masks(q, k, v, (allowed, added))
+    queries = q.shape[-2]
+    key = _key() if 0 < dropout_p < 1 else None
+    one_block = isinstance(queries, int) and queries <= block_of(is_causal)
+    if one_block or dropout_p == 1 or (added is not None and added.dtype != q.dtype):
+        weights = attention_weights(q, k, allowed, added, is_causal)
+        if key is not None:
+            return matmul(dropped(weights, key, dropout_p), v)
+        return matmul(dropout(weights, dropout_p), v)
+    q, k, v = (broadcast_to(x, (*batch, *x.shape[-2:])) for x in promoted(q, k, v))
+    allowed, added = (
+        None if m is None else reshape(m, (*(1,) * (q.ndim - m.ndim), *m.shape))
+        for m in (allowed, added)
+    )
+    return attention(q, k, v, allowed, added, key, causal=is_causal, dropout=float(dropout_p))
+
+
+def _key() -> Tensor:
+    """A key of its own for one dropout, drawn from the global generator."""
+    return bits((2,), dtype="uint64") * constant_array(np.array([1, 0], np.uint64))
 
 
 def scaled_dot_product_attention(
@@ -72,6 +103,9 @@ def scaled_dot_product_attention(
     `attn_mask` broadcasts to [.., L, S]: bool, True where a key takes part, or floating, added to
     the scores. `is_causal` lets query i see keys 0 .. i. `scale` is 1/sqrt(E) by default. A query
     that sees no key gives NaN. `dropout_p` is always applied, as in PyTorch.
+
+    Queries are taken in blocks, forward and backward, so memory grows with L + S, not with L * S;
+    only forward mode, second derivatives and the gradient of a floating mask compute all weights.
     """
     q, k, v = promoted(query, key, value)
     if min(q.ndim, k.ndim, v.ndim) < 2:
@@ -84,8 +118,8 @@ def scaled_dot_product_attention(
             "scaled_dot_product_attention: give attn_mask or is_causal=True, not both"
         )
     allowed, added = _mask_parts(attn_mask, "scaled_dot_product_attention")
-    weights = _weights(q, k, allowed, added, is_causal, scale)
-    return matmul(dropout(weights, dropout_p), v)
+    p = checked_probability(dropout_p, "scaled_dot_product_attention: dropout_p")
+    return _attend(_scaled(q, scale), k, v, allowed, added, is_causal, p)
 
 
 def _heads(x: Tensor, count: int) -> Tensor:
@@ -165,8 +199,8 @@ def multi_head_attention(
     """Attention in `num_heads` heads over [N, L, E], [N, S, ..] and [N, S, ..] (batch first).
 
     Returns the projected result [N, L, E] and, with `need_weights`, the attention weights
-    [N, L, S], averaged over the heads, or [N, heads, L, S]. In bool masks True excludes. Source:
-    Vaswani et al., arXiv 1706.03762.
+    [N, L, S], averaged over the heads, or [N, heads, L, S]; without it they are never all in
+    memory. In bool masks True excludes. Source: Vaswani et al., arXiv 1706.03762.
     """
     what = "multi_head_attention"
     for name, x in (("query", query), ("key", key), ("value", value)):
@@ -179,9 +213,20 @@ def multi_head_attention(
         raise ArgumentError(f"{what}: the width {width} can't be divided among {num_heads} heads")
     q, k, v = project(query, key, value, in_weights, in_bias, int(width))
     allowed, added = _merge_masks(attn_mask, key_padding_mask, n, num_heads, what)
-    weights = _weights(_heads(q, num_heads), _heads(k, num_heads), allowed, added, is_causal, None)
-    weights = dropout(weights, dropout_p, training)
-    merged = permute_dims(matmul(weights, _heads(v, num_heads)), (0, 2, 1, 3))
+    q, k, v = _scaled(_heads(q, num_heads), None), _heads(k, num_heads), _heads(v, num_heads)
+    weights = None
+    if need_weights:
+        _require_masks(q, k, v, (allowed, added))
+        weights = attention_weights(q, k, allowed, added, is_causal)
+        weights = dropout(weights, dropout_p, training)
+        found = matmul(weights, v)
+    else:
+        p, mode = checked_probability(dropout_p, f"{what}: dropout_p"), mode_of(training)
+        found = _attend(q, k, v, allowed, added, is_causal, 0.0 if mode is False else p)
+        if p and mode is None:
+            whole = _attend(q, k, v, allowed, added, is_causal)
+            found = training_switch(found, whole, training=mode)
+    merged = permute_dims(found, (0, 2, 1, 3))
     y = linear(reshape(merged, (n, length, width)), out_weight, out_bias)
     if not need_weights:
         return y, None

@@ -116,11 +116,15 @@ def one_hot(tensor: Any, num_classes: int) -> Tensor:
     return astype(equal(expand_dims(checked, axis=-1), classes), int64)
 
 
+def checked_probability(p: Any, what: str) -> float:
+    if isinstance(p, bool) or not isinstance(p, (int, float, np.number)) or not 0 <= p <= 1:
+        raise ArgumentError(f"{what} must be between 0 and 1, got {p!r}")
+    return float(p)
+
+
 def _dropout(input: Any, p: float, training: Any, what: str, shared: int | None) -> Tensor:
     """Dropout whose mask is shared by all elements after the first `shared` dims."""
-    x = as_tensor(input, what)
-    if isinstance(p, bool) or not isinstance(p, (int, float, np.number)) or not 0 <= p <= 1:
-        raise ArgumentError(f"{what}: p must be between 0 and 1, got {p!r}")
+    x, p = as_tensor(input, what), checked_probability(p, f"{what}: p")
     if not x.dtype.is_float:
         raise DTypeError(f"{what}: expected a floating dtype, got {x.type}")
     mode = mode_of(training)

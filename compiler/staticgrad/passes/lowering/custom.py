@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from staticgrad.codegen import gemm
 from staticgrad.ir.dim import DimLike
+from staticgrad.ir.dtype import DType
 from staticgrad.ir.node import Node
 from staticgrad.kernels.builder import KernelBuilder
 from staticgrad.kernels.ir import Buffer, Kernel, Let, Loop, Stmt
@@ -28,7 +30,12 @@ def lower_custom(lowerer: Lowerer, node: Node) -> None:
     assert isinstance(record.lower, Custom)
     can_fail = "can_fail" in record.traits
     code = lowerer.failure_code(node) if can_fail else 0
-    k = KernelBuilder([v.type for v in node.operands], node.types, node.attrs, code)
+    types = tuple(v.type for v in node.operands)
+
+    def workspace_bytes(dtype: DType) -> int:
+        return gemm.workspace_bytes(lowerer.target, str(dtype))
+
+    k = KernelBuilder(types, node.types, node.attrs, code, workspace_bytes)
     record.lower.emit(k)
     kernel = k.finish(node.op, ())
     places = [lowerer.dense(v) for v in node.operands]
@@ -39,6 +46,7 @@ def lower_custom(lowerer: Lowerer, node: Node) -> None:
         # What one step writes and another reads is shared; what one step alone uses is a thread's.
         steps = sum(b.name in buffer_names(body) for body in groups)
         places.append(lowerer.scratch(b.dtype, b.size, per_thread=steps == 1))
+    flops = record.lower.flops(types, node.attrs) if record.lower.flops is not None else 0
     for i, body in enumerate(groups):
         sizes = SizeParameters([*loop_vars(body), "begin", "end"])
         mapped = IndexMapper(sizes.index, sizes.index).body(body)
@@ -54,5 +62,5 @@ def lower_custom(lowerer: Lowerer, node: Node) -> None:
         extent: DimLike = shared[0].extent if shared else 1
         lowerer.add_step(
             part, tuple(places), tuple(sizes.values), extent, (node.op,),
-            lowerer.graph.locs[node], can_fail=can_fail,
+            lowerer.graph.locs[node], flops=0 if i else flops, can_fail=can_fail,
         )  # fmt: skip

@@ -1,0 +1,357 @@
+"""The kernels of `attention` and its gradient.
+
+    for each block of queries of each item of the batch         (shared among threads)
+        s = q k^T           rows of scores, in memory of the thread's own
+        for each row: s = softmax(s + mask)
+        y = s v
+
+In the gradient each block of an item adds to the cotangents of all keys and values: threads share
+items, or groups of an item's blocks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from staticgrad.ir.dim import DimLike, dim_max, dim_min, floor_div, modulo, product
+from staticgrad.ir.dtype import bool_, float32, int32, uint32
+from staticgrad.ir.types import TensorType
+from staticgrad.kernels.builder import Array, KernelBuilder
+from staticgrad.kernels.ir import Expr, Ref, cast
+
+from .random import emit_bits
+
+# Queries to a block. The more, the less often the keys are packed: 128 take 4 % less time than 64.
+# But where a query sees the keys up to its own, they compute more of what is cut off: 64 take 7 %
+# less then (4 heads of 512 x 64, forward and backward, Zen 4), and leave more in the L2 cache.
+BLOCK = 128
+CAUSAL_BLOCK = 64
+# Blocks of which a group of the gradient has at least so many, and the most groups of an item.
+GROUP_BLOCKS = 8
+MOST_GROUPS = 4
+# Elements between rows of scores: with a stride of whole pages a column lies on one cache set.
+GAP = 16
+
+
+def block_of(causal: bool) -> int:
+    """How many queries a block has: up to so many, the plain form computes the same bits."""
+    return CAUSAL_BLOCK if causal else BLOCK
+
+
+Place = tuple[DimLike, DimLike, DimLike]  # where a matrix begins, strides of rows and columns
+
+
+class _Attention:
+    """What both kernels have: sizes, memory, and the rows of weights."""
+
+    def __init__(self, k: KernelBuilder) -> None:
+        self.k = k
+        q, key, v, *rest = k.operands
+        self.items = product(q.shape[:-2])
+        self.queries, self.width = q.shape[-2:]
+        self.keys, self.value_width = v.shape[-2:]
+        self.batch = q.shape[:-2]
+        self.q, self.key, self.v = q, key, v
+        self.causal = bool(k.attrs["causal"])
+        self.allowed = rest.pop(0) if k.attrs["allowed"] else None
+        self.added = rest.pop(0) if k.attrs["added"] else None
+        self.key_of_bits = rest.pop(0) if k.attrs["dropout"] else None
+        self.rest = rest
+        self.block = block_of(self.causal)
+        self.row = self.keys + GAP
+        self.weights = k.scratch(q.dtype, (self.block, self.row))
+        self.workspace = k.workspace(q.dtype)
+        self.blocks = floor_div(self.queries + (self.block - 1), self.block)
+
+    def open(self, item: DimLike, block: DimLike) -> None:
+        """The block that is at hand: its item, its rows, and how many keys it sees."""
+        self.item = item
+        self.first = block * self.block
+        self.rows = dim_min(self.block, self.queries - self.first)
+        self.seen = dim_min(self.keys, self.first + self.block) if self.causal else self.keys
+
+    def visible(self, r: DimLike) -> DimLike:
+        """The keys that row `r` of the block sees, as far as its place says."""
+        return dim_min(self.keys, self.first + r + 1) if self.causal else self.keys
+
+    # --- products ---------------------------------------------------------------------------------
+
+    def of_queries(self, x: Array) -> Place:
+        """The rows of the block in an array [.., queries, columns]."""
+        columns = x.shape[-1]
+        return (self.item * self.queries + self.first) * columns, columns, 1
+
+    def of_keys(self, x: Array) -> Place:
+        columns = x.shape[-1]
+        return self.item * self.keys * columns, columns, 1
+
+    def product(
+        self, m: DimLike, n: DimLike, k: DimLike, a: tuple[Array, Place], b: tuple[Array, Place],
+        c: tuple[Array, DimLike, DimLike],
+    ) -> None:  # fmt: skip
+        """c[m, n] = a[m, k] b[k, n]."""
+        sizes = (m, n, k, *a[1], *b[1], *c[1:], 0, 0, dim_max(m, n))
+        arrays = (a[0], b[0], c[0], self.workspace)
+        self.k.template("matmul", arrays, sizes, dtype=str(self.q.dtype))
+
+    def scores(self, into: Array, left: Array, right: Array) -> None:
+        """into[r, j] = the product of row r of `left` and row j of `right`."""
+        start, stride, _ = self.of_keys(right)
+        self.product(
+            self.rows, self.seen, left.shape[-1], (left, self.of_queries(left)),
+            (right, (start, 1, stride)), (into, 0, self.row),
+        )  # fmt: skip
+
+    def weighted(self, weights: Array, x: Array, into: Array) -> None:
+        """into's rows of the block = weights x, for x [.., keys, columns]."""
+        start, stride, _ = self.of_queries(into)
+        self.product(
+            self.rows, x.shape[-1], self.seen, (weights, (0, self.row, 1)), (x, self.of_keys(x)),
+            (into, start, stride),
+        )  # fmt: skip
+
+    # --- rows -------------------------------------------------------------------------------------
+
+    def _mask(self, mask: Array, r: DimLike, j: DimLike) -> Expr:
+        """The element of a mask whose dims of 1 are broadcast."""
+        at = (*self._batch_at(), self.first + r, j)
+        return self.k.load(mask, [0 if d == 1 else i for d, i in zip(mask.shape, at)])
+
+    def _batch_at(self) -> tuple[DimLike, ...]:
+        """The item's index in each dim of the batch."""
+        at: list[DimLike] = []
+        rest = self.item
+        for size in reversed(self.batch):
+            at.append(modulo(rest, _divisor(size)))
+            rest = floor_div(rest, _divisor(size))
+        return tuple(reversed(at))
+
+    def is_kept(self, r: DimLike, j: DimLike) -> Expr:
+        """Whether dropout keeps a weight: what `dropped` in `attention` draws for it."""
+        k, key = self.k, self.key_of_bits
+        assert key is not None
+        outer = len(key.shape) - 1
+        at = (*self._batch_at(), self.first + r, j)
+        shape = (*self.batch[outer:], self.queries, self.keys)
+
+        def load(operand: int, index: tuple[DimLike, ...]) -> Expr:
+            return k.load(key, [0 if d == 1 else i for d, i in zip(key.shape, index)])
+
+        attrs = {"site": 0, "shape": shape, "word": 0}
+        bits = emit_bits(at, attrs, TensorType(uint32, (*self.batch[:outer], *shape)), load)
+        upper = k.call("bitwise_right_shift", bits, k.literal(8, uint32))
+        unit = k.call("multiply", cast(cast(upper, int32), float32), k.literal(2.0**-24, float32))
+        chance = float(np.float32(1.0 - k.attrs["dropout"]))
+        return k.call("less", unit, k.literal(chance, float32), dtype=bool_)
+
+    def enlarged(self, x: Expr) -> Expr:
+        """x / (1 - p)"""
+        factor = self.k.literal(1.0 / (1.0 - self.k.attrs["dropout"]), x.dtype)
+        return self.k.call("multiply", x, factor)
+
+    def or_zero(self, kept: Expr, x: Expr) -> Expr:
+        return self.k.call("select", kept, x, self.k.literal(0.0, x.dtype), dtype=x.dtype)
+
+    def is_allowed(self, r: DimLike, j: DimLike) -> Expr:
+        assert self.allowed is not None
+        return self._mask(self.allowed, r, j)
+
+    def exponentials(self, r: DimLike) -> Ref:
+        """Row r of the scores -> exp(score - maximum); gives the reciprocal of their sum. Done in
+        the order of `softmax`: its lanes, and zeros for what is not seen, change no sum."""
+        k, w = self.k, self.weights
+
+        def score(j: DimLike) -> Expr:
+            s: Expr = k.load(w, (r, j))
+            if self.added is not None:
+                s = k.call("add", s, self._mask(self.added, r, j))
+            if self.allowed is not None:
+                low = k.literal(-math.inf, w.dtype)
+                s = k.call("select", self.is_allowed(r, j), s, low, dtype=w.dtype)
+            if self.added is None and self.allowed is None:
+                return s
+            s = k.let(s)
+            k.store(w, (r, j), s)
+            return s
+
+        largest = k.reduce("max", (self.visible(r),), score, vector=True)
+
+        def exponential(j: DimLike) -> Expr:
+            e = k.let(k.call("exp", k.call("subtract", k.load(w, (r, j)), largest)))
+            k.store(w, (r, j), e)
+            return e
+
+        total = k.reduce("sum", (self.visible(r),), exponential, vector=True)
+        return k.let(k.call("reciprocal", total))
+
+    def clear(self, x: Array, r: DimLike) -> None:
+        """Zeros for the keys of the block that row r does not see."""
+        if self.causal:
+            with self.k.vector(self.seen - self.visible(r)) as j:
+                zero = self.k.literal(0.0, x.dtype)
+                self.k.store(x, (r, self.visible(r) + j), zero)
+
+
+def _divisor(size: DimLike) -> DimLike:
+    """Where a dim is 0 nothing is computed, and any divisor will do."""
+    return 1 if isinstance(size, int) and size == 0 else size
+
+
+def emit_attention(k: KernelBuilder) -> None:
+    a = _Attention(k)
+    y, w = k.results[0], a.weights
+    blocks = _divisor(a.blocks)
+    with k.parallel(a.items * a.blocks) as i:
+        item, block = floor_div(i, blocks), modulo(i, blocks)
+        if a.causal:  # the first, the last, the second, ..: any share of them is about as much work
+            half, odd = floor_div(block, 2), modulo(block, 2)
+            block = half + odd * (blocks - 1 - half * 2)
+        a.open(item, block)
+        a.scores(w, a.q, a.key)
+        with k.loop(a.rows) as r:
+            reciprocal = a.exponentials(r)
+            with k.vector(a.visible(r)) as j:
+                weight: Expr = k.call("multiply", k.load(w, (r, j)), reciprocal)
+                if a.key_of_bits is not None:
+                    weight = a.or_zero(a.is_kept(r, j), a.enlarged(weight))
+                k.store(w, (r, j), weight)
+            a.clear(w, r)
+        a.weighted(w, a.v, y)
+
+
+def emit_gradient(k: KernelBuilder) -> None:
+    """An item's blocks are taken in groups (every second, every third, ..) whose sums are added in
+    order. So the blocks of few items can be shared among threads, with the sums of all groups in
+    memory, and have the bits of many items, of which each is a thread's own."""
+    a = _Gradient(k)
+    if a.is_one_group:
+        with k.parallel(a.items) as item:
+            a.group(item, 0, item, a.results)
+    elif isinstance(a.items, int) and a.items < MOST_GROUPS:
+        sums = a.sums(a.items * a.groups)
+        with k.parallel(a.items * a.groups) as i:
+            a.group(floor_div(i, a.groups), modulo(i, a.groups), i, sums)
+        with k.parallel(a.items * a.keys) as i:
+            for x, of_groups in zip(a.results, sums):
+                _add_groups(a, i, x, of_groups)
+    else:
+        sums = a.sums(1)
+        with k.parallel(a.items) as item:
+            a.clear_sums(a.results, item)
+            with k.loop(a.groups) as g:
+                a.group(item, g, 0, sums)
+                for x, of_group in zip(a.results, sums):
+                    a.add(x, item, of_group, a.keys)
+
+
+def _add_groups(a: _Gradient, i: DimLike, x: Array, sums: Array) -> None:
+    """Row i of all keys = the sum over the groups of its item."""
+    k, columns = a.k, x.shape[-1]
+    item, row = floor_div(i, _divisor(a.keys)), modulo(i, _divisor(a.keys))
+    rows = sums.reshaped((a.items, a.groups, a.keys, columns))
+    name = f"total_{x.name}"
+    with k.vector(columns) as j:
+        with k.loop(a.groups, **{name: k.literal(0.0, x.dtype)}) as g:
+            k.next(name, k.call("add", k.ref(name), k.load(rows, (item, g, row, j))))
+        k.store(x.reshaped((a.items * a.keys, columns)), (i, j), k.ref(name))
+
+
+class _Gradient(_Attention):
+    """With the memory of the gradient: cotangents of the weights and then of the scores, and the
+    part that a block adds to the cotangents of keys and values."""
+
+    def __init__(self, k: KernelBuilder) -> None:
+        super().__init__(k)
+        (self.ct,) = self.rest
+        self.dq, *self.results = k.results
+        self.moved = k.scratch(self.q.dtype, (self.block, self.row))
+        self.kept = k.scratch(bool_, (self.row,)) if k.attrs["dropout"] else None
+        widest = dim_max(self.width, self.value_width)
+        self.part = k.scratch(self.q.dtype, (self.keys * widest + GAP,))
+        whole = floor_div(self.blocks, GROUP_BLOCKS)
+        self.groups = dim_max(1, dim_min(MOST_GROUPS, whole))
+        self.is_one_group = isinstance(self.groups, int) and self.groups == 1
+
+    def sums(self, count: DimLike) -> list[Array]:
+        """Memory for so many sums of the cotangents of keys and values."""
+        return [self.k.scratch(x.dtype, (count, self.keys, x.shape[-1])) for x in self.results]
+
+    def group(self, item: DimLike, g: DimLike, at: DimLike, into: list[Array]) -> None:
+        """The rows of dq of every block of a group, and number `at` of the sums over them."""
+        k = self.k
+        dk, dv = into
+        self.clear_sums(into, at)
+        first_of_next = self.blocks + (self.groups - 1) - g
+        with k.loop(floor_div(first_of_next, self.groups)) as i:
+            self.open(item, i * self.groups + g)
+            self.scores(self.weights, self.q, self.key)
+            self.scores(self.moved, self.ct, self.v)
+            with k.loop(self.rows) as r:
+                self.cotangents(r)
+            self.weighted(self.moved, self.key, self.dq)
+            self.add_product(self.moved, self.q, dk, at)
+            self.add_product(self.weights, self.ct, dv, at)
+
+    def cotangents(self, r: DimLike) -> None:
+        """Row r of the weights, and the cotangents of its scores: weight * (of weight - the sum of
+        both). What dropout keeps is drawn once for both sweeps."""
+        k, w, moved = self.k, self.weights, self.moved
+        reciprocal = self.exponentials(r)
+
+        def by_weight(j: DimLike) -> Expr:
+            weight = k.let(k.call("multiply", k.load(w, (r, j)), reciprocal))
+            k.store(w, (r, j), weight)
+            of_weight: Expr = k.load(moved, (r, j))
+            if self.kept is None:
+                return k.call("multiply", of_weight, weight)
+            keeps = k.let(self.is_kept(r, j))
+            k.store(self.kept, (j,), keeps)
+            of_weight = k.let(self.or_zero(keeps, of_weight))
+            k.store(moved, (r, j), self.enlarged(of_weight))
+            # The canonical form has the constant last: (x * y) * c for (x * c) * y.
+            return self.enlarged(k.call("multiply", of_weight, weight))
+
+        total = k.reduce("sum", (self.visible(r),), by_weight, vector=True)
+        with k.vector(self.visible(r)) as j:
+            weight = k.load(w, (r, j))
+            difference = k.call("subtract", k.load(moved, (r, j)), total)
+            of_score: Expr = k.call("multiply", weight, difference)
+            if self.allowed is not None:
+                of_score = self.or_zero(self.is_allowed(r, j), of_score)
+            k.store(moved, (r, j), of_score)
+            if self.kept is not None:
+                used = self.or_zero(k.load(self.kept, (j,)), self.enlarged(weight))
+                k.store(w, (r, j), used)
+        self.clear(w, r)
+        self.clear(moved, r)
+
+    # --- sums -------------------------------------------------------------------------------------
+
+    def add_product(self, left: Array, right: Array, into: Array, at: DimLike) -> None:
+        """into[at, j] += the sum over the block's rows of left[r, j] * right[r]."""
+        columns = right.shape[-1]
+        self.product(
+            self.seen, columns, self.rows, (left, (0, 1, self.row)),
+            (right, self.of_queries(right)), (self.part, 0, columns),
+        )  # fmt: skip
+        self.add(into, at, self.part, self.seen)
+
+    def add(self, into: Array, at: DimLike, x: Array, rows: DimLike) -> None:
+        """into[at] += x, for so many rows."""
+        k, size = self.k, self.keys * into.shape[-1]
+        flat, source = (y.reshaped((product(y.shape),)) for y in (into, x))
+        with k.vector(rows * into.shape[-1]) as j:
+            total = k.call("add", k.load(flat, (at * size + j,)), k.load(source, (j,)))
+            k.store(flat, (at * size + j,), total)
+
+    def clear_sums(self, sums: list[Array], at: DimLike) -> None:
+        for x in sums:
+            size = self.keys * x.shape[-1]
+            with self.k.vector(size) as j:
+                flat = x.reshaped((product(x.shape),))
+                self.k.store(flat, (at * size + j,), self.k.literal(0.0, x.dtype))
+
+
+__all__ = ["BLOCK", "CAUSAL_BLOCK", "block_of", "emit_attention", "emit_gradient"]
