@@ -75,6 +75,10 @@ _EXP2_TAIL = (
 # Beyond these the result is 0 (or -1 for expm1), and infinity: one step past the true limits.
 EXP_RANGE = {"float": (-104.0, 89.0), "double": (-745.2, 709.8)}
 EXP2_RANGE = {"float": (-151.0, 129.0), "double": (-1076.0, 1025.0)}
+# sigmoid is 0 below and 1 above; 2**n of the upper limit is still a normal number.
+_SIGMOID_RANGE = (-104.5, 80.0)
+# The bits of -126 + 1.5 * 2**23 (`round_magic`).
+_LEAST_SHIFTED = 0x4B400000 - 126
 EXPM1_LOW = {"float": -18.0, "double": -38.0}
 
 
@@ -167,10 +171,28 @@ def exp_wide(x: Lanes) -> Lanes:
 
 
 def sigmoid(x: Lanes) -> Lanes:
-    if x.scalar == "float":
-        # In float64 lanes: 15 instructions twice, where float32 needs 35 to hold 1 ULP.
-        return (1.0 / (exp_wide(-clamp(x, (-104.0, 104.0)).widen()) + 1.0)).narrow()
-    return _sigmoid64(x)
+    return _sigmoid32(x) if x.scalar == "float" else _sigmoid64(x)
+
+
+def _sigmoid32(x: Lanes) -> Lanes:
+    """m / (m + q) with exp(-x) = q / m, m = 2**-n: the one form for either sign, as m scales the
+    quotient exactly. 1 / (m + q) is divided once, and its residual takes in what the sum lost."""
+    high, low = LN2["float"]
+    v = clamp(x, _SIGMOID_RANGE)
+    shifted, n = round_magic(v, LOG2E)  # -n
+    r = fma(n, -low, fma(n, -high, v))  # minus the r of exp(-x)
+    tail = horner(r, [c * (-1.0) ** (i % 2) for i, c in enumerate(EXP_TAIL["float"])])
+    # Not below 2**-126, where it is long lost: a subnormal would need more work.
+    m = ((at_least(shifted.bits(), _LEAST_SHIFTED) << 23) + (127 << 23)).as_float()
+    # m + q = (m + 1) + t; the first addend is above |t|.
+    t = fma(tail, r * r, -r)
+    first = m + 1.0
+    total = first + t
+    # `m + 1` loses m below 2**-24; above 2**24 nothing else counts.
+    rest = ((first - total) + t) + (m - (first - 1.0))
+    inverse = 1.0 / total
+    residual = fma(-inverse, rest, fma(-inverse, total, 1.0))
+    return scale_by_power(fma(inverse, residual, inverse), n)
 
 
 def _sigmoid64(x: Lanes) -> Lanes:

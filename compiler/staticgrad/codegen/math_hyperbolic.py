@@ -1,21 +1,12 @@
 """tanh, sinh, cosh and their inverses.
 
-float32 tanh is float32 arithmetic; the other float32 functions are computed in float64 lanes.
+float32 tanh is a table (`math_tables`); the other float32 functions are computed in float64 lanes.
 float64 carries exp or expm1 as an unevaluated sum of two and rounds at the end.
 """
 
 from __future__ import annotations
 
-from .math_exp import (
-    EXP_TAIL,
-    LN2,
-    LOG2E,
-    exp_parts,
-    exp_wide,
-    expm1_parts,
-    expm1_wide,
-    plus_power,
-)
+from .math_exp import exp_parts, exp_wide, expm1_parts, expm1_wide, plus_power
 from .math_lanes import (
     Lanes,
     at_most,
@@ -25,20 +16,13 @@ from .math_lanes import (
     fabs,
     fast_two_sum,
     fma,
-    horner,
-    round_magic,
     sqrt,
     two_product,
     two_sum,
 )
 from .math_log import INF, NAN, log1p_parts, log1p_wide, log_parts, split_log1p
+from .math_tables import TABLE_START, TANH
 
-# (tanh(x) / x - 1) / x**2 in powers of x**2 for |x| <= 0.9, relative to tanh: 2**-29.7.
-_TANH_SMALL = (
-    -0.0004557468928396702, 0.002583513269200921, -0.008265530690550804, 0.021664120256900787,
-    -0.05392947793006897, 0.13332980871200562, -0.33333322405815125,
-)  # fmt: skip
-_TANH_SPLIT = 0.9
 # tanh rounds to 1 from here on.
 _TANH_ONE = {"float": 9.1, "double": 22.0}
 # sinh and cosh overflow before this.
@@ -51,20 +35,7 @@ _SINH_TINY = 2.0**-28
 
 def tanh(x: Lanes) -> Lanes:
     u = at_most(fabs(x), _TANH_ONE[x.scalar])
-    return copysign(_tanh32(u) if x.scalar == "float" else _tanh64(u), x)
-
-
-def _tanh32(u: Lanes) -> Lanes:
-    """An odd polynomial up to 0.9; 1 - 2 / (exp(2u) + 1) beyond, where nothing cancels."""
-    shifted, n = round_magic(u, 2.0 * LOG2E)
-    # r is half of the reduced 2u; the low part of ln 2 would change the result by 0.02 ULP.
-    r = fma(n, -0.5 * LN2["float"][0], u)
-    p = fma(horner(r, [c * 2.0 ** (6 - i) for i, c in enumerate(EXP_TAIL["float"])]), r, 2.0)
-    s = plus_power(shifted)
-    large = 1.0 - 2.0 / fma(s * r, p, s + 1.0)
-    z = u * u
-    small = fma(horner(z, _TANH_SMALL), z * u, u)
-    return u.lt(_TANH_SPLIT).where(small, large)
+    return copysign(TANH.odd(u, TABLE_START) if x.scalar == "float" else _tanh64(u), x)
 
 
 def _tanh64(u: Lanes) -> Lanes:

@@ -37,7 +37,7 @@ class Lanes:
 
     def lift(self, other: Lanes | float | int) -> str:
         """The operand text of `other`, a Python number becoming a constant of this type."""
-        return other.name if isinstance(other, Lanes) else constant(other, self.ty)
+        return other.name if isinstance(other, Lanes) else self.f.held(other, self.ty)
 
     def const(self, value: float | int) -> Lanes:
         return Lanes(self.f, constant(value, self.ty), self.ty)
@@ -234,7 +234,7 @@ def at_least(x: Lanes, bound: Lanes | float) -> Lanes:
     return x.lt(bound).where(bound, x)
 
 
-def horner(x: Lanes, coefficients: Sequence[float]) -> Lanes:
+def horner(x: Lanes, coefficients: Sequence[float | Lanes]) -> Lanes:
     """The polynomial with `coefficients`, highest power first, one fma for each after the first."""
     first, second, *rest = coefficients
     value = fma(x, first, second)
@@ -314,9 +314,9 @@ def scale_by_power(x: Lanes, n: Lanes) -> Lanes:
     """`x * 2**n` rounded once, n an integer held as a float, |n| <= 2200 (300 in float32).
 
     One `vscalefps` on AVX-512. Elsewhere two multiplications by powers of two, of which the first
-    is exact for 0.5 <= |x| < 4, so that both give the same bits.
+    is exact for 2**-30 <= |x| < 4, so that both give the same bits.
     """
-    if _has_scalef(x):
+    if has_avx512(x):
         return _scalef(x, n)
     integer = n.to_int("i32")
     if x.scalar == "double":
@@ -325,49 +325,85 @@ def scale_by_power(x: Lanes, n: Lanes) -> Lanes:
     return (x * power_of_two(half, x.scalar)) * power_of_two(integer - half, x.scalar)
 
 
-def _has_scalef(x: Lanes) -> bool:
+def has_avx512(x: Lanes) -> bool:
     target = x.f.module.target
     return target.is_x86 and {"+avx512f", "+avx512vl"} <= set(target.features.split(","))
 
 
 def _scalef(x: Lanes, n: Lanes) -> Lanes:
-    f, lanes = x.f, width(x.ty)
-    total = lanes * (32 if x.scalar == "float" else 64)
+    f, total = x.f, _bits(x)
     if total > 512:
-        return _by_halves(_scalef, x, n)
+        return by_halves(_scalef, x, n)
     if total < 128:
         name = f"llvm.ldexp.{mangled(x.ty)}.{mangled(x.typed('i32'))}"
         integer = n.to_int("i32")
         f.module.intrinsic(name, x.ty, x.ty, integer.ty)
         text = f"call {x.ty} @{name}({x.ty} {x.name}, {integer.ty} {integer.name})"
         return Lanes(f, f.emit(text), x.ty)
+    return _avx512("scalef", x, n)
+
+
+def exponent_and_mantissa(x: Lanes) -> tuple[Lanes, Lanes] | None:
+    """k and m of x = 2**k m, 3/4 <= m < 3/2, by AVX-512's instructions; None where there are none.
+
+    k is infinite for 0 (below) and for infinity, where m is 1; m is NaN for x below 0 and NaN.
+    """
+    total = _bits(x)
+    if not has_avx512(x) or total < 128:
+        return None
+    if total > 512:
+        low, high = (exponent_and_mantissa(part) for part in halves(x))
+        assert low is not None and high is not None
+        return join(low[0], high[0]), join(low[1], high[1])
+    m = _avx512("getmant", x, 0b1011)
+    return _avx512("getexp", x) - _avx512("getexp", m), m
+
+
+def _bits(x: Lanes) -> int:
+    return width(x.ty) * (32 if x.scalar == "float" else 64)
+
+
+def _avx512(name: str, x: Lanes, *others: Lanes | int) -> Lanes:
+    """An AVX-512 instruction on a vector of 128, 256 or 512 bits, in the current rounding mode;
+    an int is an immediate operand."""
+    f, lanes = x.f, width(x.ty)
+    total = _bits(x)
     mask = f"i{max(8, lanes)}"
-    name = f"llvm.x86.avx512.mask.scalef.{'ps' if x.scalar == 'float' else 'pd'}.{total}"
-    rounding = ["i32"] if total == 512 else []
-    f.module.intrinsic(name, x.ty, x.ty, x.ty, x.ty, mask, *rounding)
-    arguments = f"{x.ty} {x.name}, {x.ty} {n.name}, {x.ty} zeroinitializer, {mask} -1"
-    current_rounding = ", i32 4" if rounding else ""
-    return Lanes(f, f.emit(f"call {x.ty} @{name}({arguments}{current_rounding})"), x.ty)
+    full = f"llvm.x86.avx512.mask.{name}.{'ps' if x.scalar == 'float' else 'pd'}.{total}"
+    operands = [(x.ty, x.name)]
+    operands += [("i32", str(o)) if isinstance(o, int) else (o.ty, o.name) for o in others]
+    operands += [(x.ty, "zeroinitializer"), (mask, "-1")]
+    if total == 512:
+        operands.append(("i32", "4"))
+    f.module.intrinsic(full, x.ty, *(ty for ty, _ in operands))
+    text = ", ".join(f"{ty} {value}" for ty, value in operands)
+    return Lanes(f, f.emit(f"call {x.ty} @{full}({text})"), x.ty)
 
 
-def _by_halves(function: Callable[..., Lanes], *args: Lanes) -> Lanes:
+def by_halves(function: Callable[..., Lanes], *args: Lanes) -> Lanes:
     """`function` of the lower and the upper lanes, joined again: registers, no instruction."""
-    f, lanes = args[0].f, width(args[0].ty)
-    ty = vector(args[0].scalar, lanes // 2)
-    halves = []
-    for start in (0, lanes // 2):
-        picks = ", ".join(f"i32 {start + i}" for i in range(lanes // 2))
-        parts = [
-            f.emit(f"shufflevector {a.ty} {a.name}, {a.ty} poison, <{lanes // 2} x i32> <{picks}>")
-            for a in args
-        ]
-        halves.append(function(*(Lanes(f, part, ty) for part in parts)))
-    low, high = halves
-    picks = ", ".join(f"i32 {i}" for i in range(lanes))
-    joined = f.emit(
-        f"shufflevector {low.ty} {low.name}, {high.ty} {high.name}, <{lanes} x i32> <{picks}>"
+    return join(*(function(*parts) for parts in zip(*map(halves, args))))
+
+
+def halves(x: Lanes) -> tuple[Lanes, Lanes]:
+    """The lower and the upper lanes."""
+    f, half = x.f, width(x.ty) // 2
+    ty = vector(x.scalar, half)
+    low, high = (
+        Lanes(f, f.emit(f"shufflevector {x.ty} {x.name}, {x.ty} poison, {_picks(start, half)}"), ty)
+        for start in (0, half)
     )
-    return Lanes(f, joined, args[0].ty)
+    return low, high
+
+
+def join(low: Lanes, high: Lanes) -> Lanes:
+    lanes = 2 * width(low.ty)
+    text = f"shufflevector {low.ty} {low.name}, {high.ty} {high.name}, {_picks(0, lanes)}"
+    return Lanes(low.f, low.f.emit(text), vector(low.scalar, lanes))
+
+
+def _picks(start: int, count: int) -> str:
+    return f"<{count} x i32> <" + ", ".join(f"i32 {start + i}" for i in range(count)) + ">"
 
 
 def any_lane(mask: Lanes) -> str:

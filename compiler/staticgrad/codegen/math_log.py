@@ -1,26 +1,29 @@
 """log, log2, log10, log1p, softplus, logaddexp.
 
-x = 2**k m with 3/4 < m <= 3/2, f = m - 1, and log(x) = k ln 2 + log1p(f). In float32
+x = 2**k m with 3/4 <= m <= 3/2, f = m - 1, and log(x) = k ln 2 + log1p(f). In float32
 log1p(f) is a polynomial; in float64 it goes through s = f / (2 + f), log1p(f) = 2 atanh(s)
 (fdlibm's e_log.c has the same form; the coefficients here are our own minimax fits).
 """
 
 from __future__ import annotations
 
-from .math_exp import LN2, exp_parts, exp_wide
+from .math_exp import LN2, LOG2E, exp_parts, plus_power
 from .math_lanes import (
     Lanes,
     at_least,
     at_most,
     copysign,
+    exponent_and_mantissa,
     fabs,
     fast_two_sum,
     fma,
     horner,
+    round_magic,
     scale_by_power,
     two_product,
     two_sum,
 )
+from .math_tables import SOFTPLUS
 
 # ln 2 in two parts of which the first has 42 bits: k times it is exact.
 LN2_HEAD = 0.6931471805598903
@@ -33,6 +36,8 @@ NAN = float("nan")
 # in (3/4, 3/2] the f of log1p is exact but for one x next to -1/4 (from sqrt(1/2) on it is inexact
 # for many x, which costs half an ULP).
 _THREE_QUARTERS = {"float": 0x3F400001, "double": 0x3FE8000000000001}
+# In `split` 3/4 itself begins the interval, as with AVX-512's `getmant`: f is exact there anyway.
+_LEAST_MANTISSA = {"float": 0x3F400000, "double": 0x3FE8000000000000}
 _EXPONENT = {"float": -(1 << 23), "double": -(1 << 52)}
 _SMALLEST_NORMAL = {"float": 2.0**-126, "double": 2.0**-1022}
 _LIFT = {"float": 23, "double": 54}
@@ -49,14 +54,14 @@ LOG_SERIES = (
 
 
 def split(x: Lanes) -> tuple[Lanes, Lanes]:
-    """k and m of a positive finite x = 2**k m, 3/4 < m <= 3/2; subnormals too.
+    """k and m of a positive finite x = 2**k m, 3/4 <= m < 3/2; subnormals too.
 
     k comes as a float holding k * 2**23 in float32 (a power of two less work), k in float64.
     """
     small = x.lt(_SMALLEST_NORMAL[x.scalar])
     lift = _LIFT[x.scalar]
     bits = small.where(x * 2.0**lift, x).bits()
-    exponent = (bits - _THREE_QUARTERS[x.scalar]) & _EXPONENT[x.scalar]
+    exponent = (bits - _LEAST_MANTISSA[x.scalar]) & _EXPONENT[x.scalar]
     m = (bits - exponent).as_float()
     if x.scalar == "float":
         return (exponent - small.where(x.bits().const(lift << 23), 0)).to_float("float"), m
@@ -71,12 +76,16 @@ def log_specials(x: Lanes, value: Lanes) -> Lanes:
 
 
 def log(x: Lanes) -> Lanes:
+    parts = exponent_and_mantissa(x) if x.scalar == "float" else None
+    if parts is not None:  # an infinite k and a NaN m bring the special values
+        k, m = parts
+        return _log_sum(k, m - 1.0, unit=1.0)
     k, m = split(x)
     return log_specials(x, _log_sum(k, m - 1.0))
 
 
-def _log_sum(k: Lanes, f: Lanes, f_low: Lanes | None = None) -> Lanes:
-    """k ln 2 + log1p(f + f_low), k as `split` gives it, -1/4 < f <= 1/2."""
+def _log_sum(k: Lanes, f: Lanes, f_low: Lanes | None = None, unit: float = 2.0**-23) -> Lanes:
+    """k ln 2 + log1p(f + f_low), -1/4 <= f <= 1/2; in float32 k is in units of `unit`."""
     if f.scalar == "double":
         high, low = log_parts(k, f, f_low)
         return high + low
@@ -85,7 +94,7 @@ def _log_sum(k: Lanes, f: Lanes, f_low: Lanes | None = None) -> Lanes:
         value = fma(tail, f * f, f)
     else:
         value = f + fma(tail, f * f, f_low)
-    return fma(k, LN2["float"][0] * 2.0**-23, value)
+    return fma(k, LN2["float"][0] * unit, value)
 
 
 def log_parts(k: Lanes, f: Lanes, f_low: Lanes | None = None) -> tuple[Lanes, Lanes]:
@@ -183,11 +192,24 @@ def _log_base(x: Lanes, factor: tuple[float, float]) -> Lanes:
 
 def softplus(x: Lanes) -> Lanes:
     """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|))."""
-    above = at_least(x, 0.0)
     if x.scalar == "float":
-        tail = log1p_wide(exp_wide(-at_most(fabs(x), 104.0).widen()))
-        return (above.widen() + tail).narrow()
-    return _plus_log1p_exp(above, at_most(fabs(x), 746.0), x.const(0.0))
+        return _softplus32(x)
+    return _plus_log1p_exp(at_least(x, 0.0), at_most(fabs(x), 746.0), x.const(0.0))
+
+
+def _softplus32(x: Lanes) -> Lanes:
+    """log1p(exp(-u)) = 2**n (first + rest) with u = |x|; added to u where x is positive."""
+    high, low = LN2["float"]
+    u = at_most(fabs(x), 104.0)
+    shifted, n = round_magic(u, -LOG2E)
+    first, rest = SOFTPLUS.times_exp(at_most(u, 18.0), fma(n, -high, -u), n * low)
+    below = scale_by_power(first + rest, n)
+    power = plus_power(shifted)
+    scaled = first * power
+    total, error = two_sum(u, scaled)
+    above = total + fma(rest, power, error)
+    # From 18 on x itself, where the power may be none.
+    return x.lt(0.0).where(below, x.lt(18.0).where(above, x))
 
 
 def logaddexp(x: Lanes, y: Lanes) -> Lanes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .math_exp import EXP_TAIL, exp_parts, exp_wide, plus_power, reduce_exp
+from .math_exp import LN2, LOG2E, exp_parts
 from .math_lanes import (
     Lanes,
     at_most,
@@ -12,28 +12,19 @@ from .math_lanes import (
     fast_two_sum,
     fma,
     horner,
+    round_magic,
     scale_by_power,
     two_product,
     two_sum,
 )
+from .math_tables import ERF, ERFCX, TABLE_START
 
-# erf(x) / x - 1 in powers of x**2 for |x| <= 1, relative to erf: 2**-29.4 and 2**-56.3.
-_ERF_SMALL = {
-    "float": (
-        7.806906796758994e-05, -0.0007997853099368513, 0.005187162198126316,
-        -0.026853347197175026, 0.11283578723669052, -0.3761262595653534, 0.12837916612625122,
-    ),
-    "double": (
-        1.420411526533991e-10, -1.6392819980396566e-09, 1.5997416720359194e-08,
-        -1.655520175005455e-07, 1.6480917016584597e-06, -1.4926875061671785e-05,
-        0.00012055386022573615, -0.0008548328533418766, 0.005223977652681693,
-        -0.02686617064803165, 0.112837916709711, -0.376126389031841, 0.1283791670955126,
-    ),
-}  # fmt: skip
-# log(erfc(t)) / t for 0.92 <= t <= 3.95, relative to erf: 2**-30.3.
-_LOG_ERFC = (
-    -1.121656532632187e-05, 0.0003226762928534299, -0.0036420105025172234, 0.023761242628097534,
-    -0.1062360554933548, -0.635151743888855, -1.1286484003067017,
+# erf(x) / x - 1 in powers of x**2 for |x| <= 1, relative to erf: 2**-56.3.
+_ERF_SMALL = (
+    1.420411526533991e-10, -1.6392819980396566e-09, 1.5997416720359194e-08,
+    -1.655520175005455e-07, 1.6480917016584597e-06, -1.4926875061671785e-05,
+    0.00012055386022573615, -0.0008548328533418766, 0.005223977652681693,
+    -0.02686617064803165, 0.112837916709711, -0.376126389031841, 0.1283791670955126,
 )  # fmt: skip
 # (1 + 2t) exp(t**2) erfc(t) - 1 in powers of q = (t - 4) / (t + 4), 0 <= t <= 27.4, to 2**-61.6.
 _ERFCX = (
@@ -50,52 +41,40 @@ _ERFCX_ONE = 1.0 + _ERFCX[-1]
 _ERFCX_LOW = (_ERFCX[-1] - (_ERFCX_ONE - 1.0)) + 9.173230871310592e-18
 # The derivative of that polynomial to 1%, for the rounding error of q.
 _ERFCX_SLOPE = (-0.9167, 0.71603, -0.085056, 0.14386, -0.012024, -0.13714)
-# The same function in powers of (t - 3) / (t + 3), 0 <= t <= 10.3, for float32: 2**-30.5.
-_ERFCX_WIDE = (
-    3.582696400895764e-05, -0.00018124675997439942, -0.0007401852136248742,
-    0.0019499777885068795, 0.0025288730331963264, -0.0237879003890312, 0.06830612516208906,
-    -0.11927157304207517, 0.12964540229401808, -0.04756238743843777, -0.1356211124636464,
-    0.2530080589752527,
-)  # fmt: skip
-# In float64 the second form is the more exact one, and erf(x) / x - 1 cancels little below 0.6.
-_ERF_SPLIT = {"float": 1.0, "double": 0.6}
+# The second form is the more exact one, and erf(x) / x - 1 cancels little below 0.6.
+_ERF_SPLIT = 0.6
 # From here on erf rounds to 1 and erfc to 0.
 _ERF_ONE = {"float": 3.95, "double": 6.0}
 _ERFC_ZERO = {"float": 10.3, "double": 27.3}
 
 
 def erf(x: Lanes) -> Lanes:
-    """x + x P(x**2) up to a limit; beyond, in float32, 1 - exp(t Q(t)) with t = |x| (the form of
-    N. Juffa's erff), in float64 1 - erfc(t)."""
+    """In float64 x + x P(x**2) up to a limit, beyond it 1 - erfc(|x|)."""
     t = at_most(fabs(x), _ERF_ONE[x.scalar])
-    z = t * t
-    small = fma(horner(z, _ERF_SMALL[x.scalar]), t, t)
     if x.scalar == "float":
-        shifted, _, r = reduce_exp(horner(t, _LOG_ERFC) * t)
-        q = fma(horner(r, EXP_TAIL["float"]), r * r, r)
-        s = plus_power(shifted)
-        large = fma(-s, q, 1.0 - s)
-    else:
-        n, high, low = _erfc_parts(t)
-        large = _minus(1.0, scale_by_power(high, n), scale_by_power(low, n))
-    return copysign(t.lt(_ERF_SPLIT[x.scalar]).where(small, large), x)
+        return copysign(ERF.odd(t, TABLE_START), x)
+    small = fma(horner(t * t, _ERF_SMALL), t, t)
+    n, high, low = _erfc_parts(t)
+    large = _minus(1.0, scale_by_power(high, n), scale_by_power(low, n))
+    return copysign(t.lt(_ERF_SPLIT).where(small, large), x)
 
 
 def erfc(x: Lanes) -> Lanes:
     """exp(-t**2) (1 + P(q)) / (1 + 2t), t = |x| and q = (t - c) / (t + c); 2 minus it for x < 0
-    (Shepherd and Laframboise, Math. Comp. 36, 1981). float32 in float64 lanes."""
+    (Shepherd and Laframboise, Math. Comp. 36, 1981). In float32 the factor of exp is a table."""
     t = at_most(fabs(x), _ERFC_ZERO[x.scalar])
     if x.scalar == "float":
-        wide = t.widen()
-        q = (wide - 3.0) / (wide + 3.0)
-        tail = exp_wide(-(wide * wide)) / (wide + wide + 1.0)
-        value = fma(tail, horner(q, _ERFCX_WIDE), tail)
-        return x.lt(0.0).where(2.0 - value, value).narrow()
+        ln2, ln2_low = LN2["float"]
+        square, square_low = two_product(t, t)
+        _, n = round_magic(square, -LOG2E)
+        first, rest = ERFCX.times_exp(t, fma(n, -ln2, -square), fma(n, ln2_low, square_low))
+        scaled = scale_by_power(first + rest, n)
+        return x.lt(0.0).where(2.0 - scaled, scaled)
     n, high, low = _erfc_parts(t)
     below = _minus(2.0, scale_by_power(high, n), scale_by_power(low, n))
     value = x.lt(0.0).where(below, scale_by_power(high + low, n))
     # Next to 0, where P(q) cancels: 1 - erf(x) with x apart.
-    small = _minus(1.0, x, horner(x * x, _ERF_SMALL["double"]) * x)
+    small = _minus(1.0, x, horner(x * x, _ERF_SMALL) * x)
     return t.lt(0.5).where(small, value)
 
 
