@@ -18,6 +18,8 @@ from staticgrad.codegen.conv import (
     require_conv_forward,
     require_conv_grad_input,
     require_conv_grad_weight,
+    tile_rows,
+    weight_parts,
     workspace_bytes,
 )
 from staticgrad.codegen.target import Target, host_target
@@ -124,12 +126,14 @@ def without_masks(bits: int = 128) -> Target:
 class Compiled:
     """The three functions of one dtype, compiled together."""
 
-    def __init__(self, dtype: str, target: Target, depthwise: bool) -> None:
+    def __init__(self, dtype: str, target: Target, depthwise: bool, wide: bool) -> None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         module = Module(target)
+        rows = tile_rows(target, None) if wide else 0
         names = {
-            kind: require(module, dtype, depthwise=depthwise) for kind, require in KINDS.items()
+            kind: require(module, dtype, depthwise=depthwise, rows=rows)
+            for kind, require in KINDS.items()
         }
         text = module.to_text()
         for kind, name in names.items():
@@ -140,7 +144,7 @@ class Compiled:
         machine = llvm.Target.from_triple(target.triple).create_target_machine(
             cpu=target.cpu, features=target.features, opt=1
         )
-        self.dtype = np.dtype(dtype)
+        self.dtype, self.target, self.depthwise = np.dtype(dtype), target, depthwise
         self.names, self.text = names, text
         self._jit = llvm.create_lljit_compiler(machine)
         library = llvm.JITLibraryBuilder().add_ir(parsed).add_current_process()
@@ -156,7 +160,7 @@ class Compiled:
         begin: int = 0, end: int | None = None, epilogue: Any = None,
     ) -> None:  # fmt: skip
         if end is None:
-            end = geometry.o if kind == "grad_weight" else geometry.n
+            end = self.extent(kind, geometry)
         # What an earlier call left behind must not matter: all of it is NaN, or -1.
         self._workspace[:] = 255
         sizes, (x, w, y) = geometry.array(), operands
@@ -164,6 +168,16 @@ class Compiled:
             sizes.ctypes.data, x.ctypes.data, w.ctypes.data, y.ctypes.data,
             self._workspace.ctypes.data, epilogue, None, begin, end,
         )  # fmt: skip
+
+    def extent(self, kind: str, geometry: Geometry) -> int:
+        """How many parts the work has."""
+        if kind != "grad_weight":
+            return geometry.n
+        taps = geometry.c // geometry.groups * geometry.kh * geometry.kw
+        parts = weight_parts(
+            self.target, str(self.dtype), geometry.o, geometry.groups, taps, self.depthwise
+        )
+        return int(str(parts))
 
     def result(self, kind: str, geometry: Geometry, operands: list[Array], **more: Any) -> Array:
         """A fresh output, which held NaN (or -1) before."""
@@ -177,9 +191,10 @@ class Compiled:
 
 @functools.cache
 def compiled(
-    dtype: str = "float32", target: Target | None = None, depthwise: bool = False
-) -> Compiled:
-    return Compiled(dtype, target or host_target(), depthwise)
+    dtype: str = "float32", target: Target | None = None, depthwise: bool = False,
+    wide: bool = True,
+) -> Compiled:  # fmt: skip
+    return Compiled(dtype, target or host_target(), depthwise, wide)
 
 
 def random_operands(geometry: Geometry, dtype: str, seed: int = 0) -> list[Array]:
@@ -192,10 +207,10 @@ def random_operands(geometry: Geometry, dtype: str, seed: int = 0) -> list[Array
 
 def check(
     kind: str, geometry: Geometry, dtype: str = "float32", target: Any = None,
-    depthwise: bool = False,
+    depthwise: bool = False, wide: bool = True,
 ) -> None:  # fmt: skip
     operands = random_operands(geometry, dtype)
-    got = compiled(dtype, target, depthwise).result(kind, geometry, operands)
+    got = compiled(dtype, target, depthwise, wide).result(kind, geometry, operands)
     if got.dtype.kind != "f":
         with np.errstate(over="ignore"):
             np.testing.assert_array_equal(got, reference(kind, geometry, operands))
@@ -252,6 +267,11 @@ GEOMETRIES = {
     "many_channels": Geometry(1, 130, 5, 6, 20, 3, 3, pad=(1, 1, 1, 1)),
     "many_outputs": Geometry(1, 2, 3, 5, 300, 2, 2),
     "many_inputs": Geometry(1, 300, 3, 5, 2, 2, 2),
+    "planeless": Geometry(2, 2, 300, 500, 3, 3, 3, dilation=(140, 230)),
+    "planeless_strided": Geometry(2, 40, 70, 90, 3, 3, 2, (4, 3), (1, 1, 0, 2), (30, 40)),
+    "thousands_of_terms": Geometry(3, 260, 6, 9, 5, 3, 3, pad=(1, 1, 1, 1)),
+    "rows_in_parts": Geometry(1, 3, 3, 1300, 4, 3, 2, pad=(1, 1, 1, 0)),
+    "images_in_parts": Geometry(1, 3, 61, 47, 4, 3, 2, pad=(1, 1, 1, 0)),
     "no_image": Geometry(0, 3, 5, 5, 4, 3, 3),
     "no_channel": Geometry(2, 0, 5, 5, 4, 3, 3),
     "no_output_channel": Geometry(2, 3, 5, 5, 0, 3, 3),
@@ -266,10 +286,32 @@ def test_agrees_with_loops_in_float64(name: str, kind: str) -> None:
     check(kind, GEOMETRIES[name])
 
 
+# Few channels are computed along positions: `wide_rows` is then 0.
+NARROW = ["forward", "grad_input"]
+
+
+@pytest.mark.parametrize("kind", NARROW)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_along_positions_agrees_with_loops_in_float64(name: str, kind: str) -> None:
+    check(kind, GEOMETRIES[name], wide=False)
+
+
 PART = ("same_5x5", "shared_rows_dilated", "strided", "stride_3_dilation_2", "depthwise",
         "depthwise_strided", "one_by_one", "one_dimension_strided", "one_output",
         "padding_over_kernel", "no_channel", "no_image")  # fmt: skip
 DEPTHWISE = [name for name in GEOMETRIES if name.startswith("depthwise")]
+
+
+@pytest.mark.parametrize("kind", NARROW)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_both_ways_give_the_same_bits(kind: str, dtype: str) -> None:
+    for name, geometry in GEOMETRIES.items():
+        operands = random_operands(geometry, dtype)
+        results = [compiled(dtype, wide=w).result(kind, geometry, operands) for w in (True, False)]
+        assert results[0].tobytes() == results[1].tobytes(), name
+
+
+PLANELESS = [name for name in GEOMETRIES if name.startswith("planeless")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -310,23 +352,26 @@ def test_agrees_with_loops_on_random_geometries(seed: int, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float64", "int8", "uint16", "int32", "int64"])
 def test_other_dtypes(dtype: str, kind: str) -> None:
-    for name in PART[1:]:
+    for name in (*PART[1:], *PLANELESS):
         check(kind, GEOMETRIES[name], dtype)
+        check(kind, GEOMETRIES[name], dtype, wide=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [128, 256])
 def test_narrower_vectors_and_fewer_registers(bits: int, kind: str) -> None:
-    for name in PART:
+    for name in (*PART, *PLANELESS):
         check(kind, GEOMETRIES[name], target=narrowed(bits))
+        check(kind, GEOMETRIES[name], target=narrowed(bits), wide=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int8"])
 def test_code_for_cpus_without_masks(dtype: str, kind: str) -> None:
     for name in PART[1:]:
-        check(kind, GEOMETRIES[name], dtype, without_masks())
-        check(kind, GEOMETRIES[name], dtype, without_masks(512))
+        for wide in (True, False):
+            check(kind, GEOMETRIES[name], dtype, without_masks(), wide=wide)
+            check(kind, GEOMETRIES[name], dtype, without_masks(512), wide=wide)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -339,7 +384,7 @@ def test_a_split_changes_no_bit(name: str, kind: str, depthwise: bool) -> None:
     operands = random_operands(geometry, "float32")
     functions = compiled(depthwise=depthwise)
     whole = functions.result(kind, geometry, operands)
-    extent = geometry.o if kind == "grad_weight" else geometry.n
+    extent = functions.extent(kind, geometry)
     cuts = sorted({0, 1, extent // 3, extent // 2 + 1, extent})
     operands[OUTPUT[kind]] = out = np.full_like(whole, np.nan)
     for begin, end in itertools.pairwise(cuts):
@@ -487,7 +532,7 @@ def test_infinity_outside_of_the_window_does_not_leak() -> None:
 def test_functions_are_shared_and_their_workspace_is_bounded(dtype: str) -> None:
     functions = compiled(dtype)
     for kind, name in functions.names.items():
-        assert name == f"sg_conv_{kind}_{dtype}"
+        assert name.startswith(f"sg_conv_{kind}_") and name.endswith(dtype)
         assert functions.text.count(f"@{name}(ptr %geometry") == 1
     module = Module(host_target())
     assert [r(module, dtype) for r in KINDS.values()] == [r(module, dtype) for r in KINDS.values()]

@@ -12,22 +12,30 @@ convolution is the gradient of the input. Every function has the signature
           i64 begin, i64 end)
 
 where `geometry` holds the i64s of `conv_emit.Geometry`, [begin, end) is a range of images (of
-output channels for the gradient of the weights), the workspace has `workspace_bytes` bytes for each
+`weight_parts` for the gradient of the weights), the workspace has `workspace_bytes` bytes for each
 caller, and `epilogue` is null or `void (ptr context, i64 batch, i64 r0, i64 r1, i64 c0, i64 c1)`,
 called once for each finished block of channels [r0, r1) and positions [c0, c1).
 
 `depthwise=True` makes a function that takes every geometry too, is two to three times as fast where
 groups = C = O, and takes longer to compile.
 
-Bits: an element of y or of x's gradient is summed over channel, tap column and tap row, nested in
+`rows` (`wide_rows`, `tile_rows`) chooses the tile: so many elements of the image against a vector
+of output channels. Forward and the gradient of the input take 0 too, and then compute a vector of
+positions for a few channels at a time, which suits groups of few channels.
+
+Bits: an element of y or of x's gradient is summed over channel, tap row and tap column, nested in
 this order, ascending, by fma, in blocks of at most `KC` terms that depend on the extents of that
-sum alone; of x's gradient only the taps that reach the element count (those of its phase of the
-stride). An element of w's gradient is summed over (n, position) in the lanes of a vector, in blocks
-that depend on N, OH and OW, and the lanes in pairs of neighbours. The depthwise functions have
-orders of their own, which depend on the same.
+sum alone, along channels or positions; of x's gradient only the taps that reach the element count
+(those of its phase of the stride). An element of w's gradient is summed over (n, position),
+ascending, by fma, in blocks of at most `POSITIONS` that depend on N, OH and OW. The depthwise
+functions have orders of their own, which depend on the same.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+from staticgrad.ir.dim import DimLike, floor_div
 
 from .builder import Module
 from .conv_depthwise import (
@@ -38,7 +46,15 @@ from .conv_depthwise import (
 from .conv_emit import COLD, Code, Geometry, Plan
 from .conv_pack import require_pack_weights
 from .conv_pass import pass_workspace_bytes, require_pass
-from .conv_weight import require_weight_pass, weight_workspace_bytes
+from .conv_plane import POSITIONS
+from .conv_rows import require_rows_tile, tile_rows
+from .conv_weight import channel_block, require_weight_pass, weight_workspace_bytes
+from .conv_wide import (
+    prefers_wide,
+    require_pack_terms,
+    require_wide_pass,
+    wide_workspace_bytes,
+)
 from .gemm_emit import Element
 from .target import Target
 
@@ -51,6 +67,7 @@ def workspace_bytes(target: Target, dtype: str) -> int:
     return max(
         pass_workspace_bytes(target, dtype),
         weight_workspace_bytes(target, dtype),
+        wide_workspace_bytes(target, dtype),
         depthwise_workspace_bytes(Element.of(dtype, target)),
     )
 
@@ -111,17 +128,42 @@ def _forward_values(f: Code, sizes: _Sizes) -> dict[Plan, str | int]:
     }
 
 
-def _name(kind: str, element: Element, depthwise: bool) -> str:
-    return f"sg_conv_{kind}_{'depthwise_' if depthwise else ''}{element.dtype}"
+def wide_rows(target: Target, dtype: str, channels: object, sizes: Sequence[object]) -> int:
+    """The argument `rows` for a pass that sums `channels` channels of a group at planes of so many
+    positions: of the tile along channels, 0 for the other one. It changes no bit."""
+    if not prefers_wide(Element.of(dtype, target), channels):
+        return 0
+    count = 1
+    for size in reversed(sizes):
+        if not isinstance(size, int):
+            return tile_rows(target, None)
+        count *= min(size, max(POSITIONS // max(count, 1), 1))
+    return tile_rows(target, count)
 
 
-def require_conv_forward(module: Module, dtype: str, *, depthwise: bool = False) -> str:
-    """Makes sure of `sg_conv_forward_<dtype>` (reads x and w, writes y; a range of images)."""
+def _name(kind: str, element: Element, depthwise: bool, rows: int) -> str:
+    how = "depthwise_" if depthwise else ""
+    return f"sg_conv_{kind}_{how}{f'{rows}_' if rows else ''}{element.dtype}"
+
+
+def _pass_of(module: Module, element: Element, depthwise: bool, rows: int) -> tuple[str, str]:
+    """The function of a pass, and its arguments that only the one along channels has."""
+    if rows and not depthwise:
+        tile = require_rows_tile(module, element, rows)
+        return require_wide_pass(module, element), f", ptr @{tile}, i64 {rows}"
+    return (require_depthwise_pass if depthwise else require_pass)(module, element), ""
+
+
+def require_conv_forward(
+    module: Module, dtype: str, *, depthwise: bool = False, rows: int = 0
+) -> str:
+    """Makes sure of `sg_conv_forward_<dtype>` (reads x and w, writes y; a range of images). With
+    `rows` (`wide_rows`) it computes vectors of channels, else vectors of positions."""
     element = Element.of(dtype, module.target)
-    name = _name("forward", element, depthwise)
+    name = _name("forward", element, depthwise, rows)
     if module.has(name):
         return name
-    run = (require_depthwise_pass if depthwise else require_pass)(module, element)
+    run, more = _pass_of(module, element, depthwise, rows)
     f = Code(module, name, CONV_PARAMS, element, COLD)
     sizes = _Sizes(f)
     plan = _new_plan(f, _forward_values(f, sizes))
@@ -132,49 +174,76 @@ def require_conv_forward(module: Module, dtype: str, *, depthwise: bool = False)
         w, y = f.at("%w", f.mul(o, sizes.products)), f.at("%y", f.mul(o, sizes.positions))
         f.stmt(
             f"call void @{run}(ptr {plan}, ptr null, ptr {x}, ptr {w}, ptr {y}, ptr %workspace, "
-            "ptr %epilogue, ptr %context, i64 %begin, i64 %end)"
+            f"ptr %epilogue, ptr %context, i64 %begin, i64 %end{more})"
         )
     f.leave()
     f.finish()
     return name
 
 
-def require_conv_grad_weight(module: Module, dtype: str, *, depthwise: bool = False) -> str:
-    """Makes sure of `sg_conv_grad_weight_<dtype>` (reads x and y, the gradient of the output;
-    writes w; a range of output channels)."""
+def weight_parts(
+    target: Target, dtype: str, outputs: DimLike, groups: int, taps: DimLike, depthwise: bool
+) -> DimLike:
+    """How many parts the gradient of weights [outputs, taps] can be shared in: output channels if
+    depthwise; else, in each block of output channels of a group, taps."""
+    if depthwise:
+        return outputs
+    block = channel_block(Element.of(dtype, target))
+    blocks = floor_div(floor_div(outputs, groups) + (block - 1), block)
+    return blocks * groups * taps
+
+
+def require_conv_grad_weight(
+    module: Module, dtype: str, *, depthwise: bool = False, rows: int = 0
+) -> str:
+    """Makes sure of `sg_conv_grad_weight_<rows>_<dtype>` (reads x and y, the gradient of the
+    output; writes w; a range of `weight_parts`), whose tile has so many rows: `tile_rows` of the
+    number of taps is a good one."""
     element = Element.of(dtype, module.target)
-    name = _name("grad_weight", element, depthwise)
+    height = rows or tile_rows(module.target, None)
+    name = _name("grad_weight", element, depthwise, height)
     if module.has(name):
         return name
     run = (require_depthwise_weight_pass if depthwise else require_weight_pass)(module, element)
+    tile = require_rows_tile(module, element, height)
     f = Code(module, name, CONV_PARAMS, element, COLD)
     sizes = _Sizes(f)
     plan = _new_plan(f, _forward_values(f, sizes))
-    group_o = f.maximum(sizes.group_o, 1)
-    with f.loop(f.div("%begin", group_o), f.ceil_div("%end", group_o)) as g:
-        o = f.maximum(f.mul(g, group_o), "%begin")
-        rows = f.sub(f.minimum(f.mul(f.add(g, 1), group_o), "%end"), o)
+    # The parts of a block are its taps; of depthwise weights a block is a channel, of one part.
+    block = "1" if depthwise else str(channel_block(element))
+    parts = "1" if depthwise else f.maximum(sizes.products, 1)
+    blocks = f.maximum(f.ceil_div(sizes.group_o, block), 1)
+    with f.loop(f.div("%begin", parts), f.ceil_div("%end", parts)) as at:
+        g, r = f.div(at, blocks), f.mul(f.rem(at, blocks), block)
+        o = f.add(f.mul(g, sizes.group_o), r)
+        channels = f.minimum(f.sub(sizes.group_o, r), block)
+        start = f.mul(at, parts)
+        t0 = "0" if depthwise else f.maximum(f.sub("%begin", start), 0)
+        t1 = sizes.products if depthwise else f.minimum(f.sub("%end", start), parts)
         f.set_slot(plan, Plan.FIRST_ROW, o)
         x = f.at("%x", f.mul(f.mul(g, sizes.group_c), sizes.plane))
         w, y = f.at("%w", f.mul(o, sizes.products)), f.at("%y", f.mul(o, sizes.positions))
         f.stmt(
             f"call void @{run}(ptr {plan}, ptr {x}, ptr {y}, ptr {w}, ptr %workspace, "
-            f"ptr %epilogue, ptr %context, i64 {rows}, i64 {sizes[Geometry.N]})"
+            f"ptr %epilogue, ptr %context, i64 {channels}, i64 {sizes[Geometry.N]}, ptr @{tile}, "
+            f"i64 {height}, i64 {t0}, i64 {t1})"
         )
     f.leave()
     f.finish()
     return name
 
 
-def require_conv_grad_input(module: Module, dtype: str, *, depthwise: bool = False) -> str:
+def require_conv_grad_input(
+    module: Module, dtype: str, *, depthwise: bool = False, rows: int = 0
+) -> str:
     """Makes sure of `sg_conv_grad_input_<dtype>` (reads y, the gradient of the output, and w;
     writes x; a range of images). Also the forward of a transposed convolution."""
     element = Element.of(dtype, module.target)
-    name = _name("grad_input", element, depthwise)
+    name = _name("grad_input", element, depthwise, rows)
     if module.has(name):
         return name
-    run = (require_depthwise_pass if depthwise else require_pass)(module, element)
-    pack = require_pack_weights(module, element)
+    run, more = _pass_of(module, element, depthwise, rows)
+    pack = (require_pack_terms if more else require_pack_weights)(module, element)
     axis = _require_phase_axis(module, element)
     f = Code(module, name, CONV_PARAMS, element, COLD)
     G = Geometry
@@ -200,7 +269,8 @@ def require_conv_grad_input(module: Module, dtype: str, *, depthwise: bool = Fal
             to_x = f.at(x, f.add(f.mul(h, sizes[G.W]), v))
             f.stmt(
                 f"call void @{run}(ptr {plan}, ptr @{pack}, ptr {y}, ptr {f.at(w, first_tap)}, "
-                f"ptr {to_x}, ptr %workspace, ptr {epilogue}, ptr %context, i64 %begin, i64 %end)"
+                f"ptr {to_x}, ptr %workspace, ptr {epilogue}, ptr %context, i64 %begin, "
+                f"i64 %end{more})"
             )
         # Phases interleave in x, so its blocks are finished only after the last of them.
         left = f.both(f.emit(f"icmp ne ptr %epilogue, {epilogue}"),

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from .builder import Module
 from .conv_emit import COLD, KC, Code, Plan, multiply_add
+from .conv_lanes import GROUP, require_finish
 from .conv_pack import emit_inside, emit_lane_code, emit_load_lanes, kinds_of
 from .conv_pass import PASS_PARAMS, aligned, require_pass
 from .conv_tile import emit_broadcast, emit_in_register, emit_to_memory
-from .conv_weight import GROUP, require_finish, require_weight_pass
 from .conv_weight import PASS_PARAMS as WEIGHT_PARAMS
+from .conv_weight import require_weight_pass
 from .gemm_emit import Element
 
 ROWS = 4  # rows of the output at a time

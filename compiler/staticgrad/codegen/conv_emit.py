@@ -8,7 +8,7 @@ from enum import IntEnum
 
 from .gemm_emit import Emitter
 
-KC = 512  # at most this many products to a block of the sum: see `emit_box_steps`
+KC = 768  # at most this many products to a block of the sum: see `emit_box_steps`
 
 
 # For functions that run few instructions of their own: LLVM then takes a third of the time.

@@ -1,6 +1,7 @@
 """One pass of a convolution over images: pack a block of the source, multiply it by the weights.
 
-Forward is one pass, the gradient of the input one pass for each phase of the stride.
+Forward is one pass, the gradient of the input one pass for each phase of the stride. Here vectors
+run along positions, which suits few output channels; `conv_wide` has the other way.
 """
 
 from __future__ import annotations
@@ -244,7 +245,7 @@ def require_block(module: Module, element: Element) -> str:
         left = f.sub(run, f.rem(f.rem(q, positions), run))
         adjoins = f.both(f.compare("eq", count, columns), f.compare("sle", count, left))
         straight = f.both(plain, adjoins)
-        start = [("ptr", "%a"), ("ptr", _emit_address(f, "%dst", q)), ("ptr", "%dst")]
+        start = [("ptr", "%a"), ("ptr", emit_position_address(f, "%dst", q)), ("ptr", "%dst")]
         with f.carrying(0, "%rows", *start) as turn:
             a, c, dst = turn.values
             rows = f.minimum(f.sub("%rows", turn.index), height)
@@ -302,7 +303,7 @@ def _emit_tiles(f: Code, a: str, b: str, out: tuple[str, str], rows: str, count:
     f.label(done)
 
 
-def _emit_address(f: Code, dst: str, q: str) -> str:
+def emit_position_address(f: Code, dst: str, q: str) -> str:
     """Where position q of the output channel at `dst` lies."""
     positions, run, image, dst_run, dst_col = f.slots(
         "%plan", Plan.POSITIONS, Plan.RUN, Plan.DST_IMAGE, Plan.DST_RUN, Plan.DST_COL
@@ -327,7 +328,7 @@ def _require_merge(module: Module, element: Element) -> str:
         at = f.add("%q", part.index)
         length = f.sub(run, f.rem(f.rem(at, positions), run))
         length = f.minimum(length, f.sub("%count", part.index))
-        start = [("ptr", f.at("%tile", part.index)), ("ptr", _emit_address(f, "%dst", at))]
+        start = [("ptr", f.at("%tile", part.index)), ("ptr", emit_position_address(f, "%dst", at))]
         with f.carrying(0, "%rows", *start) as r:
             source, row = r.values
             # Whole runs are vectors under a mask; strided ones go element by element.

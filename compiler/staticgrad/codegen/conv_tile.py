@@ -24,7 +24,7 @@ def full_height(target: Target) -> int:
 
 class Steps(IntEnum):
     """The slots of what the tiles of one block have in common (i64 each). Terms of the sum are
-    channels, tap columns and tap rows, nested in this order; their strides are in bytes."""
+    channels, tap rows and tap columns, nested in this order; their strides are in bytes."""
 
     COUNT_C = 0
     COUNT_W = 1
@@ -72,35 +72,35 @@ def require_tile(module: Module, element: Element, rows: int, vectors: int) -> s
 def _emit_terms(f: Code, offsets: list[str], rows: int, vectors: int) -> list[str]:
     """The loop over the terms; -> the accumulators [rows, vectors] after it.
 
-    The tap rows of one tap column are a tight loop; a second block leads on to the next column, and
+    The tap columns of one tap row are a tight loop; a second block leads on to the next row, and
     back into it. Nested loops, each of which carries the accumulators, took twice as long to
     compile; steps chosen by `select` in the loop itself made LLVM spill accumulators.
     """
     ty = f.element.register_vector
-    counts = f.slots("%steps", Steps.COUNT_C, Steps.COUNT_W, Steps.COUNT_H)
-    columns = f.mul(counts[0], counts[1])
-    some = f.compare("sgt", f.mul(columns, counts[2]), 0)
-    a_jumps = _emit_jumps(f, (Steps.A_C, Steps.A_W, Steps.A_H), counts)
-    b_jumps = _emit_jumps(f, (Steps.B_C, Steps.B_W, Steps.B_H), counts)
-    term, column, done, before = (f.new_label("term"), f.new_label("column"), f.new_label("done"),
+    counts = f.slots("%steps", Steps.COUNT_C, Steps.COUNT_H, Steps.COUNT_W)
+    tap_rows = f.mul(counts[0], counts[1])
+    some = f.compare("sgt", f.mul(tap_rows, counts[2]), 0)
+    a_jumps = _emit_jumps(f, (Steps.A_C, Steps.A_H, Steps.A_W), counts)
+    b_jumps = _emit_jumps(f, (Steps.B_C, Steps.B_H, Steps.B_W), counts)
+    term, tap_row, done, before = (f.new_label("term"), f.new_label("tap_row"), f.new_label("done"),
                                   f.block)  # fmt: skip
     f.branch_if(some, term, done)
     f.label(term)
-    new = {name: f.reserve() for name in ("a", "b", "left_h")}
-    led = {name: f.reserve() for name in ("a", "b", "left_w", "columns")}
-    a, b, left_h = (
-        f.emit(f"phi {kind} [{first}, %{before}], [{new[name]}, %{term}], [{again}, %{column}]")
+    new = {name: f.reserve() for name in ("a", "b", "left_w")}
+    led = {name: f.reserve() for name in ("a", "b", "left_h", "tap_rows")}
+    a, b, left_w = (
+        f.emit(f"phi {kind} [{first}, %{before}], [{new[name]}, %{term}], [{again}, %{tap_row}]")
         for kind, name, first, again in (
             ("ptr", "a", "%a", led["a"]), ("ptr", "b", "%b", led["b"]),
-            ("i64", "left_h", counts[2], counts[2]),
+            ("i64", "left_w", counts[2], counts[2]),
         )
     )  # fmt: skip
-    left_w, left_columns = f.reserve(), f.reserve()
-    for name, key, first in ((left_w, "left_w", counts[1]), (left_columns, "columns", columns)):
-        f.assign(name, f"phi i64 [{first}, %{before}], [{name}, %{term}], [{led[key]}, %{column}]")
+    left_h, left_rows = f.reserve(), f.reserve()
+    for name, key, first in ((left_h, "left_h", counts[1]), (left_rows, "tap_rows", tap_rows)):
+        f.assign(name, f"phi i64 [{first}, %{before}], [{name}, %{term}], [{led[key]}, %{tap_row}]")
     new_sums = [f.reserve() for _ in range(rows * vectors)]
     sums = [
-        f.emit(f"phi {ty} [zeroinitializer, %{before}], [{s}, %{term}], [{s}, %{column}]")
+        f.emit(f"phi {ty} [zeroinitializer, %{before}], [{s}, %{term}], [{s}, %{tap_row}]")
         for s in new_sums
     ]
     of_b = [emit_vector(f, f.at(b, v * f.element.lanes)) for v in range(vectors)]
@@ -112,30 +112,30 @@ def _emit_terms(f: Code, offsets: list[str], rows: int, vectors: int) -> list[st
             f.assign(new_sums[at], f"freeze {ty} {total}")
     f.advance(new["a"], "ptr", f"getelementptr i8, ptr {a}, i64 {a_jumps[2]}")
     f.advance(new["b"], "ptr", f"getelementptr i8, ptr {b}, i64 {b_jumps[2]}")
-    f.advance(new["left_h"], "i64", f"sub i64 {left_h}, 1")
-    f.branch_if(f.compare("eq", new["left_h"], 0), column, term)
-    f.label(column)
-    channel_ends = f.compare("eq", left_w, 1)
+    f.advance(new["left_w"], "i64", f"sub i64 {left_w}, 1")
+    f.branch_if(f.compare("eq", new["left_w"], 0), tap_row, term)
+    f.label(tap_row)
+    channel_ends = f.compare("eq", left_h, 1)
     for name, jumps in (("a", a_jumps), ("b", b_jumps)):
         jump = f.select(channel_ends, jumps[0], jumps[1])
         f.advance(led[name], "ptr", f"getelementptr i8, ptr {new[name]}, i64 {jump}")
-    f.advance(led["left_w"], "i64", f"select i1 {channel_ends}, i64 {counts[1]}, "
-              f"i64 {f.sub(left_w, 1)}")  # fmt: skip
-    f.advance(led["columns"], "i64", f"sub i64 {left_columns}, 1")
-    f.branch_if(f.compare("eq", led["columns"], 0), done, term)
+    f.advance(led["left_h"], "i64", f"select i1 {channel_ends}, i64 {counts[1]}, "
+              f"i64 {f.sub(left_h, 1)}")  # fmt: skip
+    f.advance(led["tap_rows"], "i64", f"sub i64 {left_rows}, 1")
+    f.branch_if(f.compare("eq", led["tap_rows"], 0), done, term)
     f.label(done)
-    return [f.emit(f"phi {ty} [zeroinitializer, %{before}], [{s}, %{column}]") for s in new_sums]
+    return [f.emit(f"phi {ty} [zeroinitializer, %{before}], [{s}, %{tap_row}]") for s in new_sums]
 
 
 def _emit_jumps(
     f: Code, strides: tuple[Steps, Steps, Steps], counts: list[str]
 ) -> tuple[str, str, str]:
-    """How far a pointer that has gone over all tap rows moves to the next channel and to the next
-    tap column; how far it moves from tap row to tap row."""
-    channel, column, row = f.slots("%steps", *strides)
-    to_column = f.sub(column, f.mul(row, counts[2]))
-    to_channel = f.sub(f.add(to_column, channel), f.mul(column, counts[1]))
-    return to_channel, to_column, row
+    """How far a pointer that has gone over all tap columns moves to the next channel and to the
+    next tap row; how far it moves from tap column to tap column."""
+    channel, row, column = f.slots("%steps", *strides)
+    to_row = f.sub(row, f.mul(column, counts[2]))
+    to_channel = f.sub(f.add(to_row, channel), f.mul(row, counts[1]))
+    return to_channel, to_row, column
 
 
 def emit_vector(f: Code, pointer: str) -> str:

@@ -1,265 +1,197 @@
-"""The gradient of a convolution's weights: dot products over positions, a vector of them at a time.
+"""The gradient of a convolution's weights: taps against a vector of output channels.
 
-Both operands are packed with positions along the lanes, so neither is transposed: a transposed
-panel for the matrix-product kernel costs 16 loads, 64 shuffles and 16 stores for 256 elements,
-which O products each (32 in a small network) don't pay for.
+The gradient of the output is transposed to panels [position][channel], a vector of channels wide,
+and the image is a plane that taps read one element at a time: nothing is unfolded, and no lanes are
+left to add up. (Dot products along positions, with 8 rows and 3 taps to a tile, ran at 86 to 92
+GFLOP/s of 117; half of what was lost went into unfolded rows.)
 """
 
 from __future__ import annotations
 
-from .builder import Module, vector, width
-from .conv_emit import COLD, Code, Plan, emit_box_steps, emit_set_box, multiply_add
-from .conv_pack import piece_table_bytes, require_pack_rows, require_pack_source
+from .builder import Module
+from .conv_emit import COLD, Code, Plan
 from .conv_pass import aligned
-from .conv_tile import emit_add, emit_vector, full_height
+from .conv_plane import (
+    POSITIONS,
+    Block,
+    Workspace,
+    emit_blocks_of_positions,
+    emit_pack_block,
+    emit_position_table,
+    emit_tap_table,
+    evenly,
+    plane_elements,
+    tap_row,
+)
+from .conv_rows import MOST_ROWS
+from .conv_transpose import require_transpose
 from .gemm_emit import Element
 from .target import Target
 
-POSITIONS = 1024  # at most so many to a block: 64 vectors of float32, and
-POSITION_BYTES = 4096  # so many bytes of each row, 8 of which are the L1 cache
-TAPS = 96  # taps to a packed block: 390 KiB, in L2
-ROWS = 64  # rows of the output's gradient to a packed block: 260 KiB
-COLUMNS = 3  # taps to a tile
-GROUP = 8  # accumulators whose lanes are added up together
+MOST_TAPS = 1024  # whose sums are kept at a time
+PANELS = 4  # vectors of output channels that share a packed plane
 
+# `tile` is a function of `require_rows_tile`, for `height` taps; [first, last) a range of taps.
 PASS_PARAMS = ("ptr plan, ptr x, ptr y, ptr w, ptr workspace, ptr epilogue, ptr context, "
-               "i64 rows, i64 images")  # fmt: skip
+               "i64 rows, i64 images, ptr tile, i64 height, i64 first, i64 last")  # fmt: skip
 
 
-def tile_heights(target: Target) -> list[int]:
-    """Rows of the tiles: full, and one for depthwise convolution and single channels."""
-    return [full_height(target), 1]
+def channel_block(element: Element) -> int:
+    """Output channels that are computed together."""
+    return PANELS * element.lanes
 
 
-def position_block(element: Element) -> int:
-    return min(POSITION_BYTES // element.itemsize, POSITIONS)
+def _workspace(element: Element) -> Workspace:
+    return Workspace(element, PANELS * panel_rs(element), PANELS * sums_rs(element), MOST_TAPS)
 
 
-def block_stride(element: Element) -> int:
-    return position_block(element) + element.lanes
+def panel_rs(element: Element) -> int:
+    """Elements from panel to panel of the output's gradient."""
+    return POSITIONS * element.lanes
+
+
+def sums_rs(element: Element) -> int:
+    """Elements from panel to panel of the sums."""
+    return (MOST_TAPS + MOST_ROWS) * element.lanes
 
 
 def weight_workspace_bytes(target: Target, dtype: str) -> int:
-    """What the pass needs: packed rows and taps, the table of pieces, 64 bytes to align them."""
-    element = Element.of(dtype, target)
-    packed = _packed_rows(target) * block_stride(element) * element.itemsize
-    return packed + piece_table_bytes(position_block(element)) + 64
-
-
-def _packed_rows(target: Target) -> int:
-    """The rows and then the taps, each with a tile's height to spare."""
-    return ROWS + tile_heights(target)[0] + TAPS + COLUMNS
-
-
-def _require_dot(module: Module, element: Element, rows: int) -> str:
-    """`void @sg_conv_dot_<dtype>_<rows>(positions, a, b, out, out_rs, accumulate, count, cols)`:
-    out[r * out_rs + c] (+)= sum over l < positions of a[r, l] * b[c, l] for r < count <= rows,
-    c < cols <= 3; positions are whole vectors. Rows and taps that are not written are read.
-    """
-    name = f"sg_conv_dot_{element.dtype}_{rows}"
-    if module.has(name):
-        return name
-    finish = require_finish(module, element)
-    params = "i64 positions, ptr a, ptr b, ptr out, i64 out_rs, i64 accumulate, i64 count, i64 cols"
-    f = Code(module, name, params, element)
-    ty, stride = element.register_vector, block_stride(element)
-    groups = -(-COLUMNS * rows // GROUP)
-    buffer = f.emit(f"alloca [{groups * GROUP} x {ty}], align 64")
-    zeros = [(ty, "zeroinitializer")] * (rows * COLUMNS)
-    with f.carrying(0, "%positions", ("ptr", "%a"), ("ptr", "%b"), *zeros) as turn:
-        a, b, *sums = turn.values
-        taps = [emit_vector(f, f.at(b, c * stride)) for c in range(COLUMNS)]
-        for r in range(rows):
-            value = emit_vector(f, f.at(a, r * stride))
-            for c in range(COLUMNS):
-                sums[c * rows + r] = multiply_add(f, ty, value, taps[c], sums[c * rows + r])
-        turn.step = element.lanes
-        turn.following = [f.at(a, element.lanes), f.at(b, element.lanes), *sums]
-    for at, value in enumerate(turn.after[2:]):
-        f.store(ty, value, f.emit(f"getelementptr {ty}, ptr {buffer}, i64 {at}"))
-    f.stmt(
-        f"call void @{finish}(ptr {buffer}, i64 {groups * GROUP}, i64 {rows}, ptr %out, "
-        "i64 %out_rs, i64 %accumulate, i64 %count, i64 %cols)"
-    )
-    f.leave()
-    f.finish()
-    return name
-
-
-def require_finish(module: Module, element: Element) -> str:
-    """`void @sg_conv_finish_<dtype>(sums, vectors, rows, out, out_rs, accumulate, count, cols)`:
-    adds up the lanes of each of `vectors` (a multiple of GROUP) accumulators [columns, rows], in
-    place, and writes or adds the results to out.
-
-    Lanes are added in pairs of neighbours, whatever the tile.
-    """
-    name = f"sg_conv_finish_{element.dtype}"
-    if module.has(name):
-        return name
-    params = ("ptr sums, i64 vectors, i64 rows, ptr out, i64 out_rs, i64 accumulate, i64 count, "
-              "i64 cols")  # fmt: skip
-    f = Code(module, name, params, element)
-    ty = element.register_vector
-    with f.loop(0, "%vectors", GROUP) as first:
-        values = [
-            f.load(ty, f.emit(f"getelementptr {ty}, ptr %sums, i64 {f.add(first, i)}"))
-            for i in range(GROUP)
-        ]
-        at = f.at("%sums", first)
-        for result, value in _emit_lane_sums(f, values):
-            f.store(result, value, at)
-            at = f.at(at, width(result))
-    add = f.compare("ne", "%accumulate", 0)
-    start = [("ptr", "%sums"), ("ptr", "%out")]
-    with f.carrying(0, "%count", *start) as r:
-        with f.carrying(0, "%cols", *[("ptr", v) for v in r.values]) as c:
-            source, out = c.values
-            value = f.load(element.memory, source)
-            with f.choice(add) as adding:
-                total = emit_add(f, element.memory, f.load(element.memory, out), value)
-            f.store(element.memory, adding.phi(element.memory, total, value), out)
-            c.following = [f.at(source, "%rows"), f.at(out, 1)]
-        r.following = [f.at(r.values[0], 1), f.at(r.values[1], "%out_rs")]
-    f.leave()
-    f.finish()
-    return name
-
-
-def _emit_lane_sums(f: Code, values: list[str]) -> list[tuple[str, str]]:
-    """The sum of each vector's lanes, as vectors (type, value) of consecutive sums in memory's
-    type. Each level adds neighbours: of two vectors into one while there are two, else of one."""
-    element = f.element
-    lanes, left = element.lanes, element.lanes
-    ty = element.register_vector
-    while left > 1:
-        pairs = list(zip(values[::2], values[1::2])) or [(values[0], "poison")]
-        span = 2 * lanes if len(values) > 1 else lanes
-        even, odd = (
-            f"<{span // 2} x i32> <{', '.join(f'i32 {i}' for i in range(first, span, 2))}>"
-            for first in (0, 1)
-        )
-        result = vector(element.register, span // 2)
-        values = [
-            emit_add(
-                f, result,
-                f.emit(f"shufflevector {ty} {a}, {ty} {b}, {even}"),
-                f.emit(f"shufflevector {ty} {a}, {ty} {b}, {odd}"),
-            )
-            for a, b in pairs
-        ]  # fmt: skip
-        ty, lanes, left = result, span // 2, left // 2
-    if element.memory == element.register:
-        return [(ty, value) for value in values]
-    narrow = f"<{lanes} x {element.memory}>"
-    return [(narrow, f.emit(f"trunc {ty} {value} to {narrow}")) for value in values]
+    return _workspace(Element.of(dtype, target)).bytes
 
 
 def require_weight_pass(module: Module, element: Element) -> str:
     """Makes sure of `void @sg_conv_weight_pass_<dtype>(plan, x, y, w, workspace, epilogue, context,
-    rows, images)`: the gradient of `rows` output channels of one group, from y and w on.
+    rows, images, tile, height, first, last)`: taps first to last of the gradient of `rows` output
+    channels of one group, from y and w on.
 
     The plan describes x as in the forward pass, and y by its DST slots.
     """
     name = f"sg_conv_weight_pass_{element.dtype}"
     if module.has(name):
         return name
-    pack_rows = require_pack_rows(module, element)
-    block = _require_weight_block(module, element)
+    chunk = _require_chunk(module, element)
+    transpose = require_transpose(module, element)
     f = Code(module, name, PASS_PARAMS, element, COLD)
-    positions, image, channel, w_row, first = f.slots(
-        "%plan", Plan.POSITIONS, Plan.DST_IMAGE, Plan.DST_ROW, Plan.W_ROW, Plan.FIRST_ROW
+    parts = _workspace(element)
+    channel, w_row, first, taps_h, taps_w = f.slots(
+        "%plan", Plan.DST_ROW, Plan.W_ROW, Plan.FIRST_ROW, Plan.TAPS_H, Plan.TAPS_W
     )
-    a = aligned(f, "%workspace")
-    total = f.mul("%images", positions)
-    blocks = f.maximum(f.ceil_div(total, position_block(element)), 1)
-    step = f.maximum(f.ceil_div(f.ceil_div(total, blocks), element.lanes), 1)
-    step = f.mul(step, element.lanes)
-    with f.loop(0, "%rows", ROWS) as r0:
-        rows = f.minimum(f.sub("%rows", r0), ROWS)
-        from_y = f.at("%y", f.mul(r0, channel))
-        to_w = f.at("%w", f.mul(r0, w_row))
-        # No position at all is one empty block: its zeros have to be written too.
-        with f.loop(0, f.maximum(total, 1), step) as q:
-            count = f.minimum(step, f.sub(total, q))
-            f.call(pack_rows, ("ptr", from_y), ("i64", image), ("i64", channel), ("i64", positions),
-                   ("ptr", a), ("i64", block_stride(element)), ("i64", rows), ("i64", q),
-                   ("i64", count))  # fmt: skip
-            _emit_zero_tail(f, a, rows, count)
-            f.stmt(
-                f"call void @{block}(ptr %plan, ptr %x, ptr {a}, ptr {to_w}, i64 {rows}, i64 {q}, "
-                f"i64 {count})"
-            )
-        with f.when(f.both(f.emit("icmp ne ptr %epilogue, null"), f.compare("sgt", w_row, 0))):
-            low = f.add(first, r0)
-            f.stmt(f"call void %epilogue(ptr %context, i64 0, i64 {low}, i64 {f.add(low, rows)}, "
-                   f"i64 0, i64 {w_row})")  # fmt: skip
+    space = aligned(f, "%workspace")
+    block, sums = f.at_byte(space, parts.block), f.at_byte(space, parts.sums)
+    emit_blocks_of_positions(f, block, "%images")
+    emit_position_table(f, block, f.at_byte(space, parts.positions), 0)
+    fit = f.slot(block, Block.CHANNELS)
+    flat = f.compare("eq", fit, 0)
+    taps = f.maximum(f.mul(taps_h, taps_w), 1)
+    most = f.select(flat, plane_elements(element) // tap_row(element), MOST_TAPS)
+    most = evenly(f, f.sub("%last", "%first"), most)
+    wide = channel_block(element)
+    with f.loop(0, "%rows", wide) as r0:
+        rows = f.minimum(f.sub("%rows", r0), wide)
+        from_y, to_w = f.at("%y", f.mul(r0, channel)), f.at("%w", f.mul(r0, w_row))
+        with f.carrying("%first", "%last") as part:
+            # Channels that the planes have room for, the first of them maybe in part.
+            room = f.mul(f.add(f.div(part.index, taps), fit), taps)
+            end = f.minimum(f.add(part.index, most), "%last")
+            end = f.select(flat, end, f.minimum(end, room))
+            f.call(chunk, ("ptr", "%plan"), ("ptr", "%x"), ("ptr", from_y), ("ptr", space),
+                   ("i64", rows), ("i64", "%images"), ("ptr", "%tile"), ("i64", "%height"),
+                   ("i64", part.index), ("i64", end))  # fmt: skip
+            count = f.sub(end, part.index)
+            with f.loop(0, rows, element.lanes) as r:
+                panel = f.div(r, element.lanes)
+                f.call(transpose, ("ptr", f.at(sums, f.mul(panel, sums_rs(element)))),
+                       ("i64", element.lanes),
+                       ("ptr", f.at(to_w, f.add(f.mul(r, w_row), part.index))), ("i64", w_row),
+                       ("i64", count), ("i64", f.minimum(f.sub(rows, r), element.lanes))
+                       )  # fmt: skip
+            with f.when(f.emit("icmp ne ptr %epilogue, null")):
+                low = f.add(first, r0)
+                f.stmt(f"call void %epilogue(ptr %context, i64 0, i64 {low}, "
+                       f"i64 {f.add(low, rows)}, i64 {part.index}, i64 {end})")  # fmt: skip
+            part.step = count
     f.leave()
     f.finish()
     return name
 
 
-def _emit_zero_tail(f: Code, packed: str, rows: str, count: str) -> None:
-    """Zeros the vector after the `count` positions of each packed row: the rest of a whole one."""
-    with f.loop(0, rows) as row:
-        end = f.at(packed, f.add(f.mul(row, block_stride(f.element)), count))
-        f.store(f.element.memory_vector, "zeroinitializer", end)
-
-
-def _require_weight_block(module: Module, element: Element) -> str:
-    """`void @sg_conv_weight_block_<dtype>(plan, x, a, w, rows, q, count)`: adds what `count`
-    positions from q on give to `rows` rows of w; at q = 0 it overwrites. `a` holds the packed rows
-    of y; the packed taps come after them."""
-    name = f"sg_conv_weight_block_{element.dtype}"
+def _require_chunk(module: Module, element: Element) -> str:
+    """`void @sg_conv_weight_chunk_<dtype>(plan, x, y, space, rows, images, tile, height, first,
+    last)`: the sums of taps first to last over all positions, in the workspace as
+    [panel][tap][lane]."""
+    name = f"sg_conv_weight_chunk_{element.dtype}"
     if module.has(name):
         return name
-    pack_source = require_pack_source(module, element)
-    heights = tile_heights(module.target)
-    dots = {height: _require_dot(module, element, height) for height in heights}
-    params = "ptr plan, ptr x, ptr a, ptr w, i64 rows, i64 q, i64 count"
-    f = Code(module, name, params, element)
-    stride = block_stride(element)
-    b = f.at("%a", (ROWS + heights[0]) * stride)
-    table = f.at("%a", _packed_rows(module.target) * stride)
-    channels, taps_h, taps_w, w_row = f.slots(
-        "%plan", Plan.CHANNELS, Plan.TAPS_H, Plan.TAPS_W, Plan.W_ROW
-    )
-    steps = emit_box_steps(f, channels, taps_h, taps_w, TAPS)
-    whole = f.mul(f.ceil_div("%count", element.lanes), element.lanes)
+    pack = _require_pack(module, element)
+    params = ("ptr plan, ptr x, ptr y, ptr space, i64 rows, i64 images, ptr tile, i64 height, "
+              "i64 first, i64 last")  # fmt: skip
+    f = Code(module, name, params, element, COLD)
+    parts, lanes = _workspace(element), element.lanes
+    out_w, all_positions = f.slots("%plan", Plan.OUT_W, Plan.POSITIONS)
+    block = f.at_byte("%space", parts.block)
+    table = f.at_byte("%space", parts.taps)
+    emit_tap_table(f, block, table, "%first", "%last", MOST_ROWS)
+    step_n, step_i, step_j = f.slots(block, Block.IMAGES, Block.ROWS, Block.COLS)
+    out_h = f.div(all_positions, f.maximum(out_w, 1))
+    # No position at all is one empty block: its zeros have to be written too.
+    some = [f.maximum(extent, 1) for extent in ("%images", out_h, out_w)]
     with (
-        f.loop(0, channels, steps[0]) as c,
-        f.loop(0, taps_h, steps[1]) as h,
-        f.loop(0, taps_w, steps[2]) as w,
+        f.loop(0, some[0], step_n) as n,
+        f.loop(0, some[1], step_i) as i,
+        f.loop(0, some[2], step_j) as j,
     ):
-        counts = emit_set_box(f, (c, h, w), steps)
-        taps = f.mul(f.mul(counts[0], counts[1]), counts[2])
-        first = f.add(f.mul(f.add(f.mul(c, taps_h), h), taps_w), w)
-        f.call(pack_source, ("ptr", "%plan"), ("ptr", "%x"), ("ptr", b), ("i64", stride),
-               ("ptr", table), ("i64", "%q"), ("i64", "%count"))  # fmt: skip
-        _emit_zero_tail(f, b, taps, "%count")
-        with f.carrying(0, "%rows") as tile:
-            left = f.sub("%rows", tile.index)
-            to_w = f.at(f.at("%w", f.mul(tile.index, w_row)), first)
-            from_a = f.at("%a", f.mul(tile.index, stride))
-            tile.step = _emit_row_tile(f, dots, (whole, from_a, b, to_w, w_row), left, taps)
+        counts = [
+            f.minimum(step, f.sub(extent, at))
+            for step, extent, at in zip((step_n, step_i, step_j), ("%images", out_h, out_w),
+                                        (n, i, j))
+        ]  # fmt: skip
+        positions = f.mul(f.mul(counts[0], counts[1]), counts[2])
+        f.call(pack, ("ptr", "%plan"), ("ptr", "%x"), ("ptr", "%y"), ("ptr", "%space"),
+               ("i64", "%rows"), *[("i64", v) for v in (n, i, j, *counts, "%first", "%last")]
+               )  # fmt: skip
+        start = f.emit(f"or i64 {f.emit(f'or i64 {n}, {i}')}, {j}")
+        with f.loop(0, f.ceil_div("%rows", lanes)) as panel:
+            b = f.at(f.at_byte("%space", parts.panels), f.mul(panel, panel_rs(element)))
+            sums = f.at(f.at_byte("%space", parts.sums), f.mul(panel, sums_rs(element)))
+            with f.loop(0, f.sub("%last", "%first"), "%height") as t:
+                f.stmt(
+                    f"call void %tile(i64 {positions}, ptr {f.at_byte('%space', parts.plane)}, "
+                    f"ptr {f.at_byte(table, f.mul(t, 8))}, "
+                    f"ptr {f.at_byte('%space', parts.positions)}, ptr {b}, "
+                    f"ptr {f.at(sums, f.mul(t, lanes))}, i64 {start})"
+                )
     f.leave()
     f.finish()
     return name
 
 
-def _emit_row_tile(
-    f: Code, dots: dict[int, str], operands: tuple[str, str, str, str, str], left: str, taps: str
-) -> str:
-    """All taps of the next rows: a tile of them, or the only one; -> how many rows."""
-    full = full_height(f.module.target)
-    positions, a, b, w, w_row = operands
-    accumulate = f.emit(f"zext i1 {f.compare('ne', '%q', 0)} to i64")
-    rows = f.minimum(left, full)
-    function = f.select(f.compare("eq", left, 1), f"@{dots[1]}", f"@{dots[full]}", "ptr")
-    with f.loop(0, taps, COLUMNS) as t:
-        from_b = f.at(b, f.mul(t, block_stride(f.element)))
-        cols = f.minimum(f.sub(taps, t), COLUMNS)
-        f.stmt(
-            f"call void {function}(i64 {positions}, ptr {a}, ptr {from_b}, ptr {f.at(w, t)}, "
-            f"i64 {w_row}, i64 {accumulate}, i64 {rows}, i64 {cols})"
-        )
-    return rows
+def _require_pack(module: Module, element: Element) -> str:
+    """`void @sg_conv_weight_pack_<dtype>(plan, x, y, space, rows, n, i, j, images, high, wide,
+    first, last)`: packs one block of positions: the planes of the channels of taps first to last,
+    or each tap as a row where not one plane has room; and the panels of the output's gradient."""
+    name = f"sg_conv_weight_pack_{element.dtype}"
+    if module.has(name):
+        return name
+    transpose = require_transpose(module, element)
+    params = ("ptr plan, ptr x, ptr y, ptr space, i64 rows, i64 n, i64 i, i64 j, i64 images, "
+              "i64 high, i64 wide, i64 first, i64 last")  # fmt: skip
+    f = Code(module, name, params, element, COLD)
+    parts, lanes = _workspace(element), element.lanes
+    out_w, dst_image, dst_row = f.slots("%plan", Plan.OUT_W, Plan.DST_IMAGE, Plan.DST_ROW)
+    run = f.mul("%high", "%wide")  # positions of one image, which adjoin
+    start = f.add(f.mul("%i", out_w), "%j")
+    with f.loop(0, "%images") as m:
+        n = f.add("%n", m)
+        from_y = f.at("%y", f.add(f.mul(n, dst_image), start))
+        to = f.at(f.at_byte("%space", parts.panels), f.mul(f.mul(m, run), lanes))
+        with f.loop(0, "%rows", lanes) as r:
+            f.call(transpose, ("ptr", f.at(from_y, f.mul(r, dst_row))), ("i64", dst_row),
+                   ("ptr", f.at(to, f.mul(f.div(r, lanes), panel_rs(element)))), ("i64", lanes),
+                   ("i64", f.minimum(f.sub("%rows", r), lanes)), ("i64", run))  # fmt: skip
+    emit_pack_block(
+        f, f.at_byte("%space", parts.block), ("%x", f.at_byte("%space", parts.plane)),
+        ("%n", "%i", "%j"), ("%images", "%high", "%wide"),
+    )  # fmt: skip
+    f.leave()
+    f.finish()
+    return name

@@ -16,6 +16,7 @@ from staticgrad.kernels.ir import Buffer, Call, Expr, Index, Kernel, Literal, Lo
 
 from .builder import Function, Module, constant, memory_type, register_type, vector
 from .scalar import emit_scalar
+from .strided import load_even, masked_load, takes_pairs
 
 
 @dataclass
@@ -298,11 +299,7 @@ class ValueEmitter:
         return self.f.emit(f"insertelement <1 x i1> poison, i1 {bit}, i32 0")
 
     def _masked_load(self, address: str, dtype: DType, lanes: int, mask: str, fill: str) -> str:
-        ty = f"<{lanes} x {memory_type(dtype)}>"
-        intrinsic = f"llvm.masked.load.v{lanes}{short_type(dtype)}.p0"
-        self.module.intrinsic(intrinsic, ty, "ptr", f"<{lanes} x i1>", ty)
-        return self.f.emit(f"call {ty} @{intrinsic}(ptr align {dtype.itemsize_bytes} {address}, "
-                           f"<{lanes} x i1> {mask}, {ty} {fill})")  # fmt: skip
+        return masked_load(self.f, f"<{lanes} x {memory_type(dtype)}>", address, mask, fill)
 
     def _from_memory(self, name: str, dtype: DType, lanes: int) -> str:
         if dtype.kind != "b":
@@ -330,6 +327,12 @@ class ValueEmitter:
                 name = self.f.emit(f"load {ty}, ptr {address}, align {e.dtype.itemsize_bytes}")
             else:
                 name = self._masked_load(address, e.dtype, w, mask, fill)
+        elif (
+            affine and factor == 2 and not gathers
+            and takes_pairs(self.module.target, e.dtype.itemsize_bytes)
+        ):  # fmt: skip
+            address = self._address(e.buffer, self._offset_one(e.index, gathers), e.dtype)
+            name = load_even(self, address, ty, mask, fill)
         else:
             pointers = self._pointers(e.buffer, e.dtype, e.index, gathers)
             intrinsic = f"llvm.masked.gather.v{w}{short_type(e.dtype)}.v{w}p0"

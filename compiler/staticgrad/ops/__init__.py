@@ -3,6 +3,7 @@
 from . import (  # noqa: F401
     activation,
     arithmetic,
+    attention,
     checking,
     comparison,
     control,
@@ -20,10 +21,12 @@ from . import (  # noqa: F401
     linalg,
     logical,
     mode,
+    pooled_conv,
     pooling,
     public,
     random,
     reduction,
+    registry,
     rounding,
     searching,
     selection,
@@ -32,6 +35,7 @@ from . import (  # noqa: F401
     softmax,
     sorting,
     special,
+    standardize,
     structure,
     trigonometric,
 )
@@ -47,3 +51,5 @@ public.publish(convert, ("astype", "constant"))
 public.publish(leaves, ("Parameter", "input", "parameter"), eager=False)
 
 from . import pytorch_names  # noqa: E402, F401  # of the functions above
+
+registry.seal_builtin()

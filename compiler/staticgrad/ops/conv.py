@@ -211,7 +211,7 @@ def _reference_conv(x: Array, w: Array, **attrs: Any) -> Array:
     return y.reshape(x.shape[0], w.shape[0], *y.shape[3:]).astype(x.dtype)
 
 
-def _reference_grad_input(ct: Array, w: Array, **attrs: Any) -> Array:
+def reference_grad_input(ct: Array, w: Array, **attrs: Any) -> Array:
     groups, sizes = attrs["groups"], attrs["spatial"]
     grouped_ct, grouped_w = _split(_wide(ct), 1, groups), _split(_wide(w), 0, groups)
     channels = w.shape[1]
@@ -231,7 +231,7 @@ def _reference_grad_input(ct: Array, w: Array, **attrs: Any) -> Array:
     return cut.reshape(ct.shape[0], groups * channels, *sizes).astype(ct.dtype)
 
 
-def _reference_grad_weight(x: Array, ct: Array, **attrs: Any) -> Array:
+def reference_grad_weight(x: Array, ct: Array, **attrs: Any) -> Array:
     groups = attrs["groups"]
     windows = _split(_windows(_wide(x), attrs["kernel"], attrs), 1, groups)
     out, taps = ("h", "k") if x.ndim == 3 else ("hi", "kl")
@@ -484,14 +484,14 @@ _record(
     "conv_grad_input",
     "the gradient of conv by its input: the transposed convolution",
     _infer_grad_input,
-    _reference_grad_input,
+    reference_grad_input,
     _vjp_grad_input,
 )
 _record(
     "conv_grad_weight",
     "the gradient of conv by its weight",
     _infer_grad_weight,
-    _reference_grad_weight,
+    reference_grad_weight,
     _vjp_grad_weight,
 )
 

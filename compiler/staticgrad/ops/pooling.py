@@ -98,7 +98,7 @@ def _numeric(x: TensorType) -> None:
         raise DTypeError(f"expected numbers, got {x}")
 
 
-def _infer_pool(types: Types, attrs: Attrs) -> Types:
+def infer_pool(types: Types, attrs: Attrs) -> Types:
     x = types[0]
     _numeric(x)
     _check(x, attrs)
@@ -114,7 +114,7 @@ def _require_shape(found: TensorType, shape: Shape, what: str) -> None:
 
 def _infer_max_grad(types: Types, attrs: Attrs) -> Types:
     x, ct = types
-    (y,) = _infer_pool((x,), attrs)
+    (y,) = infer_pool((x,), attrs)
     if ct.dtype != x.dtype:
         raise DTypeError(f"operands differ in dtype: {x} and {ct}")
     _require_shape(ct, y.shape, "cotangent of a max_pool")
@@ -123,7 +123,7 @@ def _infer_max_grad(types: Types, attrs: Attrs) -> Types:
 
 def _infer_max_take(types: Types, attrs: Attrs) -> Types:
     x, t = types
-    (y,) = _infer_pool((x,), attrs)
+    (y,) = infer_pool((x,), attrs)
     if t.dtype != x.dtype:
         raise DTypeError(f"operands differ in dtype: {x} and {t}")
     _require_shape(t, x.shape, "second operand of max_pool_take")
@@ -174,6 +174,11 @@ def _argmax(x: Array, attrs: Attrs) -> tuple[Array, Array]:
         best, place = np.where(update, value, best), np.where(update, at, place)
     assert best is not None
     return best, place
+
+
+def places(x: Array, attrs: Attrs) -> Array:
+    """Where each window has its maximum in the plane, row-major."""
+    return _argmax(x, attrs)[1]
 
 
 def _reference_max_grad(x: Array, ct: Array, **attrs: Any) -> Array:
@@ -328,7 +333,7 @@ def _jvp_at_maximum(c: JvpContext, tangents: Any) -> Any:
 _record(
     "max_pool",
     "the maximum of each window; NaN where a window holds one",
-    _infer_pool,
+    infer_pool,
     lambda x, **attrs: _argmax(x, attrs)[0],
     lambda c, ct: (apply("max_pool_grad", c.operands[0], ct, **c.attrs),),
     Custom(emit_max_pool),
@@ -364,7 +369,7 @@ _record(
 def _infer_sum(types: Types, attrs: Attrs) -> Types:
     if not types[0].dtype.is_float:
         raise DTypeError(f"expected a floating dtype, got {types[0]}")
-    return _infer_pool(types, attrs)
+    return infer_pool(types, attrs)
 
 
 def _without_spatial(attrs: Attrs) -> dict[str, Any]:

@@ -8,7 +8,9 @@ before -> after
     %5 = sum(%4){axes=(0)}
 
 Matches the canonical form only. Values stay, infinities and NaN included, with two exceptions: the
-sign of a zero may change (`x + 0.0`, sums of paddings), and a sum of equal terms is rounded once.
+sign of a zero may change (`x + 0.0`, sums of paddings), and a sum of equal terms is rounded once,
+one of terms that are mostly zeros in the order of the others (`pools`). What the zeros
+between the maxima of a max pooling would be multiplied by does not matter (there as well).
 Nothing is multiplied by 0 or subtracted from itself unless it is an integer: `inf * 0` is NaN.
 What is no longer needed is not run, nor are its checks, as with every value that nobody asks for.
 """
@@ -39,18 +41,19 @@ from staticgrad.rewrite.pattern import (
 
 from . import joints
 from .places import Places
+from .pools import Pools, behind_convolutions
 
 Found = Sequence[Value] | None
 
 
 def simplify(graph: Graph) -> Graph:
     numbering = Numbering()
-    return rewrite(graph, numbered(numbering, rule_table(_rules(numbering))))
+    return behind_convolutions(rewrite(graph, numbered(numbering, rule_table(_rules(numbering)))))
 
 
 def _rules(numbering: Numbering) -> Callable[[str], list[Rule]]:
     equality = _WithEquality(numbering)
-    places = Places(numbering)
+    places, pools = Places(numbering), Pools(numbering)
     own: dict[str, list[Rule]] = {
         "add": [_plus_zero, joints.sum_of_pads],
         "subtract": [equality.difference],
@@ -70,7 +73,13 @@ def _rules(numbering: Numbering) -> Callable[[str], list[Rule]]:
         "less_equal": [equality.compared],
         "greater": [equality.compared],
         "greater_equal": [equality.compared],
-        "where": [_known_choice, equality.no_choice, equality.same_choice, _choice_of_numbers],
+        "where": [
+            _known_choice,
+            equality.no_choice,
+            equality.same_choice,
+            _choice_of_numbers,
+            pools.relu_before,
+        ],
         "relu": [_relu_twice],
         "reciprocal": [_reciprocal_twice],
         "sum": [_sum_of_broadcast, _sum_of_negative, places.sum_of_row],

@@ -20,6 +20,7 @@ from staticgrad.ops.public import public
 from staticgrad.ops.reduction import dim_size, mean
 from staticgrad.ops.reduction import max as reduce_max
 from staticgrad.ops.reduction import sum as reduce_sum
+from staticgrad.ops.registry import apply
 from staticgrad.ops.rounding import abs as absolute
 from staticgrad.ops.selection import maximum, where
 from staticgrad.ops.shape import may_equal, reshape
@@ -172,33 +173,44 @@ def normalise_batch(
 ) -> Tensor:  # fmt: skip
     """Batch normalisation: by the batch's statistics in training, else by the running ones, which
     training updates together with `updates`."""
-    axes = (0, *range(2, x.ndim))
-    if running is not None and mode is False:
-        used_mean, used_var = (as_tensor(r) for r in running)
-    else:
-        flat_mean = mean(x, axis=axes)
-        centred = x - _per_channel(flat_mean, x, "batch_norm")  # in training, the y below as well
-        flat_var = mean(centred * centred, axis=axes)
-        used_mean, used_var = flat_mean, flat_var
-        if running is not None:
-            count = product(tuple(x.shape[a] for a in axes))
-            if mode and isinstance(count, int) and count == 1:
-                raise ShapeError(
-                    f"batch_norm: expected more than 1 value per channel, got {x.type}"
-                )
-            old_mean, old_var = running
-            keep = 1.0 - momentum
-            new_mean = old_mean * keep + flat_mean * momentum
-            new_var = old_var * keep + _unbiased(flat_var, count) * momentum
-            if not isinstance(count, int) or not count:  # an empty batch has no statistics
-                some = dim_size(count, flat_mean.dtype) > 0.0
-                new_mean, new_var = where(some, new_mean, old_mean), where(some, new_var, old_var)
-            pairs = ((old_mean, new_mean), (old_var, new_var), *updates)
-            used_mean = training_switch(flat_mean, old_mean, pairs, training=mode)
-            used_var = training_switch(flat_var, old_var, training=mode)
-    y = (x - _per_channel(used_mean, x, "batch_norm: mean")) * rsqrt(
-        _per_channel(used_var, x, "batch_norm: var") + eps
+    if running is None:
+        return _by_batch(x, scale, eps)
+    old_mean, old_var = running
+    known = (x - _per_channel(old_mean, x, "batch_norm: mean")) * rsqrt(
+        _per_channel(old_var, x, "batch_norm: var") + eps
     )
+    known = _scaled_by_channel(known, x, scale)
+    if mode is False:
+        return known
+    axes = (0, *range(2, x.ndim))
+    count = product(tuple(x.shape[a] for a in axes))
+    if mode and isinstance(count, int) and count == 1:
+        raise ShapeError(f"batch_norm: expected more than 1 value per channel, got {x.type}")
+    flat_mean = mean(x, axis=axes)
+    centred = x - _per_channel(flat_mean, x, "batch_norm")  # as in `standardize`
+    keep = 1.0 - momentum
+    new_mean = old_mean * keep + flat_mean * momentum
+    flat_var = _unbiased(mean(centred * centred, axis=axes), count)
+    new_var = old_var * keep + flat_var * momentum
+    if not isinstance(count, int) or not count:  # an empty batch has no statistics
+        some = dim_size(count, flat_mean.dtype) > 0.0
+        new_mean, new_var = where(some, new_mean, old_mean), where(some, new_var, old_var)
+    pairs = ((old_mean, new_mean), (old_var, new_var), *updates)
+    return training_switch(_by_batch(x, scale, eps), known, pairs, training=mode)
+
+
+def _by_batch(x: Tensor, scale: tuple[Any, Any], eps: float) -> Tensor:
+    """Standardised by the batch's own statistics, and scaled."""
+    axes = (0, *range(2, x.ndim))
+    tensors = [None if v is None else as_tensor(v) for v in scale]
+    one = [t for t in tensors if t is not None and t.dtype == x.dtype and t.ndim == 1]
+    if len(one) < 2 or not all(may_equal(t.shape[0], x.shape[1]) for t in one):
+        return _scaled_by_channel(apply("standardize", x, axes=axes, eps=eps), x, scale)
+    result: Tensor = apply("standardize", x, *one, axes=axes, eps=eps)
+    return result
+
+
+def _scaled_by_channel(y: Tensor, x: Tensor, scale: tuple[Any, Any]) -> Tensor:
     weight, bias = scale
     return _scaled(
         y,
