@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import staticgrad as sg
-from staticgrad.api.compile import compile_stages
+from staticgrad.api.compile import LATE_PASSES, compile_stages
 from staticgrad.codegen import sharing
 from staticgrad.kernels.printer import program_text
 from staticgrad.kernels.program import Choose, Item, Program, Repeat, Step, parts
@@ -22,7 +22,7 @@ from .random_control import RandomControl
 from .threaded_programs import InTurn, Threaded, bits, random
 
 Array = np.ndarray[Any, Any]
-PRESERVING = (*dict.fromkeys(p.name for p in PASSES if p.kind == "preserving"), "in_place")
+PRESERVING = (*dict.fromkeys(p.name for p in PASSES if p.kind == "preserving"), *LATE_PASSES)
 
 
 def stages(inputs: Sequence[Any], outputs: Any, updates: Any = None, **options: Any) -> Program:

@@ -11,7 +11,7 @@ _HEAD = """
 import os, signal, threading
 import numpy as np
 import staticgrad as sg
-threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+interrupt = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))  # of the run
 w = sg.parameter(np.float64(1.0), "w")
 """
 
@@ -37,6 +37,12 @@ y = sg.while_loop(lambda v: v[0] > 0, lambda v: sg.sin(v) * 0 + v, x)
 run = sg.compile([x], [y], updates=[(w, y[0].astype("float64"))], threads=2)
 argument = np.ones(200_000, "float32") * 2
 """
+BY_ROWS = """
+x = sg.input("x", (200_000,))
+y = sg.fori_loop(0, 10**9, lambda i, v: sg.sin(v) * 0 + v, x)
+run = sg.compile([x], [y], updates=[(w, y[0].astype("float64"))], threads=2)
+argument = np.ones(200_000, "float32") * 2
+"""
 
 
 def _run(program: str) -> str:
@@ -47,9 +53,10 @@ def _run(program: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("program", [ENDLESS, LONG, NESTED, SHARED])
+@pytest.mark.parametrize("program", [ENDLESS, LONG, NESTED, SHARED, BY_ROWS])
 def test_an_interrupt_ends_a_long_run_and_changes_nothing(program: str) -> None:
     tail = """
+interrupt.start()
 try:
     run(argument)
 except KeyboardInterrupt:
@@ -63,6 +70,7 @@ def test_a_handler_of_the_users_own_is_called() -> None:
 def handler(number, frame):
     raise RuntimeError("mine")
 signal.signal(signal.SIGINT, handler)
+interrupt.start()
 try:
     run(argument)
 except RuntimeError as error:

@@ -14,6 +14,10 @@ neither the other sizes nor the strides, the path taken, or the rectangle asked 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from staticgrad.ir.dim import DimLike
+
 from .builder import Module
 from .gemm_emit import CONTROL, Element, Emitter, split_params
 from .gemm_kernel import (
@@ -36,7 +40,10 @@ from .gemm_pack import (
 from .gemm_skinny import require_row, require_row_transposed
 from .target import Target
 
-__all__ = ["GEMM_PARAMS", "require_gemm", "require_micro_kernel", "tile_shape", "workspace_bytes"]
+__all__ = [
+    "GEMM_PARAMS", "products_text", "require_gemm", "require_micro_kernel", "tile_shape",
+    "workspace_bytes",
+]  # fmt: skip
 
 GEMM_PARAMS = (
     "i64 m, i64 n, i64 k, ptr a, i64 a_rs, i64 a_cs, ptr b, i64 b_rs, i64 b_cs, ptr c, i64 c_rs, "
@@ -53,7 +60,7 @@ SINGLE_ROWS = 3
 SINGLE_COLS = 2
 # k from which on that pays for up to EDGE_ROWS columns, if the columns of A lie unbroken.
 SWAP_DEPTH = 64
-# Columns of a one-row product to a block: the sums stay in the L1 cache.
+# Columns of products of so few rows to a block: the sums have room in the workspace and stay in L1.
 ROW_COLS = 2048
 PANEL_GAP = 128  # bytes between packed panels, which else were whole multiples of 4096 apart
 STRIDE_PERIOD = 4096  # bytes after which addresses fall on the same set of an L1 cache
@@ -65,15 +72,63 @@ def longest_k_block(element: Element) -> int:
     return min(1024, 4096 // element.itemsize)
 
 
-def _block_bytes(target: Target) -> int:
+def emit_k_block(f: Emitter) -> str:
+    """The block of k: as few as fit, equally long."""
+    longest = longest_k_block(f.element)
+    blocks = f.div(f.add("%k", longest - 1), longest)
+    return f.div(f.sub(f.add("%k", blocks), 1), blocks)
+
+
+def block_bytes(target: Target) -> int:
     """Room for the packed block of B: half of the L2 cache."""
     return min(max(target.l2_bytes // 2, 256 * 1024), 1024 * 1024)
 
 
-def workspace_bytes(target: Target, dtype: str) -> int:
-    """Bytes that one call needs for itself, whatever its sizes; 64-byte aligned."""
+def room_bytes(element: Element) -> int:
+    """Room for a strip of A, or the sums of one row, with which the workspace begins."""
+    strip = strip_bytes(element, longest_k_block(element))
+    return _aligned(max(strip, ROW_COLS * element.itemsize))
+
+
+def workspace_bytes(
+    target: Target, dtype: str, sizes: tuple[DimLike, DimLike, DimLike] | None = None, *,
+    unbroken: bool = False,
+) -> int:  # fmt: skip
+    """Bytes that one call needs for itself; 64-byte aligned. With sizes (m, n, k) no more than a
+    product of those touches, or of parts of the rows, or along the longer of m and n; `unbroken` if
+    B has unit column stride."""
     element = Element.of(dtype, target)
-    return _block_bytes(target) + (strip_bytes(element, longest_k_block(element)) + 63) // 64 * 64
+    room, block = room_bytes(element), block_bytes(target)
+    known = [s for s in sizes or () if isinstance(s, int)]
+    if len(known) < 3:
+        return room + block
+    m, n, k = known
+    in_place = unbroken and element.has_masks
+    if m <= 1 and in_place:
+        return _aligned(min(n, ROW_COLS) * element.itemsize)
+    mr, nr = tile_shape(target, dtype)
+    few = max(EDGE_ROWS, SINGLE_COLS)
+    columns = n if n > few or n >= m else m  # few: the transposed product may be computed
+    single = m <= mr and few <= mr
+    panel = _k_block(element, k) * nr * element.itemsize + PANEL_GAP
+    panels = 1 if single else -(-columns // nr)
+    small = 0
+    if not in_place and 0 < k <= longest_k_block(element):
+        lanes = -(-min(n, SMALL_PRODUCT // k) // element.lanes) * element.lanes
+        small = k * lanes * element.itemsize
+    if m * n * k <= SMALL_PRODUCT and k <= longest_k_block(element):
+        return _aligned(small)
+    return _aligned(max(room + min(panels * panel, block), small))
+
+
+def _aligned(size_bytes: int) -> int:
+    return max(-(-size_bytes // 64) * 64, 64)
+
+
+def _k_block(element: Element, k: int) -> int:
+    """What `emit_k_block` computes."""
+    blocks = max(1, -(-k // longest_k_block(element)))
+    return -(-k // blocks)
 
 
 def require_gemm(module: Module, dtype: str) -> str:
@@ -111,6 +166,14 @@ def require_gemm(module: Module, dtype: str) -> str:
     return name
 
 
+def products_text(target: Target, dtypes: Sequence[str]) -> str:
+    """A module of the matrix products of these dtypes alone."""
+    module = Module(target)
+    for dtype in dtypes:
+        require_gemm(module, dtype)
+    return module.to_text()
+
+
 def _require_small(module: Module, element: Element) -> str:
     """Products of 1 to `SMALL_PRODUCT` multiplications."""
     name = f"sg_gemm_small_{element.dtype}"
@@ -133,13 +196,13 @@ def _require_small(module: Module, element: Element) -> str:
     b = f.select(in_place, b, "%workspace", "ptr")
     f.call(require_strip(module, element.dtype), ("ptr", desc), ("ptr", a), ("ptr", b), ("ptr", c),
            ("i64", rows), ("i64", cols))  # fmt: skip
-    _emit_finished(f, "%r0", "%r1", "%c0", "%c1")
+    emit_finished(f, "%r0", "%r1", "%c0", "%c1")
     f.leave()
     f.finish()
     return name
 
 
-def _emit_zeros(f: Emitter) -> None:
+def emit_zeros(f: Emitter) -> None:
     """The product over no k at all."""
     f.module.intrinsic("llvm.memset.p0.i64", "void", "ptr", "i8", "i64", "i1")
     cols = f.sub("%c1", "%c0")
@@ -149,10 +212,10 @@ def _emit_zeros(f: Emitter) -> None:
             f.call("llvm.memset.p0.i64", ("ptr", row), ("i8", 0),
                    ("i64", f.mul(cols, f.element.itemsize)), ("i1", "false"))  # fmt: skip
         with f.when(f.compare("slt", "%r0", "%r1")):
-            _emit_finished(f, "%r0", "%r1", "%c0", "%c1")
+            emit_finished(f, "%r0", "%r1", "%c0", "%c1")
 
 
-def _emit_finished(f: Emitter, r0: str, r1: str, c0: str, c1: str) -> None:
+def emit_finished(f: Emitter, r0: str, r1: str, c0: str, c1: str) -> None:
     """Calls the epilogue, if there is one."""
     with f.when(f.emit("icmp ne ptr %epilogue, null")):
         f.stmt(
@@ -160,7 +223,7 @@ def _emit_finished(f: Emitter, r0: str, r1: str, c0: str, c1: str) -> None:
         )
 
 
-class _Frame:
+class Frame:
     """What the blocked loops compute with, in memory: named fields of 8 bytes, of which the first
     are the kernels' descriptor. As values in registers, their allocation took LLVM half of the time
     that it spends on the loops.
@@ -176,22 +239,25 @@ class _Frame:
     POINTERS = ("a", "b", "c", "workspace", "block_a", "block_b", "block_c")
     FLAGS = ("swap", "unit", "single", "copied")
 
-    def __init__(self, f: Emitter) -> None:
+    def __init__(self, f: Emitter, *more: str) -> None:
+        """`more`: names of further pointers."""
         self.f = f
-        self.pointer = f.emit(f"alloca [{len(self.FIELDS)} x i64], align 64")
+        self.fields = (*self.FIELDS, *more)
+        self.pointers = (*self.POINTERS, *more)
+        self.pointer = f.emit(f"alloca [{len(self.fields)} x i64], align 64")
 
     def __setitem__(self, field: str, value: str | int) -> None:
         f = self.f
         if field in self.FLAGS:
             value = f.emit(f"zext i1 {value} to i64")
-        ty = "ptr" if field in self.POINTERS else "i64"
-        f.store(ty, str(value), f.at_byte(self.pointer, 8 * self.FIELDS.index(field)), 8)
+        ty = "ptr" if field in self.pointers else "i64"
+        f.store(ty, str(value), f.at_byte(self.pointer, 8 * self.fields.index(field)), 8)
 
     def __getitem__(self, field: str) -> str:
         """Emits the load of a field: a pointer, a flag (i1) or an i64."""
         f = self.f
-        ty = "ptr" if field in self.POINTERS else "i64"
-        value = f.load(ty, f.at_byte(self.pointer, 8 * self.FIELDS.index(field)), 8)
+        ty = "ptr" if field in self.pointers else "i64"
+        value = f.load(ty, f.at_byte(self.pointer, 8 * self.fields.index(field)), 8)
         return f.compare("ne", value, 0) if field in self.FLAGS else value
 
 
@@ -199,9 +265,9 @@ def _require_blocked(module: Module, element: Element) -> str:
     """The blocked loops, for any sizes."""
     name = f"sg_gemm_blocked_{element.dtype}"
     f = Emitter(module, name, GEMM_PARAMS, element, CONTROL)
-    x = _Frame(f)
+    x = Frame(f)
     with f.when(f.compare("eq", "%k", 0)):
-        _emit_zeros(f)
+        emit_zeros(f)
         f.leave()
     _emit_setup(f, x)
     with f.loop(0, x["n"], x["nc"]) as jc:
@@ -221,7 +287,7 @@ def _require_blocked(module: Module, element: Element) -> str:
     return name
 
 
-def _emit_setup(f: Emitter, x: _Frame) -> None:
+def _emit_setup(f: Emitter, x: Frame) -> None:
     """Fills in the frame's fields that stay."""
     size = f.element.itemsize
     mr, nr = tile_shape(f.module.target, f.element.dtype)
@@ -245,18 +311,16 @@ def _emit_setup(f: Emitter, x: _Frame) -> None:
     x["unit"] = f.compare("eq", x["b_col"], size)
     single = f.compare("sle", m, mr)  # all rows are one strip
     x["single"] = single
-    x["tiled_rows"] = f.select(single, m, _emit_tiled_rows(f, m, x["n"]))
-    x["copied"] = _emit_is_copied(f, x)
-    longest = longest_k_block(f.element)  # as few blocks of k as fit, equally long
-    blocks = f.div(f.add("%k", longest - 1), longest)
-    kc = f.div(f.sub(f.add("%k", blocks), 1), blocks)
+    x["tiled_rows"] = f.select(single, m, emit_tiled_rows(f, m, x["n"]))
+    x["copied"] = emit_is_copied(f, x)
+    kc = emit_k_block(f)
     panel_bytes = f.add(f.mul(kc, nr * size), PANEL_GAP)
-    nc = f.mul(f.div(_block_bytes(f.module.target), panel_bytes), nr)
+    nc = f.mul(f.div(block_bytes(f.module.target), panel_bytes), nr)
     x["kc"], x["panel_bytes"] = kc, panel_bytes
-    x["nc"] = f.select(f.compare("eq", m, 1), ROW_COLS, nc)
+    x["nc"] = f.select(f.compare("sle", m, SINGLE_ROWS), ROW_COLS, nc)
 
 
-def _emit_tiled_rows(f: Emitter, m: str, n: str) -> str:
+def emit_tiled_rows(f: Emitter, m: str, n: str) -> str:
     """The rows that full tiles take; the rest goes by `EDGE_ROWS` at a time.
 
     Some tiles are given up where that fills the edge kernel better: 128 rows are 8 * 14 + 2 * 8 and
@@ -274,25 +338,31 @@ def _emit_tiled_rows(f: Emitter, m: str, n: str) -> str:
     return f.select(f.compare("slt", n, nr), 0, rows)
 
 
-def _emit_is_copied(f: Emitter, x: _Frame) -> str:
-    """Whether strips of A are copied: where the longer stride is a multiple of the cache's period,
-    or neither stride is unit, and the copy is used for more than one panel."""
+def emit_is_copied(f: Emitter, x: Frame) -> str:
+    """Whether strips of A are copied: where rows are a multiple of the cache's period apart, or
+    neither stride is unit, and the copy is used for more than one panel. A transposed A is read
+    where it lies, whatever its stride: the kernel asks for its columns ahead."""
     size = f.element.itemsize
     _, nr = tile_shape(f.module.target, f.element.dtype)
-    a_row, a_col = x["a_row"], x["a_col"]
-    row_unit, column_unit = f.compare("eq", a_row, size), f.compare("eq", a_col, size)
-    near = f.emit(f"and i64 {f.add(f.select(row_unit, a_col, a_row), 32)}, {STRIDE_PERIOD - 1}")
-    neither = f.negate(f.either(row_unit, column_unit))
-    bad = f.either(f.compare("ult", near, 64), neither)
+    row_unit = f.compare("eq", x["a_row"], size)
+    column_unit = f.compare("eq", x["a_col"], size)
+    near = f.emit(f"and i64 {f.add(x['a_row'], 32)}, {STRIDE_PERIOD - 1}")
+    bad = f.either(f.compare("ult", near, 64), f.negate(column_unit))
+    bad = f.both(bad, f.negate(row_unit))
     return f.both(bad, f.compare("sgt", x["n"], nr))
 
 
-def _emit_room(f: Emitter, x: _Frame) -> str:
-    """The workspace after the block of B: for a strip of A, or the sums of one row."""
-    return f.at_byte(x["workspace"], _block_bytes(f.module.target))
+def emit_room(f: Emitter, x: Frame) -> str:
+    """The first part of the workspace: for a strip of A, or the sums of one row."""
+    return x["workspace"]
 
 
-def _emit_single_rows(f: Emitter, x: _Frame) -> None:
+def _emit_block(f: Emitter, x: Frame) -> str:
+    """The rest of it: for the packed block of B."""
+    return f.at_byte(x["workspace"], room_bytes(f.element))
+
+
+def _emit_single_rows(f: Emitter, x: Frame) -> None:
     """Very few rows, each by itself, as far as whole vectors of columns go: to `start`."""
     element = f.element
     row, merge = require_row(f.module, element), require_merge(f.module, element)
@@ -307,7 +377,7 @@ def _emit_single_rows(f: Emitter, x: _Frame) -> None:
     width = f.select(possible, f.emit(f"and i64 {x['cols']}, {-element.lanes}"), 0)
     x["start"] = width
     with f.loop(0, f.select(f.compare("sgt", width, 0), x["m"], 0)) as i:
-        a, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), _emit_room(f, x)
+        a, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), emit_room(f, x)
         f.stmt(
             f"call void {function}(ptr {a}, i64 {x['a_col']}, ptr {x['block_b']}, "
             f"i64 {x['b_row']}, i64 {x['b_col']}, ptr {room}, i64 {x['k']}, i64 {x['start']})"
@@ -317,16 +387,16 @@ def _emit_single_rows(f: Emitter, x: _Frame) -> None:
                ("i64", x["start"]))  # fmt: skip
 
 
-def _emit_pack_unit(f: Emitter, x: _Frame) -> None:
+def _emit_pack_unit(f: Emitter, x: Frame) -> None:
     """Packs the whole panels of a B whose rows lie unbroken, if several strips use them."""
     _, nr = tile_shape(f.module.target, f.element.dtype)
     with f.when(f.both(x["unit"], f.negate(x["single"]))):
         f.call(require_pack_block(f.module, f.element), ("ptr", x["block_b"]),
-               ("i64", x["b_row"]), ("ptr", x["workspace"]), ("i64", x["panel_bytes"]),
+               ("i64", x["b_row"]), ("ptr", _emit_block(f, x)), ("i64", x["panel_bytes"]),
                ("i64", x["k"]), ("i64", f.div(x["cols"], nr)))  # fmt: skip
 
 
-def _emit_strips(f: Emitter, x: _Frame, jc: str, pc: str) -> None:
+def _emit_strips(f: Emitter, x: Frame, jc: str, pc: str) -> None:
     """Takes strip after strip of A through the block of B, and calls the epilogue for what is
     finished."""
     mr, _ = tile_shape(f.module.target, f.element.dtype)
@@ -344,18 +414,18 @@ def _emit_strips(f: Emitter, x: _Frame, jc: str, pc: str) -> None:
             swap, end = x["swap"], f.add(jc, x["cols"])
             r0, r1 = f.select(swap, jc, finished), f.select(swap, end, stop)
             c0, c1 = f.select(swap, finished, jc), f.select(swap, stop, end)
-            _emit_finished(f, f.add(x["r0"], r0), f.add(x["r0"], r1), f.add(x["c0"], c0),
+            emit_finished(f, f.add(x["r0"], r0), f.add(x["r0"], r1), f.add(x["c0"], c0),
                            f.add(x["c0"], c1))  # fmt: skip
         carry(f.select(ready, stop, finished))
 
 
-def _emit_strip(f: Emitter, x: _Frame, i: str, rows: str) -> None:
+def _emit_strip(f: Emitter, x: Frame, i: str, rows: str) -> None:
     """A strip of A, from row i, times all panels from column `start` on; the first strip packs what
     is neither packed yet nor read in place."""
     element = f.element
     mr, nr = tile_shape(f.module.target, element.dtype)
     x["a_rs"], x["a_cs"] = x["a_row"], x["a_col"]
-    lying, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), _emit_room(f, x)
+    lying, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), emit_room(f, x)
     copied = f.both(x["copied"], f.compare("eq", rows, mr))
     with f.when(copied):
         copy = require_pack_strip(f.module, element)
@@ -373,7 +443,7 @@ def _emit_strip(f: Emitter, x: _Frame, i: str, rows: str) -> None:
             in_place = f.both(packed, single)
         # A lone strip uses each panel at once, and all of them in the same place.
         offset = f.select(single, 0, f.mul(f.div(j, nr), x["panel_bytes"]))
-        panel = f.at_byte(x["workspace"], offset)
+        panel = f.at_byte(_emit_block(f, x), offset)
         here = f.at_byte(x["block_b"], f.mul(j, x["b_col"]))
         with f.when(f.both(f.compare("eq", i, 0), f.negate(packed))):
             pack = require_pack(f.module, element)

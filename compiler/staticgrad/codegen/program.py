@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from staticgrad_runtime.arena import ALIGN_BYTES
 from staticgrad_runtime.context import RUN_SYMBOL, STATUS_OK, Word
 from staticgrad_runtime.interrupt import INTERRUPTED
 
 from staticgrad.ir.dim import Dim, DimCall, DimLike
+from staticgrad.kernels.ir import Loop, Stmt, Template
 from staticgrad.kernels.key import kernel_key
 from staticgrad.kernels.program import Choose, Item, Program, Repeat, Step, parts, steps_of
 
@@ -16,6 +17,7 @@ from .builder import Function, Module, memory_type
 from .loops import emit_kernel
 from .sharing import Sharing, can_stop, region_ns, share, share_unit
 from .target import Target
+from .templates import require_function
 
 SHARE = "sg_share"
 POLL = "sg_poll"
@@ -27,14 +29,21 @@ LEAST_ITERATION_NS = 10
 MOST_UNASKED = 1 << 20
 
 
-def emit_program(program: Program, target: Target) -> tuple[str, list[str]]:
+def emit_program(
+    program: Program, target: Target, finished: Callable[[Module], object] = lambda module: None
+) -> tuple[str, list[str]]:
     """The module's text, and the function that each step calls.
 
     `i32 @sg_run(ptr context)` runs the steps in order; after the last that can fail it returns 1 if
     one did, so that no state has been written. Where the context asks for several threads, all of
-    them go through `@sg_share`, each with its part of every shared step.
+    them go through `@sg_share`, each with its part of every shared step. `finished` is called with
+    the module when the functions that programs share stand, and after each kernel.
     """
     module = Module(target)
+    for step in program.steps:
+        for template in _templates(step.kernel.body):
+            require_function(module, template)
+    finished(module)
     functions: dict[str, str] = {}
     called: list[str] = []
     for step in program.steps:
@@ -43,6 +52,7 @@ def emit_program(program: Program, target: Target) -> tuple[str, list[str]]:
         if name is None:
             name = functions[key] = f"k{len(functions)}_{step.kernel.name}"
             emit_kernel(module, step.kernel, name)
+            finished(module)
         called.append(name)
     sharing = share(program)
     if any(sharing.shared):
@@ -50,6 +60,14 @@ def emit_program(program: Program, target: Target) -> tuple[str, list[str]]:
     _emit_share(module, program, sharing, called)
     _emit_run(module)
     return module.to_text(), called
+
+
+def _templates(body: Sequence[Stmt]) -> Iterator[Template]:
+    for s in body:
+        if isinstance(s, Template):
+            yield s
+        elif isinstance(s, Loop):
+            yield from _templates(s.body)
 
 
 def _emit_run(module: Module) -> None:
@@ -211,6 +229,8 @@ class _Driver:
         latch = f.new_label("again")
         asked = self._asks(region)
         count = f"%count.{head}"
+        if region.by_rows:
+            self.barrier()
         before = f.block
         f.branch(head)
         f.label(head)
@@ -222,9 +242,11 @@ class _Driver:
         if region.reverse and length is not None:
             number = f.emit(f"sub i64 {f.emit(f'sub i64 {length}, 1')}, {count}")
         self._sizes[region.symbol] = number
-        vote = self._vote(region, count, asked)
-        if not alone:
-            vote = self.barrier(vote)
+        if region.by_rows:
+            vote = self._ask(count, asked, meet=True) if asked else ""
+        else:
+            vote = self._vote(region, count, asked)
+            vote = vote if alone else self.barrier(vote)
         if vote:
             going_on = f.new_label("going")
             f.branch_if(f.emit(f"icmp eq i64 {vote}, 0"), going_on, after)
@@ -280,8 +302,7 @@ class _Driver:
         f = self.f
         extent = self.size(step.extent)
         part = f.emit(
-            f"call {{ i64, i64 }} @{SPLIT}(i64 {extent}, i64 %tid, i64 %n, "
-            f"i64 {share_unit(step.kernel)})"
+            f"call {{ i64, i64 }} @{SPLIT}(i64 {extent}, i64 %tid, i64 %n, i64 {share_unit(step)})"
         )
         begin, end = (f.emit(f"extractvalue {{ i64, i64 }} {part}, {i}") for i in (0, 1))
         self._guarded(f.emit(f"icmp slt i64 {begin}, {end}"), step, name, begin, end)
@@ -389,16 +410,32 @@ class _Driver:
             vote = f.emit(f"or i64 {vote}, {found}") if vote else found
         return vote
 
-    def _ask(self, count: str, asked: int) -> str:
-        """1 on thread 0 where this iteration asks and an interrupt has arrived, else 0."""
+    def _ask(self, count: str, asked: int, *, meet: bool = False) -> str:
+        """1 where this iteration asks and an interrupt has arrived, else 0: on thread 0, or with
+        `meet` on all, who meet where the iteration asks."""
         f = self.f
-        if not self.f.module.has(POLL):
-            _emit_poll(f.module)
-        ask, after = f.new_label("ask"), f.new_label("asked")
         place = f.emit(f"and i64 {count}, {asked - 1}")
         now = f.emit(f"icmp eq i64 {place}, {asked - 1}")
+        if not meet:
+            return self._polled(f.emit(f"and i1 {now}, {self.first}"))
+        together, after = f.new_label("together"), f.new_label("decided")
         before = f.block
-        f.branch_if(f.emit(f"and i1 {now}, {self.first}"), ask, after)
+        f.branch_if(now, together, after)
+        f.label(together)
+        votes = self.barrier(self._polled(self.first))
+        last = f.block
+        f.branch(after)
+        f.label(after)
+        return f.emit(f"phi i64 [ 0, %{before} ], [ {votes}, %{last} ]")
+
+    def _polled(self, condition: str) -> str:
+        """1 where the condition holds and an interrupt has arrived, else 0."""
+        f = self.f
+        if not f.module.has(POLL):
+            _emit_poll(f.module)
+        ask, after = f.new_label("ask"), f.new_label("asked")
+        before = f.block
+        f.branch_if(condition, ask, after)
         f.label(ask)
         found = f.emit(f"call i64 @{POLL}(ptr %context)")
         f.branch(after)

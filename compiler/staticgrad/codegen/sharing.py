@@ -8,12 +8,14 @@ end.
 
 A region (a loop, a choice) with a shared step in it is gone through by all threads, who meet where
 each iteration begins, where what decides is known, and behind it; one without is done by thread 0.
+In a loop that is shared `by_rows` nobody waits: it is a phase of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from staticgrad.ir.dim import DimLike, floor_div, symbols
 from staticgrad.kernels.cost import COST
@@ -54,13 +56,15 @@ def is_parallel(kernel: Kernel) -> bool:
 def _takes_part(s: Stmt) -> bool:
     if isinstance(s, Loop):
         return s.kind.startswith("parallel")
-    return isinstance(s, Template) and any("begin" in symbols(d) for d in s.sizes)
+    return isinstance(s, Template) and any("begin" in symbols(d) for d in reversed(s.sizes))
 
 
-def share_unit(kernel: Kernel) -> int:
+def share_unit(step: Step) -> int:
     """Shares begin at multiples of this: of whole cache lines where the loop counts elements (of
     one byte at least), of 16 rows or columns (a vector) for a matrix product."""
-    (s,) = kernel.body
+    if step.unit:
+        return step.unit
+    (s,) = step.kernel.body
     if isinstance(s, Loop):
         return 64 if s.kind == "parallel_vector" else 1
     return 16 if isinstance(s, Template) and s.name == "matmul" else 1
@@ -255,9 +259,15 @@ class _Sharer:
                 self._step(item, at_commit, times)
                 continue
             steps = [s for part in parts(item) for s in steps_of(part)]
-            if not any(_is_shared(s) for s in steps):
+            if not any(is_shared(s) for s in steps):
                 self.alone.add(item.number)
                 self._alone(steps, at_commit, times)
+                continue
+            if isinstance(item, Repeat) and item.by_rows:
+                self.barriers = self.barriers + times * 2
+                self.shared += [True] * len(steps)
+                self.barrier += [False] * len(steps)
+                self.phase = _Phase()
                 continue
             inner: DimLike = times
             if isinstance(item, Repeat) and item.length is not None:
@@ -270,7 +280,7 @@ class _Sharer:
 
     def _step(self, step: Step, at_commit: bool, times: DimLike) -> None:
         reads, writes = _accesses(self.program, step)
-        shared = _is_shared(step)
+        shared = is_shared(step)
         self._add(reads, writes, shared, at_commit, times)
 
     def _alone(self, steps: Sequence[Step], at_commit: bool, times: DimLike) -> None:
@@ -289,7 +299,9 @@ class _Sharer:
     def _add(
         self, reads: set[int], writes: set[int], shared: bool, at_commit: bool, times: DimLike
     ) -> None:
-        needed = len(self.shared) > 0 and (self.phase.conflicts(reads, writes, shared) or at_commit)
+        at = len(self.shared)
+        asked = at_commit or at in self.program.meets
+        needed = at > 0 and (asked or self.phase.conflicts(reads, writes, shared))
         self.shared.append(shared)
         self.barrier.append(needed)
         if needed:
@@ -298,10 +310,13 @@ class _Sharer:
         self.phase.add(reads, writes, shared)
 
 
-def _is_shared(step: Step) -> bool:
+def is_shared(step: Step) -> bool:
+    """Whether threads share a step: it can be, and is worth the barriers around it."""
+    if step.unit:
+        return True
     if not is_parallel(step.kernel):
         return False
-    if isinstance(step.extent, int) and step.extent <= share_unit(step.kernel):
+    if isinstance(step.extent, int) and step.extent <= share_unit(step):
         return False
     ns = step_cost(step).ns
     return not isinstance(ns, int) or ns >= LEAST_SHARED_NS
@@ -347,18 +362,13 @@ def lifetimes(program: Program, sharing: Sharing) -> list[tuple[int, int]]:
     whole of that phase: another thread may be at any step of it. One that only thread 0 uses there
     needs no more than its own steps.
     """
-    steps = program.steps
-    starts = _phase_starts(program, sharing)
-    bounds: list[list[int]] = []
-    phase_of: list[int] = []
-    for i in range(len(steps)):
-        if i in starts or not bounds:
-            bounds.append([i, i])
-        bounds[-1][1] = i
-        phase_of.append(len(bounds) - 1)
+    phase_of = phases(program, sharing)
+    bounds: dict[int, list[int]] = {}
+    for i, phase in enumerate(phase_of):
+        bounds.setdefault(phase, [i, i])[1] = i
     used = {
         (program.base(buffer), phase_of[i])
-        for i, step in enumerate(steps)
+        for i, step in enumerate(program.steps)
         if sharing.shared[i]
         for buffer in step.buffers
     }
@@ -372,6 +382,14 @@ def lifetimes(program: Program, sharing: Sharing) -> list[tuple[int, int]]:
                 last = bounds[phase_of[last]][1]
         found.append((first, last))
     return found
+
+
+def phases(program: Program, sharing: Sharing) -> list[int]:
+    """The number of each step's phase."""
+    starts = _phase_starts(program, sharing)
+    return [
+        n - 1 for n in accumulate(int(i in starts or i == 0) for i in range(len(sharing.shared)))
+    ]
 
 
 def _phase_starts(program: Program, sharing: Sharing) -> set[int]:

@@ -1,13 +1,26 @@
 """Calls of the shared generated functions from kernels: matrix products, convolutions, sorting.
 
-    matmul   buffers a, b, c, workspace
+    matmul   buffers a, b, c, workspace, and b packed before (`matmul_pack`) where a loop does that
              sizes   m, n, k, a_start, a_rs, a_cs, b_start, b_rs, b_cs, c_start, c_rs, batch,
                      begin, end (the share of the rows, or of the columns if there are more)
+             attrs   dtype; by_rows where the share is one of rows in any case
+    matmul_pack
+             buffers b, panels
+             sizes   n, k, b_start, b_rs, b_cs, begin, end (the share of the panels)
              attrs   dtype
     conv, conv_grad_input, conv_grad_weight
              buffers x, w, y, workspace
              sizes   the geometry (`codegen.conv_emit.Geometry`), then begin and end of the share
-             attrs   dtype, depthwise (one channel a group on both sides)
+             attrs   dtype, depthwise (one channel a group on both sides), rows (of the tile, for
+                     conv_grad_weight)
+    pooled_taps, pooled_spread
+             buffers x, ct, place, taps of `codegen.conv_pooled`
+             sizes   where each of them starts; count, channels, row
+             attrs   dtype, kernel, step
+    conv_transpose
+             buffers source, target
+             sizes   start and row stride of each; rows, columns of the source
+             attrs   dtype
     sort     as `codegen.sort` has it
     c_scalar, c_elementwise, c_general
              a call of a function of the user's (`api.custom`) on the buffers
@@ -24,18 +37,18 @@ from typing import TYPE_CHECKING
 
 from staticgrad.kernels.ir import Kernel, Template
 
-from .builder import Function
-from .conv import require_conv_forward, require_conv_grad_input, require_conv_grad_weight
+from .builder import Function, Module
 from .gemm import require_gemm
-from .sort import emit_template_sort
 
 if TYPE_CHECKING:
     from .loops import KernelEmitter
 
+# What few programs call is imported where it is called: convolutions are a dozen modules, 5 ms of
+# the first compilation of a process.
 _CONV = {
-    "conv": require_conv_forward,
-    "conv_grad_input": require_conv_grad_input,
-    "conv_grad_weight": require_conv_grad_weight,
+    "conv": "require_conv_forward",
+    "conv_grad_input": "require_conv_grad_input",
+    "conv_grad_weight": "require_conv_grad_weight",
 }
 EPILOGUE_PARAMS = [("ptr", "table"), ("i64", "batch"), ("i64", "r0"), ("i64", "r1"), ("i64", "c0"),
                    ("i64", "c1")]  # fmt: skip
@@ -44,11 +57,17 @@ EPILOGUE_PARAMS = [("ptr", "table"), ("i64", "batch"), ("i64", "r0"), ("i64", "r
 def emit_template(em: KernelEmitter, s: Template) -> None:
     if s.name == "matmul":
         _emit_matmul(em, s)
+    elif s.name == "matmul_pack":
+        _emit_matmul_pack(em, s)
     elif s.name in _CONV:
         _emit_conv(em, s)
     elif s.name == "sort":
+        from .sort import emit_template_sort
+
         pointers = [f"%b_{b}" for b in s.buffers]
         emit_template_sort(em.f, pointers, [em.integer(d) for d in s.sizes], s.attrs)
+    elif s.name in ("pooled_taps", "pooled_spread", "conv_transpose"):
+        _emit_pooled(em, s)
     elif s.name == "c_scalar":
         _emit_c_scalar(em, s)
     elif s.name in ("c_elementwise", "c_general"):
@@ -57,31 +76,69 @@ def emit_template(em: KernelEmitter, s: Template) -> None:
         raise ValueError(f"{em.kernel.name}: unknown template {s.name!r}")
 
 
+def require_function(module: Module, s: Template) -> str | None:
+    """Makes sure of the shared function that a product calls; -> its name."""
+    if s.name == "matmul" and len(s.buffers) == 4:
+        return require_gemm(module, s.attrs["dtype"])
+    if s.name in ("matmul", "matmul_pack"):
+        from .gemm_prepacked import require_prepack, require_prepacked
+
+        require = require_prepacked if s.name == "matmul" else require_prepack
+        return require(module, s.attrs["dtype"])
+    if s.name in _CONV:
+        from . import conv
+
+        more = {"rows": s.attrs["rows"]} if "rows" in s.attrs else {}
+        name: str = getattr(conv, _CONV[s.name])(
+            module, s.attrs["dtype"], depthwise=s.attrs["depthwise"], **more
+        )
+        return name
+    return None
+
+
 def _emit_matmul(em: KernelEmitter, s: Template) -> None:
     f = em.f
-    name = require_gemm(em.module, s.attrs["dtype"])
+    packed = s.buffers[4:]
+    name = require_function(em.module, s)
     m, n, k, a0, a_rs, a_cs, b0, b_rs, b_cs, c0, c_rs, batch, begin, end = map(em.integer, s.sizes)
-    wide = f.emit(f"icmp sgt i64 {n}, {m}")
-    r0, r1, first, last = (
-        f.emit(f"select i1 {wide}, i64 {x}, i64 {y}")
-        for x, y in (("0", begin), (m, end), (begin, "0"), (end, n))
-    )
+    if s.attrs.get("by_rows"):
+        r0, r1, first, last = begin, end, "0", n
+    else:
+        wide = f.emit(f"icmp sgt i64 {n}, {m}")
+        r0, r1, first, last = (
+            f.emit(f"select i1 {wide}, i64 {x}, i64 {y}")
+            for x, y in (("0", begin), (m, end), (begin, "0"), (end, n))
+        )
     scalar = _scalar(s.attrs["dtype"])
     a, b, c = (
         f.emit(f"getelementptr {scalar}, ptr %b_{buffer}, i64 {start}")
         for buffer, start in zip(s.buffers, (a0, b0, c0))
     )
     epilogue, table = _epilogue(em, s.epilogue)
+    panels = "".join(f", ptr %b_{buffer}" for buffer in packed)
     f.stmt(
         f"call void @{name}(i64 {m}, i64 {n}, i64 {k}, ptr {a}, i64 {a_rs}, i64 {a_cs}, "
         f"ptr {b}, i64 {b_rs}, i64 {b_cs}, ptr {c}, i64 {c_rs}, ptr %b_{s.buffers[3]}, "
-        f"ptr {epilogue}, ptr {table}, i64 {batch}, i64 {r0}, i64 {r1}, i64 {first}, i64 {last})"
+        f"ptr {epilogue}, ptr {table}, i64 {batch}, i64 {r0}, i64 {r1}, i64 {first}, i64 {last}"
+        f"{panels})"
+    )
+
+
+def _emit_matmul_pack(em: KernelEmitter, s: Template) -> None:
+    f = em.f
+    name = require_function(em.module, s)
+    n, k, start, rs, cs, begin, end = map(em.integer, s.sizes)
+    source, panels = s.buffers
+    b = f.emit(f"getelementptr {_scalar(s.attrs['dtype'])}, ptr %b_{source}, i64 {start}")
+    f.stmt(
+        f"call void @{name}(i64 {n}, i64 {k}, ptr {b}, i64 {rs}, i64 {cs}, ptr %b_{panels}, "
+        f"i64 {begin}, i64 {end})"
     )
 
 
 def _emit_conv(em: KernelEmitter, s: Template) -> None:
     f = em.f
-    name = _CONV[s.name](em.module, s.attrs["dtype"], depthwise=s.attrs["depthwise"])
+    name = require_function(em.module, s)
     *geometry, begin, end = map(em.integer, s.sizes)
     words = _table(em, [("i64", g) for g in geometry])
     epilogue, table = _epilogue(em, s.epilogue)
@@ -90,6 +147,39 @@ def _emit_conv(em: KernelEmitter, s: Template) -> None:
         f"call void @{name}(ptr {words}, ptr {x}, ptr {w}, ptr {y}, ptr {workspace}, "
         f"ptr {epilogue}, ptr {table}, i64 {begin}, i64 {end})"
     )
+
+
+def _emit_pooled(em: KernelEmitter, s: Template) -> None:
+    f, scalar, sizes = em.f, _scalar(s.attrs["dtype"]), [em.integer(d) for d in s.sizes]
+    if s.name == "conv_transpose":
+        from .conv_transpose import require_transpose
+        from .gemm_emit import Element
+
+        name = require_transpose(em.module, Element.of(s.attrs["dtype"], em.module.target))
+        (a0, a_rs, b0, b_rs, *extents) = sizes
+        a, b = (
+            f.emit(f"getelementptr {scalar}, ptr %b_{buffer}, i64 {start}")
+            for buffer, start in zip(s.buffers, (a0, b0))
+        )
+        words = [
+            f"ptr {a}",
+            f"i64 {a_rs}",
+            f"ptr {b}",
+            f"i64 {b_rs}",
+            *[f"i64 {e}" for e in extents],
+        ]
+    else:
+        from .conv_pooled import require_pooled
+
+        kind = s.name.removeprefix("pooled_")
+        name = require_pooled(em.module, s.attrs["dtype"], kind, s.attrs["kernel"], s.attrs["step"])
+        types = (scalar, scalar, "i64", scalar)
+        pointers = [
+            f.emit(f"getelementptr {ty}, ptr %b_{buffer}, i64 {start}")
+            for ty, buffer, start in zip(types, s.buffers, sizes)
+        ]
+        words = [*[f"ptr {p}" for p in pointers], *[f"i64 {e}" for e in sizes[4:]]]
+    f.stmt(f"call void @{name}({', '.join(words)})")
 
 
 def _emit_c_scalar(em: KernelEmitter, s: Template) -> None:
@@ -138,19 +228,18 @@ def _table(em: KernelEmitter, words: list[tuple[str, str]]) -> str:
 
 def _epilogue(em: KernelEmitter, kernel: Kernel | None) -> tuple[str, str]:
     """The function of an epilogue and its table; the epilogue's buffers and sizes are the
-    caller's, by name."""
+    caller's, by name. Products of other sizes often have an equal one, which is theirs too."""
     if kernel is None:
         return "null", "null"
     from .loops import KernelEmitter
 
-    name = f"{em.f.name}.epilogue"
     words = [("ptr", f"%b_{b.name}") for b in kernel.buffers]
     words += [("i64", f"%n_{s}") for s in kernel.sizes]
-    function = Function(em.module, name, EPILOGUE_PARAMS)
+    function = Function(em.module, f"{em.f.name}.epilogue", EPILOGUE_PARAMS, once=True)
     for i, (ty, word) in enumerate(words):
         place = function.emit(f"getelementptr i64, ptr %table, i64 {i}")
         function.assign(word, f"load {ty}, ptr {place}")
     inner = KernelEmitter(em.module, kernel, function)
     inner.scopes[0].vars["batch"] = "%batch"
     inner.run()
-    return f"@{name}", _table(em, words)
+    return f"@{function.name}", _table(em, words)

@@ -340,6 +340,8 @@ class _Items:
         self.at = 0
 
     def item(self, item: Item, indent: str) -> None:
+        if self.at in self.program.meets:
+            self.lines.append(f"{indent}meet  # memory of the steps before is for those behind")
         if isinstance(item, Step):
             self._step(item, indent)
         elif isinstance(item, Choose):
@@ -357,6 +359,7 @@ class _Items:
     def _repeat(self, item: Repeat, indent: str) -> None:
         if item.length is not None:
             order = "downwards " if item.reverse else ""
+            order += "by rows " if item.by_rows else ""
             head = f"repeat {item.symbol} in 0..{item.length} {order}{{"
             self.lines.append(f"{indent}{head}{self._where(item)}")
         else:

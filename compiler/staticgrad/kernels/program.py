@@ -47,7 +47,8 @@ class ProgramBuffer:
 class Step:
     """One kernel call: `buffers` are indices into the program's, `sizes` the values of the
     kernel's size parameters, `extent` that of its parallel loop (1 without one). `flops` and
-    `bytes` are those of one run, of which there are `times`."""
+    `bytes` are those of one run, of which there are `times`. Threads' shares begin at multiples of
+    `unit`, 0 for what suits the kernel."""
 
     kernel: Kernel
     buffers: tuple[int, ...]
@@ -59,13 +60,15 @@ class Step:
     bytes: DimLike = 0
     can_fail: bool = False
     times: DimLike = 1
+    unit: int = 0
 
 
 @dataclass(frozen=True)
 class Repeat:
     """Items that run `length` times (`test` is then empty), or while the bool in `predicate` holds
     after `test` has run. `symbol` is the number of the iteration in sizes and offsets; `reverse`
-    counts it down. From item `commit` on carries are copied."""
+    counts it down. From item `commit` on carries are copied. `by_rows`: threads have the same
+    shares of all steps in all iterations, and none needs what another computes in the loop."""
 
     symbol: str
     number: int
@@ -76,6 +79,7 @@ class Repeat:
     test: tuple[Item, ...] = ()
     predicate: int = -1
     locs: Locs = NOWHERE
+    by_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,8 @@ class Program:
     constants: Mapping[int, Any] = field(default_factory=dict)  # buffer -> array
     messages: dict[int, tuple[str, str]] = field(default_factory=dict)  # code -> text, location
     names: Mapping[str, str] = field(default_factory=dict)  # of sizes -> what the user calls them
+    # Steps before which all threads meet though they need not: memory of one phase is for the next.
+    meets: frozenset[int] = frozenset()
 
     @property
     def steps(self) -> tuple[Step, ...]:

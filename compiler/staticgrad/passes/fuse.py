@@ -31,6 +31,7 @@ from staticgrad.ops import registry
 from staticgrad.ops.lowering import Generate, Leaf, Pointwise, Product, Reduction, View
 
 from .columns import attach_columns
+from .sink import sink_cheap
 
 # Above this a function of the fused kernel costs more to compile than its sweep over memory saves:
 # LLVM's time grows faster than the length of a block (16,000 vector operations: 0.5 s).
@@ -48,8 +49,9 @@ class Group:
     merged: Group | None = None
 
 
-def fuse(graph: Graph) -> Graph:
-    return _Fusion(graph).run()
+def fuse(graph: Graph, *, in_loop: bool = False) -> Graph:
+    """`in_loop`: of the body of a loop or choice, siblings that read the same become one kernel."""
+    return _Fusion(graph, in_loop).run()
 
 
 def canonical_index(form: str, names: Sequence[Dim], axes: tuple[int, ...]) -> tuple[DimLike, ...]:
@@ -76,8 +78,8 @@ def broadcast_index(at: Sequence[DimLike], shape: Shape) -> tuple[DimLike, ...]:
 
 
 class _Fusion:
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, in_loop: bool) -> None:
+        self.graph, self.in_loop = graph, in_loop
         self.uses = graph.uses()
         self.roots = set(graph.roots)
         self.group_of: dict[Node, Group] = {}
@@ -102,6 +104,9 @@ class _Fusion:
                 self.levels[node] = 1 + self._operand_level(node)
         attach_columns(self)
         self._inline_producers()
+        sink_cheap(self, MOST_NODES)
+        if self.in_loop:
+            self._join_siblings()
         return _rebuild(self.graph, self.groups, self.group_of, self.held)
 
     # --- placing ----------------------------------------------------------------------------------
@@ -279,6 +284,30 @@ class _Fusion:
                         target = reader
         return None if target is None else (target, list(views))
 
+    def _join_siblings(self) -> None:
+        """ "map" groups of one level and shape that read the same array become one. None depends on
+        another, as what depends on a group is of a higher level.
+
+        In a loop's body only: elsewhere results may be wanted at very different times, and would
+        wait in memory. The reverse of a GRU's gates read their states twice.
+        """
+        readers: dict[tuple[int, Shape, Value], Group] = {}
+        for g in self.groups:
+            if g.merged is not None or g.kind != "map":
+                continue
+            inside = set(g.nodes)
+            read = [
+                (g.level, g.shape, v)
+                for n in g.nodes for v in n.operands
+                if v.node not in inside and v.shape == g.shape and v.type.size != 1
+            ]  # fmt: skip
+            found = next((h for h in map(readers.get, read) if h is not None), None)
+            if found is not None and len(found.nodes) + len(g.nodes) <= MOST_NODES:
+                found.nodes += g.nodes
+                g.merged = found
+            for key in read:
+                readers.setdefault(key, g if g.merged is None else g.merged)
+
     # --- what fits --------------------------------------------------------------------------------
 
     def _fits(self, g: Group, node: Node, kind: str, shape: Shape, axes: tuple[int, ...]) -> bool:
@@ -381,7 +410,7 @@ def is_heavy(node: Node) -> bool:
 
 def _inside(node: Node) -> dict[str, Any]:
     """The attributes of a loop or a choice with its sub-graphs fused."""
-    return {**node.attrs, **{name: fuse(inner) for name, inner in subgraphs(node)}}
+    return {**node.attrs, **{name: fuse(inner, in_loop=True) for name, inner in subgraphs(node)}}
 
 
 def _rebuild(

@@ -11,11 +11,15 @@ A carry has one buffer: its first value is copied there, the body reads it and c
 and the copies at the end of an iteration are dropped by `schedule` where the body can compute in
 place. What is gone along or stacked is read and written where it lies, in slices that move with the
 iteration. What a body reads from outside is computed before the region.
+
+A carry whose old values are stacked, as reverse mode wants them, needs no buffer beside the stack:
+it lies in the stack, one part further on in each iteration, and the stack has one part more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from staticgrad.ir.dim import Dim, DimLike
@@ -57,10 +61,11 @@ def _close(lowerer: Lowerer) -> None:
     lowerer.scope = outer
 
 
-def _carries(lowerer: Lowerer, node: Node, count: int) -> list[int]:
+def _carries(lowerer: Lowerer, node: Node, which: Iterable[int]) -> list[int]:
     """The buffers of the carries, with their first values."""
     buffers = []
-    for first, result in zip(node.operands[:count], node.results):
+    for i in which:
+        first, result = node.operands[i], node.results[i]
         buffer = lowerer.result_buffer(result)
         lowerer.copy(first, buffer, holds=False)
         lowerer.stored[result] = buffer
@@ -73,30 +78,49 @@ def _number(lowerer: Lowerer) -> int:
     return lowerer.regions
 
 
+@dataclass(frozen=True)
+class _Carry:
+    """Where a scan's carry lies in an iteration: what it is before and after, one buffer or parts
+    of a stack. `stacks` are the scan's results that lie in that stack."""
+
+    before: int
+    after: int
+    stacks: tuple[int, ...] = ()
+
+
 def _scan(lowerer: Lowerer, node: Node) -> None:
     body: Graph = node.attrs["body"]
     nc, nx, length = node.attrs["carries"], node.attrs["xs"], node.attrs["length"]
-    carries = _carries(lowerer, node, nc)
-    stacks = [lowerer.result_buffer(r) for r in node.results[nc:]]
     number = _number(lowerer)
     symbol = _symbol(lowerer, number)
+    carries = [_place_carry(lowerer, node, i, symbol) for i in range(nc)]
+    lying = {j for c in carries for j in c.stacks}
+    stacks = {
+        j: lowerer.result_buffer(node.results[j])
+        for j in range(nc, len(node.results)) if j not in lying
+    }  # fmt: skip
     scope = _open(lowerer, body, number, length)
     index, *rest = body.inputs
     scope.indices[index] = symbol
-    scope.stored.update(zip(rest[:nc], carries))
+    scope.stored.update((v, c.before) for v, c in zip(rest[:nc], carries))
     scope.slices.update(
         (v, (x, symbol)) for v, x in zip(rest[nc : nc + nx], node.operands[nc : nc + nx])
     )
     scope.aliases.update(zip(rest[nc + nx :], node.operands[nc + nx :]))
     scope.updated.update(body.outputs[:nc])
-    places = [lowerer.slice_of(b, v, symbol) for b, v in zip(stacks, body.outputs[nc:])]
-    for v, place in zip(body.outputs[nc:], places):
-        lowerer.plan(v, place)
+    for v, c in zip(body.outputs, carries):
+        if c.stacks:
+            lowerer.plan(v, c.after)
+    places = {j: lowerer.slice_of(b, body.outputs[j], symbol) for j, b in stacks.items()}
+    for j, place in places.items():
+        lowerer.plan(body.outputs[j], place)
     lowerer.lower_nodes()
-    for v, place in zip(body.outputs[nc:], places):
-        if scope.stored.get(v) != place:
-            lowerer.copy(v, place)
-    commit = _move_carries(lowerer, body.outputs[:nc], carries)
+    places |= {i: c.after for i, c in enumerate(carries) if c.stacks}
+    for j, place in sorted(places.items()):
+        if scope.stored.get(body.outputs[j]) != place:
+            lowerer.copy(body.outputs[j], place)
+    single = [(v, c.after) for v, c in zip(body.outputs, carries) if not c.stacks]
+    commit = _move_carries(lowerer, [v for v, _ in single], [place for _, place in single])
     _close(lowerer)
     if scope.items:
         lowerer.scope.items.append(
@@ -107,11 +131,42 @@ def _scan(lowerer: Lowerer, node: Node) -> None:
         )  # fmt: skip
 
 
+def _place_carry(lowerer: Lowerer, node: Node, at: int, symbol: Dim) -> _Carry:
+    """Gives a scan's carry its place, with its first value, and its results theirs."""
+    body: Graph = node.attrs["body"]
+    nc, length = node.attrs["carries"], node.attrs["length"]
+    first, old, new = node.operands[at], body.inputs[1 + at], body.outputs[at]
+    planned = lowerer.scope.planned
+    given = [j for j in range(nc, len(body.outputs)) if node.results[j] not in planned]
+    before = [j for j in given if body.outputs[j] is old]
+    if not before:
+        (buffer,) = _carries(lowerer, node, [at])
+        return _Carry(buffer, buffer)
+    after = [j for j in given if body.outputs[j] is new and new is not old]
+    size = first.type.size
+    whole = lowerer.scratch(first.dtype, size * (length + 1))
+    # The values before all iterations are the first parts, counted down the last ones; those after
+    # them are one part further.
+    reverse = int(node.attrs["reverse"])
+    for found, part in ((before, reverse), (after, 1 - reverse)):
+        for j in found:
+            place = lowerer.slice_of(whole, first, part)
+            lowerer.program.buffers[place].size = size * length
+            lowerer.stored[node.results[j]] = place
+    lowerer.copy(first, lowerer.slice_of(whole, first, length * reverse), holds=False)
+    lowerer.stored[node.results[at]] = lowerer.slice_of(whole, first, length * (1 - reverse))
+    return _Carry(
+        lowerer.slice_of(whole, first, symbol + reverse),
+        lowerer.slice_of(whole, first, symbol + (1 - reverse)),
+        (*before, *after),
+    )
+
+
 def _while(lowerer: Lowerer, node: Node) -> None:
     body: Graph = node.attrs["body"]
     condition: Graph = node.attrs["condition"]
     nc, tested = node.attrs["carries"], node.attrs["condition_captures"]
-    carries = _carries(lowerer, node, nc)
+    carries = _carries(lowerer, node, range(nc))
     number = _number(lowerer)
     symbol = _symbol(lowerer, number)
     predicate = lowerer.scratch(condition.outputs[0].dtype, 1)

@@ -54,6 +54,9 @@ def lower(graph: Graph, target: Target) -> Program:
     return Lowerer(graph, target).run()
 
 
+Piece = tuple[Value, int, DimLike]
+
+
 @dataclass
 class Scope:
     """What is known of one graph: the program's own, or a region's."""
@@ -71,8 +74,10 @@ class Scope:
     aliases: dict[Value, Value] = field(default_factory=dict)
     slices: dict[Value, tuple[Value, Dim]] = field(default_factory=dict)
     indices: dict[Value, Dim] = field(default_factory=dict)
-    # Values that their kernel stores in their place in a `concat`: the whole, and where they begin.
-    pieces: dict[Value, tuple[Value, int, DimLike]] = field(default_factory=dict)
+    # Values that their kernel stores in their place in a `concat`: the whole, the axis, and where
+    # they begin. And the places where it stores them once more.
+    pieces: dict[Value, Piece] = field(default_factory=dict)
+    copies: dict[Value, list[Piece]] = field(default_factory=dict)
 
 
 class Lowerer:
@@ -113,14 +118,14 @@ class Lowerer:
             lower = registry.get(node.op).lower
             if isinstance(lower, Control):
                 lower_control(self, node, lower.kind)
-            elif node.op == "concat" and any(v in self.scope.pieces for v in node.operands):
+            elif node.op == "concat" and self._has_pieces(node):
                 self._complete(node)
             elif node.op == "fused" or not isinstance(lower, (Leaf, View)):
                 self._lower_node(node)
 
     def _place_pieces(self) -> None:
-        """Chooses the element-wise results that are stored where a `concat` wants them: the parts
-        of a GRU's gradient were written, read and written again."""
+        """Chooses the element-wise results that are stored where a `concat` wants them, or several
+        do: the parts of a GRU's gradient were written, read and written again."""
         scope = self.scope
         kept = {*scope.graph.outputs, *scope.updated, *scope.planned}
         for node in scope.graph.nodes:
@@ -129,9 +134,23 @@ class Lowerer:
             start: DimLike = 0
             axis = node.attrs["axis"]
             for v in node.operands:
-                if v not in kept and v not in scope.pieces and _is_map(v.node):
-                    scope.pieces[v] = (node.results[0], axis, start)
+                place = node.results[0], axis, start
+                if _is_map(v.node):
+                    if v not in kept and v not in scope.pieces:
+                        scope.pieces[v] = place
+                    else:
+                        scope.copies.setdefault(v, []).append(place)
                 start = start + v.shape[axis]
+
+    def _has_pieces(self, node: Node) -> bool:
+        return any(v in self.scope.pieces or v in self.scope.copies for v in node.operands)
+
+    def _lies_in(self, v: Value, whole: Value, start: DimLike) -> bool:
+        """Whether the kernel of `v` stores it at this place of a `concat`."""
+        places = list(self.scope.copies.get(v, ()))
+        if v in self.scope.pieces:
+            places.append(self.scope.pieces[v])
+        return any(at is whole and begin == start for at, _, begin in places)
 
     def _complete(self, node: Node) -> None:
         """Copies the operands of a `concat` that do not lie in it already."""
@@ -139,9 +158,7 @@ class Lowerer:
         buffer = self._whole_buffer(whole)
         start: DimLike = 0
         for v in node.operands:
-            piece = self.scope.pieces.get(v)
-            lies_there = piece is not None and piece[0] is whole and piece[2] == start
-            if not lies_there and v.type.size != 0:
+            if not self._lies_in(v, whole, start) and v.type.size != 0:
                 draft = Draft(self.program)
 
                 def place(at: tuple[DimLike, ...], start: DimLike = start) -> DimLike:
@@ -358,17 +375,29 @@ class Lowerer:
         puller = Puller(body.inside, lambda v, at: self.outside(draft, body, v, at), {})
         stores: list[Output] = []
         for inner, outer in body.outputs:
-            buffer, index = self._result_place(outer)
-            stores.append((buffer, index, lambda at, v=inner: puller.pull(v, at)))  # type: ignore[misc]
+            for buffer, index in self._result_places(outer):
+                stores.append((buffer, index, lambda at, v=inner: puller.pull(v, at)))  # type: ignore[misc]
         shape = body.outputs[0][0].shape
         lower_map(self, draft, body.name, shape, stores, body.labels, body.locs)
 
-    def _result_place(self, v: Value) -> tuple[int, Callable[[At], DimLike]]:
-        """Where an element-wise kernel stores `v`: a buffer of its own, or its place in a whole."""
-        if v not in self.scope.pieces:
-            return self.result_buffer(v), lambda at: linear(at, v.shape)
-        whole, axis, start = self.scope.pieces[v]
-        return self._whole_buffer(whole), lambda at: linear(_moved(at, axis, start), whole.shape)
+    def _result_places(self, v: Value) -> list[tuple[int, Callable[[At], DimLike]]]:
+        """Where an element-wise kernel stores `v`: a buffer of its own or its place in a whole, and
+        its places in others."""
+        places = list(self.scope.copies.get(v, ()))
+        found: list[tuple[int, Callable[[At], DimLike]]] = []
+        if v in self.scope.pieces:
+            places.insert(0, self.scope.pieces[v])
+        else:
+            found.append((self.result_buffer(v), lambda at: linear(at, v.shape)))
+        for whole, axis, start in places:
+
+            def place(
+                at: At, whole: Value = whole, axis: int = axis, start: DimLike = start
+            ) -> DimLike:
+                return linear(_moved(at, axis, start), whole.shape)
+
+            found.append((self._whole_buffer(whole), place))
+        return found
 
     def outside(self, draft: Draft, body: Body, v: Value, at: tuple[DimLike, ...]) -> Expr:
         """The element of a value that a body reads from outside."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from staticgrad.codegen import conv, gemm
+from staticgrad.codegen import gemm
 from staticgrad.ir.dim import Dim, DimLike, dim_max, floor_div, modulo, product, substitute
 from staticgrad.ir.dtype import dtype
 from staticgrad.ir.node import Node, Value
@@ -189,7 +189,12 @@ class MatmulLowering(ProductLowering):
         draft = self.draft
         workspace = self.lowerer.scratch(
             dtype("uint8"),
-            gemm.workspace_bytes(self.lowerer.target, str(self.result.dtype)),
+            gemm.workspace_bytes(
+                self.lowerer.target,
+                str(self.result.dtype),
+                (rows, n, k),
+                unbroken=factor_of(b_at, names[-1]) == 1,
+            ),
             per_thread=True,
         )
         buffers = (
@@ -279,6 +284,8 @@ class ConvLowering(ProductLowering):
         self.kind = kind
 
     def run(self) -> None:
+        from staticgrad.codegen import conv  # a dozen modules, which few programs need
+
         first, second = (self.outer(v) for v in self.root.operands)
         result = self.result
         if self.kind == "conv":
@@ -319,11 +326,24 @@ class ConvLowering(ProductLowering):
         begin, end = Dim.symbol("begin"), Dim.symbol("end")
         # Another order of the sum, so a function of the declared shapes alone.
         depthwise = w.shape[1] == 1 and w.shape[0] == x.shape[1] == attrs["groups"]
-        described = {"dtype": str(result.dtype), "depthwise": depthwise}
+        described: dict[str, Any] = {"dtype": str(result.dtype), "depthwise": depthwise}
+        per_output = product(tuple(w.shape[1:]))
+        extent = result.shape[0]
+        target = self.lowerer.target
+        if weight:
+            extent = conv.weight_parts(
+                target, str(result.dtype), extent, attrs["groups"], per_output, depthwise
+            )
+            described["rows"] = conv.tile_rows(target, per_output)
+        elif not depthwise:
+            channels, planes = w.shape[0], y.shape[2:]
+            if self.kind == "conv_grad_input":
+                channels, planes = w.shape[1] * attrs["groups"], x.shape[2:]
+            channels = floor_div(channels, attrs["groups"])
+            described["rows"] = conv.wide_rows(target, str(result.dtype), channels, planes)
         template = Template(
             self.kind, every, (*geometry, begin, end), described,
             epilogue[0] if epilogue else None,
         )  # fmt: skip
-        per_output = product(tuple(w.shape[1:]))
         flops = product(y.shape) * per_output * 2
-        self.finish((template,), result.shape[0], epilogue, flops)
+        self.finish((template,), extent, epilogue, flops)

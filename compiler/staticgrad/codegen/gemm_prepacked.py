@@ -1,0 +1,183 @@
+"""Matrix products whose B was packed before: a loop packs the weights of its products once, and not
+in every iteration (32 x 128 x 384 took 39 us with the packing, 6 of them for that).
+
+All of B is packed as one product packs a block of it (`gemm_pack`): for each block of k its panels,
+one after another. The bits are those of `sg_gemm`: the same blocks of k, the same micro-kernels.
+"""
+
+from __future__ import annotations
+
+from .builder import Module
+from .gemm import (
+    EPILOGUE_ELEMS,
+    GEMM_PARAMS,
+    PANEL_GAP,
+    SINGLE_ROWS,
+    SMALL_PRODUCT,
+    Frame,
+    block_bytes,
+    emit_finished,
+    emit_is_copied,
+    emit_k_block,
+    emit_room,
+    emit_tiled_rows,
+    longest_k_block,
+    require_gemm,
+)
+from .gemm_emit import CONTROL, Element, Emitter, split_params
+from .gemm_kernel import EDGE_ROWS, require_strip, tile_shape
+from .gemm_pack import require_pack, require_pack_block, require_pack_strip
+from .target import Target
+
+PACK_PARAMS = "i64 n, i64 k, ptr b, i64 b_rs, i64 b_cs, ptr panels, i64 begin, i64 end"
+
+
+def panel_count(target: Target, dtype: str, n: int) -> int:
+    """The panels of one block of k: what threads share when they pack."""
+    _, nr = tile_shape(target, dtype)
+    return -(-n // nr)
+
+
+def reads_panels(m: int, n: int, k: int) -> bool:
+    """Whether a product of these sizes would pack anything at all."""
+    return m > SINGLE_ROWS and m * n * k > SMALL_PRODUCT
+
+
+def prepacked_bytes(target: Target, dtype: str, n: int, k: int) -> int:
+    """Room for a packed B of [k, n], k > 0."""
+    element = Element.of(dtype, target)
+    _, nr = tile_shape(target, dtype)
+    blocks = -(-k // longest_k_block(element))
+    panel_bytes = -(-k // blocks) * nr * element.itemsize + PANEL_GAP
+    return blocks * panel_count(target, dtype, n) * panel_bytes
+
+
+def require_prepack(module: Module, dtype: str) -> str:
+    """Makes sure of `void @sg_prepack_<dtype>(n, k, b, b_rs, b_cs, panels, begin, end)`: packs the
+    panels from `begin` up to `end` of a B [k, n] of any strides (in elements), in all blocks of k.
+    """
+    element = Element.of(dtype, module.target)
+    name = f"sg_prepack_{element.dtype}"
+    if module.has(name):
+        return name
+    size, (_, nr) = element.itemsize, tile_shape(module.target, dtype)
+    f = Emitter(module, name, PACK_PARAMS, element, CONTROL)
+    kc = emit_k_block(f)
+    b_rs, b_cs = f.mul("%b_rs", size), f.mul("%b_cs", size)
+    panel_bytes = f.add(f.mul(kc, nr * size), PANEL_GAP)
+    count = f.div(f.add("%n", nr - 1), nr)
+    whole = f.minimum("%end", f.div("%n", nr))
+    unit = f.both(f.compare("eq", b_cs, size), f.compare("slt", "%begin", whole))
+    start = f.select(unit, whole, "%begin")  # of what is packed panel by panel
+    with f.loop(0, "%k", kc) as pc:
+        left = f.minimum(kc, f.sub("%k", pc))
+        row = f.at_byte("%b", f.mul(pc, b_rs))
+        block = f.at_byte("%panels", f.mul(f.mul(f.div(pc, kc), count), panel_bytes))
+        with f.when(unit):
+            f.call(require_pack_block(module, element),
+                   ("ptr", f.at(row, f.mul("%begin", nr))), ("i64", b_rs),
+                   ("ptr", f.at_byte(block, f.mul("%begin", panel_bytes))), ("i64", panel_bytes),
+                   ("i64", left), ("i64", f.sub(whole, "%begin")))  # fmt: skip
+        with f.loop(start, "%end") as j:
+            column = f.mul(j, nr)
+            f.call(require_pack(module, element), ("ptr", f.at_byte(row, f.mul(column, b_cs))),
+                   ("i64", b_rs), ("i64", b_cs), ("ptr", f.at_byte(block, f.mul(j, panel_bytes))),
+                   ("i64", left), ("i64", f.minimum(f.sub("%n", column), nr)))  # fmt: skip
+    f.leave()
+    f.finish()
+    return name
+
+
+def require_prepacked(module: Module, dtype: str) -> str:
+    """Makes sure of `sg_prepacked_<dtype>`, which has the parameters and the meaning of `sg_gemm`
+    (`gemm.require_gemm`) and one more, `ptr panels`: all of B, packed by `sg_prepack`. B itself is
+    still there, for very few rows."""
+    element = Element.of(dtype, module.target)
+    name = f"sg_prepacked_{element.dtype}"
+    if module.has(name):
+        return name
+    plain = require_gemm(module, dtype)
+    f = Emitter(module, name, GEMM_PARAMS + ", ptr panels", element, CONTROL)
+    args = ", ".join(f"{ty} %{p}" for ty, p in split_params(GEMM_PARAMS))
+    rows = f.sub("%r1", "%r0")
+    with f.when(f.either(f.compare("sle", rows, SINGLE_ROWS), f.compare("eq", "%k", 0))):
+        f.stmt(f"call void @{plain}({args})")
+        f.leave()
+    x = Frame(f, "panels", "block")
+    _emit_setup(f, x, rows)
+    with f.loop(x["start"], "%c1", x["nc"]) as jc:
+        x["cols"] = f.minimum(x["nc"], f.sub("%c1", jc))
+        with f.loop(0, "%k", x["kc"]) as pc:
+            x["k"] = f.minimum(x["kc"], f.sub("%k", pc))
+            x["accumulate"] = pc
+            x["block_a"] = f.at_byte(x["a"], f.mul(pc, x["a_col"]))
+            _, nr = tile_shape(f.module.target, dtype)
+            block = f.mul(f.div(pc, x["kc"]), f.div(f.add("%n", nr - 1), nr))
+            panel = f.mul(f.add(block, f.div(jc, nr)), x["panel_bytes"])
+            x["block"] = f.at_byte("%panels", panel)
+            _emit_strips(f, x, jc, pc)
+    f.leave()
+    f.finish()
+    return name
+
+
+def _emit_setup(f: Emitter, x: Frame, rows: str) -> None:
+    """Fills in the frame's fields that stay. `start` is the first column of the first panel that
+    is needed; of that panel the columns from c0 on are."""
+    size = f.element.itemsize
+    _, nr = tile_shape(f.module.target, f.element.dtype)
+    x["a_row"], x["a_col"] = f.mul("%a_rs", size), f.mul("%a_cs", size)
+    x["a"] = f.at_byte("%a", f.mul("%r0", x["a_row"]))
+    x["c"] = f.at("%c", f.mul("%r0", "%c_rs"))
+    x["m"], x["n"], x["c_rs"], x["c_cs"] = rows, f.sub("%c1", "%c0"), "%c_rs", 1
+    x["b_rs"], x["workspace"] = nr * size, "%workspace"
+    x["tiled_rows"] = emit_tiled_rows(f, rows, x["n"])
+    x["copied"] = emit_is_copied(f, x)
+    kc = emit_k_block(f)
+    panel_bytes = f.add(f.mul(kc, nr * size), PANEL_GAP)
+    x["kc"], x["panel_bytes"] = kc, panel_bytes
+    x["nc"] = f.mul(f.div(block_bytes(f.module.target), panel_bytes), nr)
+    x["start"] = f.mul(f.div("%c0", nr), nr)
+
+
+def _emit_strips(f: Emitter, x: Frame, jc: str, pc: str) -> None:
+    """Strip after strip of A through the panels of columns jc on; the epilogue for what is
+    finished."""
+    mr, _ = tile_shape(f.module.target, f.element.dtype)
+    rows = f.reserve()
+    with f.fold(0, x["m"], rows, "i64", "0") as (i, (finished,), carry):
+        most = f.select(f.compare("slt", i, x["tiled_rows"]), mr, EDGE_ROWS)
+        left = f.sub(x["m"], i)
+        f.assign(rows, f"select i1 {f.compare('slt', left, most)}, i64 {left}, i64 {most}")
+        _emit_strip(f, x, i, rows, jc)
+        stop = f.add(i, rows)
+        enough = f.compare("sge", f.mul(f.sub(stop, finished), x["cols"]), EPILOGUE_ELEMS)
+        last = f.compare("sge", f.add(pc, x["kc"]), "%k")
+        ready = f.both(last, f.either(enough, f.compare("eq", stop, x["m"])))
+        with f.when(ready):
+            emit_finished(f, f.add("%r0", finished), f.add("%r0", stop), f.maximum(jc, "%c0"),
+                          f.add(jc, x["cols"]))  # fmt: skip
+        carry(f.select(ready, stop, finished))
+
+
+def _emit_strip(f: Emitter, x: Frame, i: str, rows: str, jc: str) -> None:
+    """A strip of A, from row i, times the panels of the columns jc on."""
+    element = f.element
+    mr, nr = tile_shape(f.module.target, element.dtype)
+    x["a_rs"], x["a_cs"] = x["a_row"], x["a_col"]
+    lying, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), emit_room(f, x)
+    copied = f.both(x["copied"], f.compare("eq", rows, mr))
+    with f.when(copied):
+        copy = require_pack_strip(f.module, element)
+        f.call(copy, ("ptr", x.pointer), ("ptr", lying), ("i64", x["a_row"]), ("i64", x["a_col"]),
+               ("ptr", room), ("i64", x["k"]))  # fmt: skip
+    a = f.select(copied, room, lying, "ptr")
+    c = f.at(x["c"], f.mul(i, "%c_rs"))
+    strip = require_strip(f.module, element.dtype)
+    with f.loop(0, x["cols"], nr) as j:
+        first = f.maximum(f.add(jc, j), "%c0")
+        skipped = f.sub(first, f.add(jc, j))
+        width = f.sub(f.minimum(f.sub(x["cols"], j), nr), skipped)
+        panel = f.at_byte(x["block"], f.mul(f.div(j, nr), x["panel_bytes"]))
+        f.call(strip, ("ptr", x.pointer), ("ptr", a), ("ptr", f.at(panel, skipped)),
+               ("ptr", f.at(c, first)), ("i64", rows), ("i64", width))  # fmt: skip
