@@ -17,6 +17,7 @@ from staticgrad.ir.graph import Graph
 from staticgrad.ops import random, registry
 from staticgrad.ops.interpret import run_graph
 from staticgrad.ops.leaves import input as declare
+from staticgrad_runtime.philox_native import philox_words
 
 from .oracle import check_no_gradient, check_record
 
@@ -278,3 +279,52 @@ def test_arguments_are_checked() -> None:
             function()
     assert value(random.uniform((3,), 2.0, 2.0)).tolist() == [2, 2, 2]
     assert value(random.normal(())).shape == () and value(random.uniform(0)).shape == (0,)
+
+
+# --- native first values --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", [0, 2])
+@pytest.mark.parametrize(
+    "state", [(0, 0), (2**64 - 1, 3), (0x243F6A8885A308D3, 2**50 + 7)], ids=str
+)
+def test_native_words_are_those_of_numpy(state: tuple[int, int], word: int) -> None:
+    for first, count in ((0, 1), (0, 16), (5, 33), (2**32 - 8, 40), (2**39, 17)):
+        found = philox_words(
+            first, count, *state, random.HOST_SITE, second=word == 2, rounds=random.ROUNDS,
+            multipliers=random.MULTIPLIERS, weyl=random.WEYL,
+        )  # fmt: skip
+        expected = random._numpy_words(
+            *state, random.HOST_SITE, first, first + count, uint64, word
+        )  # fmt: skip
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (300, 301), (3, 40_000)], ids=str)
+def test_first_values_are_the_formula_of_all_bits_at_once(
+    shape: tuple[int, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scalar = np.dtype(dtype).type
+    kept = 24 if dtype == "float32" else 53
+    low, high = scalar(-0.3), scalar(0.7)
+    width, last = high - low, np.nextafter(high, low)
+
+    def bits(draw: int, word: int) -> Any:
+        return random.reference_bits((11, draw), random.HOST_SITE, shape, uint64, word)
+
+    u = (bits(0, 0) >> np.uint64(64 - kept)).astype(dtype) * scalar(2.0**-kept)
+    uniform = np.minimum(u * width + low, last)
+    radius = (bits(1, 0).astype(np.float64) + 0.5) * 2.0**-64
+    angle = (bits(1, 2) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    normal = np.sqrt(-2.0 * np.log(radius)) * np.cos(2 * np.pi * angle) * 0.5 + 1.0
+    for least in (1, 1 << 40):  # native code, and NumPy
+        monkeypatch.setattr(random, "NATIVE_FROM", least)
+        random.seed(11)
+        found = (
+            random.init_uniform(shape, -0.3, 0.7, dtype),
+            random.init_normal(shape, 1, 0.5, dtype),
+        )
+        for array, expected in zip(found, (uniform, normal)):
+            assert array.dtype == dtype and array.shape == shape
+            np.testing.assert_array_equal(array, np.asarray(expected, dtype))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from staticgrad_runtime import Executable
+from staticgrad_runtime import Executable, loader
 from staticgrad_runtime.cache import DiskCache, default_root
 
 from tests import runtime_programs as programs
@@ -177,3 +179,49 @@ def test_the_environment_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("STATICGRAD_CACHE", "0")
     assert default_root() is None
     assert DiskCache.default() is None
+
+
+def test_one_store_in_64_looks_at_all_entries(
+    cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each program of a process has a cache object of its own, so none counts its stores."""
+    sweeps: list[int] = []
+    monkeypatch.setattr(DiskCache, "evict", lambda self: sweeps.append(1))
+    for i in range(256):
+        assert DiskCache(cache.root).store(f"{'ab' * 31}{i:02x}", b"")
+    assert len(sweeps) == 4
+
+
+# --- the runtime's own libraries ------------------------------------------------------------------
+
+TEXT = "define i64 @answer() {{\n  ret i64 {}\n}}\n"
+
+
+def answer(number: int, level: int = 2) -> int:
+    library = loader.compile_text(TEXT.format(number), ["answer"], level=level)
+    return int(ctypes.CFUNCTYPE(ctypes.c_int64)(library.address("answer"))())
+
+
+def test_a_library_is_compiled_once_for_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATICGRAD_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("STATICGRAD_CACHE", raising=False)
+    compiled = []
+    generate = loader._object_code
+
+    def counted(text: str, *host: Any) -> bytes:
+        compiled.append(text)
+        return generate(text, *host)
+
+    monkeypatch.setattr(loader, "_object_code", counted)
+    assert [answer(42), answer(42), answer(43), answer(42, level=0), answer(42)] == [
+        42, 42, 43, 42, 42]  # fmt: skip
+    assert len(compiled) == 3
+    for path in tmp_path.glob("*/*"):
+        flip(path)
+    assert answer(42) == 42
+    assert len(compiled) == 4
+    monkeypatch.setenv("STATICGRAD_CACHE", "0")
+    assert answer(42) == 42
+    assert len(compiled) == 5

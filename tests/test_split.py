@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import staticgrad as sg
 from staticgrad.api.compile import compile_stages
-from staticgrad.codegen.assemble import assemble
-from staticgrad.codegen.split import LEAST_LINES, split
+from staticgrad.codegen.assemble import Crew, Stream, assemble
+from staticgrad.codegen.gemm import products_text
+from staticgrad.codegen.split import PART_LINES, Splitter, Unit, shared_units, split
+from staticgrad.codegen.target import host_target
 from staticgrad_runtime.errors import ArtifactError
 from staticgrad_runtime.objects import pack, unpack
 from staticgrad_runtime.symbols import object_symbols
@@ -34,11 +36,11 @@ def defined(text: str) -> list[str]:
 
 def test_units_hold_every_function_once() -> None:
     text = compile_stages(mlp(20, 30, 40, 10)).text
-    units = split(text, 3)
+    units = [u.text for u in split(text, 3)]
     assert len(units) >= 3
     assert sorted(n for u in units for n in defined(u)) == sorted(defined(text))
-    lengths = [u.count("\n") for u in units if "sg_gemm_full" not in u]
-    assert min(lengths) >= LEAST_LINES / 2
+    lengths = [u.count("\n") for u in units if "sg_gemm_full" not in u and "@sg_share(" not in u]
+    assert min(lengths) >= PART_LINES
 
 
 def test_units_are_complete() -> None:
@@ -54,7 +56,7 @@ def test_units_are_complete() -> None:
 
 def test_products_are_one_unit_in_all_programs() -> None:
     units = [
-        {u for u in split(compile_stages(mlp(*sizes)).text, 1) if "sg_gemm_full" in u}
+        {u.text for u in split(compile_stages(mlp(*sizes)).text, 1) if "sg_gemm_full" in u.text}
         for sizes in ((20, 30, 10), (7, 64, 64, 3))
     ]
     assert len(units[0]) == 1 and units[0] == units[1]
@@ -63,7 +65,7 @@ def test_products_are_one_unit_in_all_programs() -> None:
 def test_a_short_module_is_one_unit() -> None:
     x = sg.input("x", ("N",))
     text = compile_stages(sg.Graph([x], [sg.exp(x) * 2.0])).text
-    assert split(text, 4) == [text]
+    assert split(text, 4) == [Unit(text)]
 
 
 def test_shared_units_come_from_the_cache() -> None:
@@ -117,3 +119,91 @@ def test_an_impossible_count_is_refused() -> None:
     damaged[8:16] = b"\xff" * 8
     with pytest.raises(ArtifactError, match="do not add up"):
         unpack(bytes(damaged))
+
+
+def test_what_is_begun_early_is_what_the_program_needs() -> None:
+    """The products' unit, known from the declared graph alone, and all units that programs share,
+    known before the program's own kernels are emitted."""
+    crew, _ = crew_of(threads=1)
+    added: list[list[Unit]] = []
+    crew.add = lambda units: added.append(list(units)) or []  # type: ignore[method-assign]
+    stream = Stream(crew)
+    stream._splitter = Splitter(2)
+    made = compile_stages(mlp(20, 30, 40, 10), stream=stream)
+    units = split(made.text, 2)
+    early = shared_units(products_text(made.target, ["float32"]))
+    assert len(early) == 1 and added[0] == early
+    begun = [u for us in added for u in us]
+    assert len(begun) == len({*begun}) >= 3 and {*begun} < {*units}
+    assert stream._splitter.all(stream._module.declarations) != []  # type: ignore[union-attr]
+
+
+def test_long_drivers_are_compiled_plainly_and_short_ones_are_not() -> None:
+    plain = [u for u in split(compile_stages(mlp(20, 30, 40, 10)).text, 2) if u.plain]
+    assert [defined(u.text) for u in plain] == [["sg_share"]]
+    x = sg.input("x", ("N",))
+    text = compile_stages(sg.Graph([x], [sg.exp(x), sg.sum(x)])).text
+    assert not any(u.plain for u in split(text, 2))
+
+
+def crew_of(load: Any = None, threads: int = 2) -> tuple[Crew, list[str]]:
+    """A crew, and what it generates."""
+    generated: list[str] = []
+
+    def generate(text: str, target: Any, level: int) -> tuple[bytes, float, float]:
+        generated.append(text)
+        if "wrong" in text:
+            raise RuntimeError(text)
+        return text.encode(), 1.0, 2.0
+
+    crew = Crew(host_target(), threads=threads, load=load)
+    crew._generate = generate  # type: ignore[method-assign]
+    return crew, generated
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_crew_generates_each_unit_once(threads: int) -> None:
+    crew, generated = crew_of(threads=threads)
+    names = [f"crew {threads} {i}" for i in range(9)]
+    crew.add_later(lambda: [Unit(n) for n in names[:2]])
+    crew.add([Unit(n) for n in names[1:4]])
+    keys = crew.add([Unit(n) for n in names])
+    assert crew.objects(keys) == [n.encode() for n in names]
+    assert sorted(generated) == names
+    assert crew.codegen_ms == 2 * len(names)
+
+
+def test_a_crew_asks_the_cache_first() -> None:
+    crew, generated = crew_of(load=lambda key: b"known")
+    assert crew.objects(crew.add([Unit("cached")])) == [b"known"] and not generated
+
+
+def test_a_crew_raises_what_failed_and_only_where_it_is_needed() -> None:
+    crew, _ = crew_of()
+    crew.add_later(lambda: [Unit("a wrong guess")])
+    crew.add_later(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    assert crew.objects(crew.add([Unit("right")])) == [b"right"]
+    with pytest.raises(RuntimeError, match="wrong unit"):
+        crew.objects(crew.add([Unit("fine"), Unit("wrong unit")]))
+
+
+def test_equal_epilogues_are_one_function() -> None:
+    """Of products whose sizes coincide in other ways; results are those of NumPy."""
+    x = sg.input("x", (64, 200))
+    arrays = [np.random.default_rng(n).normal(size=(200, n)).astype("float32") for n in (200, 300)]
+    products = [sg.relu(x @ sg.constant(a) + 1.0) for a in arrays]
+    program = sg.compile([x], products, cache=False)
+    names = defined(program.llvm_ir)
+    assert sum("matmul" in n and not n.endswith("epilogue") for n in names) == 2
+    assert sum(n.endswith("epilogue") for n in names) == 1
+    given = np.random.default_rng(0).normal(size=(64, 200)).astype("float32")
+    for found, a in zip(program(given), arrays):
+        expected = np.maximum(given.astype("float64") @ a + 1, 0)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_crew_takes_long_units_first() -> None:
+    crew, generated = crew_of(threads=1)
+    units = [Unit("x" * 10), Unit("y" * 90, plain=True), Unit("z" * 30), Unit("w" * 20)]
+    crew.objects(crew.add(units))
+    assert [text[0] for text in generated] == ["z", "y", "w", "x"]

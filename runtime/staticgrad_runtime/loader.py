@@ -10,10 +10,12 @@ import os
 import platform
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .cache import DiskCache
+from .code_pages import count_code_generation
 from .errors import ArtifactError, UnsupportedError
 from .symbols import object_symbols
 
@@ -145,7 +147,9 @@ def _object_code(text: str, triple: str, cpu: str, features: str, level: int) ->
     machine = llvm.Target.from_triple(triple).create_target_machine(
         cpu=cpu, features=features, opt=level, reloc="pic"
     )
+    start = time.perf_counter()
     code: bytes = machine.emit_object(llvm.parse_assembly(text))
+    count_code_generation(1e3 * (time.perf_counter() - start))
     return code
 
 

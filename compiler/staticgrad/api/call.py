@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from staticgrad_runtime.arrays import is_masked
 
 from staticgrad.ir.dtype import BY_NAME
 from staticgrad.ir.dtype import dtype as as_dtype
@@ -103,7 +104,7 @@ def normal(value: Any, path: str, label: str) -> Any:
         if type(value) is int and not -(2**63) <= value < 2**63:
             raise DTypeError(f"{label}: argument {path}: the number {value} does not fit int64")
         return value
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise ArgumentTypeError(f"{label}: argument {path} is a masked array; fill it first")
     if isinstance(value, np.ndarray) or (
         hasattr(value, "__array__") and not isinstance(value, (type, np.dtype))

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from staticgrad_runtime import executable as runtime
 from staticgrad_runtime.artifact import Artifact
+from staticgrad_runtime.code_pages import count_code_generation
 from staticgrad_runtime.workers import thread_count, usable_cpus
 
 from staticgrad.ir.errors import ArgumentError
 from staticgrad.ir.graph import Graph as IrGraph
+from staticgrad.ir.graph import subgraphs
 from staticgrad.kernels.program import Program
 from staticgrad.ops.public import public
 from staticgrad.ops.tensor import Tensor
@@ -29,12 +31,18 @@ from .graph import Graph
 from .report import Report
 
 if TYPE_CHECKING:
+    from staticgrad_runtime.cache import DiskCache
+    from staticgrad_runtime.state import StateCell
+
+    from staticgrad.codegen.assemble import Stream
     from staticgrad.codegen.target import Target
+
+    from .graph_key import GraphKey
 
 # The stages are imported where they are used: 25 ms of the 170 that `import staticgrad` took.
 
 # Passes of this driver, after the graph's own.
-LATE_PASSES = ("in_place",)
+LATE_PASSES = ("prepack", "in_place", "by_rows")
 
 Observe = Callable[[int, str, IrGraph], None]
 
@@ -54,7 +62,7 @@ def compile(
     threads   how many a call may use; None: STATICGRAD_NUM_THREADS, else all cores that this
               process may use. Results have the same bits whatever it is
     check     "nan": a step that computes a NaN raises, names the line, and changes nothing
-    cache     whether object code is kept on disk, so that the next process need not generate it
+    cache     whether the program is kept on disk, so that the next process need not compile it
     disable   names of passes to leave out, for comparison
     mode      "native", or "reference" for the slow NumPy interpreter
 
@@ -124,12 +132,14 @@ def _without_collection() -> Iterator[None]:
 @_without_collection()
 def compile_stages(
     graph: IrGraph, *, training: bool | None = None, disable: Iterable[str] = (),
-    observe: Observe | None = None,
+    observe: Observe | None = None, stream: Stream | None = None,
 ) -> Compiled:  # fmt: skip
-    """Everything up to LLVM's text."""
+    """Everything up to LLVM's text, which a `stream` takes as it is emitted."""
     from staticgrad.codegen.program import emit_program
     from staticgrad.codegen.target import host_target
     from staticgrad.passes.lowering import lower
+    from staticgrad.passes.lowering.by_rows import by_rows
+    from staticgrad.passes.lowering.prepack import prepack
     from staticgrad.passes.names import with_free_names
     from staticgrad.passes.pipeline import run_pipeline
     from staticgrad.passes.schedule import schedule
@@ -143,10 +153,15 @@ def compile_stages(
     )  # fmt: skip
     passed = time.perf_counter()
     named, names = with_free_names(final)
-    program = schedule(lower(named, target), in_place="in_place" not in off)
+    program = lower(named, target)
+    if "prepack" not in off:
+        program = prepack(program, target)
+    program = schedule(program, in_place="in_place" not in off)
+    if "by_rows" not in off:
+        program = by_rows(program, target)
     program.names = names
     lowered = time.perf_counter()
-    text, called = emit_program(program, target)
+    text, called = emit_program(program, target, stream or (lambda module: None))
     emitted = time.perf_counter()
     times = {
         "passes": 1e3 * (passed - start),
@@ -170,18 +185,18 @@ def build(
     threads: int | None = None, cache: bool = True, disable: Iterable[str] = (),
 ) -> Executable:  # fmt: skip
     """The program of a graph as it is; `effects` follow each call."""
-    from staticgrad.codegen.entry import entry_object
-    from staticgrad.passes.lowering.manifest import build_manifest
-
-    made = compile_stages(graph, training=training, disable=disable)
-    code, times = _object_code(made, cache)
-    made.compile_ms.update(times)
-    report = {"compile_ms": made.compile_ms}
-    manifest, blobs = build_manifest(made.program, made.graph, made.target, made.called, report)
-    artifact = Artifact(manifest, code, blobs, entry_code=entry_object(made.target))
+    if not isinstance(disable, str):  # a str is refused where the names are checked
+        disable = tuple(disable)
+    store = _store() if cache else None
+    key, found = None, None
+    compile_ms: dict[str, float] = {}
+    if store is not None and _remembers_graphs():
+        key, found, compile_ms = _looked_up(store, graph, training, disable)
+    if found is None:
+        artifact, cells, called, text = _compiled(graph, training, disable, store, key, compile_ms)
+    else:
+        (artifact, cells), called, text = found, [], None
     start = time.perf_counter()
-    cells = [v.node.payload for v in made.graph.state]
-    called = c_functions_of(made.program)
     kind = TappedExecutable if effects is not None and effects.taps else Executable
     executable = kind(
         artifact, cells, threads=threads, extra_symbols={c.symbol: c.address for c in called},
@@ -191,13 +206,68 @@ def build(
         assert effects is not None
         executable.effects = effects
     executable.called = called
-    if manifest.messages:
-        executable.on_failure = failure_hook(manifest)
-    made.compile_ms["load"] = 1e3 * (time.perf_counter() - start)
+    if artifact.manifest.messages:
+        executable.on_failure = failure_hook(artifact.manifest)
+    compile_ms["load"] = 1e3 * (time.perf_counter() - start)
+    count_code_generation(compile_ms.get("codegen", 0.0))
     executable.source = (graph, training, tuple(disable))
-    executable.text = made.text
-    executable.compile_ms = made.compile_ms
+    executable.compile_ms = compile_ms
+    executable._text = text
     return executable
+
+
+def _store() -> DiskCache | None:
+    from staticgrad_runtime.cache import DiskCache
+
+    return DiskCache.default()
+
+
+def _remembers_graphs() -> bool:
+    from staticgrad_runtime.cache import remembers_graphs
+
+    return remembers_graphs()
+
+
+def _looked_up(
+    store: DiskCache, graph: IrGraph, training: bool | None, disable: Iterable[str]
+) -> tuple[GraphKey | None, tuple[Artifact, list[StateCell]] | None, dict[str, float]]:
+    """The key of a graph, and the program that an earlier process made of it."""
+    from staticgrad.codegen.target import host_target
+
+    from . import known
+    from .graph_key import graph_key
+
+    start = time.perf_counter()
+    key = graph_key(graph, training, disable, host_target())
+    if key is None:
+        return None, None, {}
+    keyed = time.perf_counter()
+    found = known.load(store, key)
+    times = {"key": 1e3 * (keyed - start), "cache": 1e3 * (time.perf_counter() - keyed)}
+    return key, found, times
+
+
+def _compiled(
+    graph: IrGraph, training: bool | None, disable: Iterable[str], store: DiskCache | None,
+    key: GraphKey | None, compile_ms: dict[str, float],
+) -> tuple[Artifact, list[StateCell], list[CFunction], str]:  # fmt: skip
+    """The program of a graph by way of all stages; kept under `key`, if there is one."""
+    stream = _begun(graph, store)  # before the imports: half of what follows takes another core
+    from staticgrad.codegen.entry import entry_object
+    from staticgrad.passes.lowering.manifest import build_manifest
+
+    made = compile_stages(graph, training=training, disable=disable, stream=stream)
+    code, object_key, times = _object_code(made, store, stream)
+    compile_ms.update(made.compile_ms | times)
+    report = {"compile_ms": dict(compile_ms)}
+    manifest, blobs = build_manifest(made.program, made.graph, made.target, made.called, report)
+    artifact = Artifact(manifest, code, blobs, entry_code=entry_object(made.target))
+    called = c_functions_of(made.program)
+    if store is not None and key is not None and not called:
+        from . import known
+
+        known.keep(store, key, artifact, object_key)
+    return artifact, [v.node.payload for v in made.graph.state], called, made.text
 
 
 MOST_THREADS = 4  # for code generation: a program has few parts that are long
@@ -205,26 +275,44 @@ MOST_THREADS = 4  # for code generation: a program has few parts that are long
 compilations = 0  # object code generated by this process; tests count it
 
 
-def _object_code(made: Compiled, cache: bool) -> tuple[bytes, dict[str, float]]:
-    global compilations
-    from staticgrad_runtime.cache import DiskCache
+def _begun(graph: IrGraph, store: DiskCache | None) -> Stream:
+    """Who generates code while the text is emitted. What all matrix products share, a third of a
+    small model's code, is begun at once: on another core it is done when the passes are."""
+    from staticgrad.codegen.assemble import Crew, Stream
+    from staticgrad.codegen.gemm import products_text
+    from staticgrad.codegen.split import shared_units
+    from staticgrad.codegen.target import host_target
 
-    store = DiskCache.default() if cache else None
+    target, threads = host_target(), min(usable_cpus(), MOST_THREADS)
+    crew = Crew(target, threads=threads, load=None if store is None else store.load)
+    dtypes = sorted(_product_dtypes(graph))
+    if dtypes:
+        crew.add_later(lambda: shared_units(products_text(target, dtypes)))
+    return Stream(crew)
+
+
+def _product_dtypes(graph: IrGraph) -> set[str]:
+    found = {str(n.types[0].dtype) for n in graph.nodes if n.op == "matmul"}
+    return found.union(*(_product_dtypes(g) for n in graph.nodes for _, g in subgraphs(n)))
+
+
+def _object_code(
+    made: Compiled, store: DiskCache | None, stream: Stream
+) -> tuple[bytes, str, dict[str, float]]:  # fmt: skip
+    """Object code with its key, and the times that it took."""
+    global compilations
     key = _cache_key(made)
     if store is not None:
         start = time.perf_counter()
-        known = store.load(key)
-        if known is not None:
-            return known, {"cache": 1e3 * (time.perf_counter() - start)}
+        found = store.load(key)
+        if found is not None:
+            return found, key, {"cache": 1e3 * (time.perf_counter() - start)}
     compilations += 1
-    from staticgrad.codegen.assemble import assemble
-
-    load, keep = (None, None) if store is None else (store.load, store.store)
-    threads = min(usable_cpus(), MOST_THREADS)
-    assembled = assemble(made.text, made.target, threads=threads, load=load, store=keep)
+    assembled = stream.assembled(made.text, None if store is None else store.store)
     if store is not None:
         store.store(key, assembled.object_code)
-    return assembled.object_code, {"parse": assembled.parse_ms, "codegen": assembled.codegen_ms}
+    times = {"parse": assembled.parse_ms, "codegen": assembled.codegen_ms}
+    return assembled.object_code, key, times
 
 
 def _cache_key(made: Compiled) -> str:
@@ -242,9 +330,17 @@ class Executable(runtime.Executable):
     """A compiled program: call it with arrays; ask it for its report, its code, its dumps."""
 
     source: tuple[IrGraph, bool | None, tuple[str, ...]]
-    text: str
     compile_ms: dict[str, float]
+    _text: str | None  # None where the program was found without it
     called: list[CFunction]  # kept alive as long as the code that calls them
+
+    @property
+    def text(self) -> str:
+        """The LLVM IR; of a program that was found in the cache it is made when asked for."""
+        if self._text is None:
+            graph, training, disable = self.source
+            self._text = compile_stages(graph, training=training, disable=disable).text
+        return self._text
 
     @property
     def llvm_ir(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from staticgrad_runtime.arrays import ConversionError, cast_checked
+from staticgrad_runtime.arrays import ConversionError, cast_checked, is_masked
 from staticgrad_runtime.state import StateCell
 
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, BindError
@@ -205,7 +205,7 @@ def _fed_array(t: Tensor, value: Any) -> Array:
     """What is fed, in the tensor's dtype."""
     if isinstance(value, Value):
         raise BindError(f"Session.run: {_label(t)}: feed an array, not the tensor {value!r}")
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise BindError(
             f"Session.run: {_label(t)}: expected {t.type}, got a masked array; fill it first: "
             "`x.filled(...)`"

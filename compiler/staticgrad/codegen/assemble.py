@@ -7,18 +7,21 @@ function behind the guard. Object code of units that other programs have too is 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from staticgrad_runtime.objects import pack
 
-from .split import split
+from .builder import Module
+from .split import Splitter, Unit, split
 from .target import Target
 
 Load = Callable[[str], bytes | None]
@@ -56,6 +59,153 @@ def _new_machine(target: Target, level: int) -> Any:
     )
 
 
+class Crew:
+    """Threads that generate object code, each unit of it once.
+
+    Units may be added as soon as their text stands, while Python is at work on the rest of the
+    program: code generation does not hold the GIL. Of `threads` the caller's is one; it takes part
+    from `objects` on. `load` is a cache's: what it has is not generated.
+    """
+
+    def __init__(
+        self, target: Target, *, threads: int = 1, level: int = 2, load: Load | None = None
+    ) -> None:
+        self.target, self.threads = target, threads
+        self.parse_ms = self.codegen_ms = 0.0
+        self._level, self._load = level, load
+        self._generate = _compile
+        self._free = threads - 1  # helpers that can be started
+        self._turn = threading.Condition()
+        self._todo: dict[str, Unit] = {}
+        self._keys: set[str] = set()
+        self._done: dict[str, bytes | BaseException] = {}
+
+    def add(self, units: Iterable[Unit]) -> list[str]:
+        """Units to be generated; -> their keys."""
+        keys = []
+        for unit in units:
+            key = self._key(unit)
+            keys.append(key)
+            with self._turn:
+                if key in self._keys:
+                    continue
+                self._keys.add(key)
+            found = _known.get(key) or (self._load(key) if self._load is not None else None)
+            with self._turn:
+                if found is not None:
+                    self._done[key] = found
+                else:
+                    self._todo[key] = unit
+        with self._turn:
+            wanted = min(self._free, len(self._todo))
+        for _ in range(wanted):
+            self._start(self._work)
+        return keys
+
+    def add_later(self, make: Callable[[], Iterable[Unit]]) -> None:
+        """Units whose text a helper makes, where there is one. They are only a guess: what fails
+        here will fail again where it is needed, or is not needed."""
+
+        def work() -> None:
+            with contextlib.suppress(Exception):
+                self.add(make())
+            self._work()
+
+        if self._free > 0:
+            self._start(work)
+
+    def objects(self, keys: Sequence[str]) -> list[bytes]:
+        """The object code of these units and no others. Raises what code generation raised."""
+        with self._turn:
+            self._todo = {key: unit for key, unit in self._todo.items() if key in keys}
+        self._work()
+        with self._turn:
+            while not all(key in self._done for key in keys):
+                self._turn.wait()
+        found = [self._done[key] for key in keys]
+        for code in found:
+            if isinstance(code, BaseException):
+                raise code
+        return [code for code in found if isinstance(code, bytes)]
+
+    def _start(self, work: Callable[[], None]) -> None:
+        with self._turn:
+            self._free -= 1
+
+        def run() -> None:
+            try:
+                work()
+            finally:
+                with self._turn:
+                    self._free += 1
+
+        # No daemon: LLVM must not be taken down with a thread in it.
+        with contextlib.suppress(RuntimeError):  # "can't start new thread": others do the work
+            threading.Thread(target=run, name="staticgrad-codegen").start()
+
+    def _work(self) -> None:
+        """Generates until nothing is left to begin, long units first."""
+        while True:
+            with self._turn:
+                if not self._todo:
+                    return
+                key = max(self._todo, key=lambda k: self._todo[k].effort)
+                unit = self._todo.pop(key)
+            try:
+                level = 0 if unit.plain else self._level
+                code, parse_ms, codegen_ms = self._generate(unit.text, self.target, level)
+            except BaseException as error:  # raised again by the thread that asked
+                self._finish(key, error, 0.0, 0.0)
+            else:
+                self._finish(key, code, parse_ms, codegen_ms)
+
+    def _finish(
+        self, key: str, result: bytes | BaseException, parse_ms: float, codegen_ms: float
+    ) -> None:
+        with self._turn:
+            self._done[key] = result
+            self.parse_ms += parse_ms
+            self.codegen_ms += codegen_ms
+            self._turn.notify_all()
+
+    def _key(self, unit: Unit) -> str:
+        import llvmlite
+
+        t, level = self.target, "plain" if unit.plain else str(self._level)
+        parts = ("unit", llvmlite.__version__, t.triple, t.cpu, t.features, level, unit.text)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+class Stream:
+    """Takes a module's functions as they are emitted, and has a crew at work on them."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._splitter = Splitter(crew.threads)
+        self._taken = 0
+        self._module: Module | None = None
+
+    def __call__(self, module: Module) -> None:
+        """Told after each kernel; first when what programs share stands."""
+        first, self._module = self._module is None, module
+        self._take(module)
+        if first:
+            self._crew.add(self._splitter.shared(module.declarations))
+        self._crew.add(self._splitter.complete(module.declarations))
+
+    def _take(self, module: Module) -> None:
+        new = list(itertools.islice(module.functions.items(), self._taken, None))
+        self._taken += len(new)
+        self._splitter.add(new)
+
+    def assembled(self, text: str, store: Store | None = None) -> Assembled:
+        """Object code of the module, whose text this is now."""
+        assert self._module is not None
+        self._take(self._module)
+        units = self._splitter.all(self._module.declarations)
+        return _assembled(self._crew, units or [Unit(text)], store)
+
+
 def assemble(
     text: str, target: Target, *, level: int = 2, threads: int = 1, load: Load | None = None,
     store: Store | None = None,
@@ -64,44 +214,16 @@ def assemble(
 
     `load` and `store` are a cache's: units that other programs share are looked up there.
     """
-    units = split(text, threads)
-    keys = [_key(u, target, level) for u in units]
-    objects: list[bytes | None] = [None] * len(units)
-    if len(units) > 1:
-        for i, key in enumerate(keys):
-            objects[i] = _known.get(key) or (load(key) if load is not None else None)
-    todo = sorted((i for i, o in enumerate(objects) if o is None), key=lambda i: -len(units[i]))
-    times = [0.0, 0.0]
-    errors: list[BaseException] = []
-    turn = threading.Lock()
+    crew = Crew(target, threads=threads, level=level, load=load)
+    return _assembled(crew, split(text, threads), store)
 
-    def work() -> None:
-        while todo and not errors:
-            try:
-                with turn:
-                    if not todo:
-                        return
-                    i = todo.pop(0)
-                code, parse_ms, codegen_ms = _compile(units[i], target, level)
-                objects[i] = code
-                with turn:
-                    times[0] += parse_ms
-                    times[1] += codegen_ms
-            except BaseException as error:  # raised again by the thread that asked
-                errors.append(error)
 
-    helpers = [threading.Thread(target=work) for _ in range(min(threads, len(todo)) - 1)]
-    for h in helpers:
-        h.start()
-    work()
-    for h in helpers:
-        h.join()
-    if errors:
-        raise errors[0]
-    done = [o for o in objects if o is not None]
-    if len(units) > 1:
-        _keep(keys, done, store)
-    return Assembled(pack(done), *times)
+def _assembled(crew: Crew, units: Sequence[Unit], store: Store | None) -> Assembled:
+    keys = crew.add(units)
+    objects = crew.objects(keys)
+    if len(units) > 1:  # a single one is the program, which is kept by whoever asks
+        _keep(keys, objects, store)
+    return Assembled(pack(objects), crew.parse_ms, crew.codegen_ms)
 
 
 _MOST_KNOWN = 64
@@ -115,13 +237,6 @@ def _keep(keys: list[str], objects: list[bytes], store: Store | None) -> None:
             _known[key] = code
             if store is not None:
                 store(key, code)
-
-
-def _key(unit: str, target: Target, level: int) -> str:
-    import llvmlite
-
-    parts = ("unit", llvmlite.__version__, target.triple, target.cpu, target.features, str(level))
-    return hashlib.sha256("\0".join((*parts, unit)).encode()).hexdigest()
 
 
 def _compile(text: str, target: Target, level: int) -> tuple[bytes, float, float]:

@@ -119,6 +119,8 @@ class Dim:
     def __add__(self, other: DimLike) -> DimLike:
         if not isinstance(other, (int, Dim)):
             return self._as_number(operator.add, other)
+        if not isinstance(other, Dim):
+            return self._plus(int(other))
         total = dict(_terms(self))
         for monomial, factor in _terms(other):
             total[monomial] = total.get(monomial, 0) + factor
@@ -126,9 +128,22 @@ class Dim:
 
     __radd__ = __add__
 
+    def _plus(self, number: int) -> Dim:
+        """With another constant, which is the last term."""
+        terms = self.terms
+        if not terms[-1][0]:
+            number += terms[-1][1]
+            terms = terms[:-1]
+        return Dim((*terms, ((), number)) if number else terms)
+
     def __mul__(self, other: DimLike) -> DimLike:
         if not isinstance(other, (int, Dim)):
             return self._as_number(operator.mul, other)
+        if not isinstance(other, Dim):
+            number = int(other)
+            if number == 1:
+                return self
+            return Dim(tuple((m, f * number) for m, f in self.terms)) if number else 0
         total: dict[Monomial, int] = {}
         for m1, f1 in _terms(self):
             for m2, f2 in _terms(other):
@@ -227,16 +242,19 @@ def _terms(d: DimLike) -> tuple[tuple[Monomial, int], ...]:
 
 def _order(monomial: Monomial) -> tuple[int, str]:
     # Higher degree first, the constant last: `N*M+2*N+1`.
-    return (-len(monomial), "*".join(str(a) for a in monomial))
+    try:
+        return -len(monomial), "*".join(monomial)  # type: ignore[arg-type]  # names, mostly
+    except TypeError:
+        return -len(monomial), "*".join(str(a) for a in monomial)
 
 
 def _make(total: Mapping[Monomial, int]) -> DimLike:
-    kept = {m: f for m, f in total.items() if f}
+    kept = [(m, f) for m, f in total.items() if f]
     if not kept:
         return 0
-    if len(kept) == 1 and () in kept:
-        return kept[()]
-    return Dim(tuple(sorted(kept.items(), key=lambda item: _order(item[0]))))
+    if len(kept) == 1:
+        return Dim(tuple(kept)) if kept[0][0] else kept[0][1]
+    return Dim(tuple(sorted(kept, key=lambda item: _order(item[0]))))
 
 
 def _atom(op: str, left: DimLike, right: DimLike) -> Dim:
@@ -335,25 +353,29 @@ def product(dims: Shape) -> DimLike:
 
 def symbols(d: DimLike) -> list[str]:
     """The names in a dim, in order of appearance."""
+    if not isinstance(d, Dim):
+        return []
     found: dict[str, None] = {}
-
-    def visit(x: DimLike) -> None:
-        if isinstance(x, Dim):
-            for monomial, _ in x.terms:
-                for atom in monomial:
-                    if isinstance(atom, str):
-                        found.setdefault(atom)
-                    else:
-                        visit(atom.left)
-                        visit(atom.right)
-
-    visit(d)
+    _find_symbols(d, found)
     return list(found)
+
+
+def _find_symbols(d: Dim, found: dict[str, None]) -> None:
+    for monomial, _ in d.terms:
+        for atom in monomial:
+            if isinstance(atom, str):
+                found.setdefault(atom)
+                continue
+            for side in (atom.left, atom.right):
+                if isinstance(side, Dim):
+                    _find_symbols(side, found)
 
 
 def substitute(d: DimLike, values: Mapping[str, DimLike]) -> DimLike:
     """`d` with names replaced by sizes; names that are not in `values` stay."""
     if isinstance(d, int):
+        return d
+    if not any(a.__class__ is not str or a in values for m, _ in d.terms for a in m):
         return d
     total: DimLike = 0
     for monomial, factor in d.terms:

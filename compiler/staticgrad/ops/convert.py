@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from staticgrad_runtime.arrays import is_masked
 
 from staticgrad.ir.dim import Dim
 from staticgrad.ir.dtype import DType, dtype, int64, integer_range, promote, weak_scalar_dtype
@@ -54,7 +55,7 @@ def constant_array(array: np.ndarray[Any, Any]) -> Tensor:
 
 def to_array(value: Any, wanted: DType | None = None) -> np.ndarray[Any, Any]:
     """`value` as an array of a supported dtype, by the rules of `constant`."""
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise ArgumentTypeError("a masked array would lose its mask; fill it first: x.filled(...)")
     keeps = isinstance(value, (np.ndarray, np.generic))
     try:

@@ -17,12 +17,15 @@ Source: Salmon, Moraes, Dror, Shaw 2011, Parallel Random Numbers: As Easy as 1, 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from staticgrad_runtime.philox_native import philox_words
 
 from staticgrad.ir.dim import DimLike, as_shape, is_index
 from staticgrad.ir.dtype import DType, float32, float64, int32, integer_range, uint32, uint64
@@ -86,17 +89,25 @@ def _reference_row(
     count = math.prod(shape)
     found = np.empty(count, dtype.numpy)
     for start in range(0, count, CHUNK):
-        element = np.arange(start, min(start + CHUNK, count), dtype=np.uint64)
-        high = (element >> np.uint64(32)).astype(np.uint32) ^ np.uint32((step >> 32 << 8) % 2**32)
-        words = philox(
-            (element.astype(np.uint32), high, np.uint32(site), np.uint32(step % 2**32)),
-            (seed % 2**32, seed >> 32),
-        )
-        piece: Array = words[word]
-        if dtype != uint32:
-            piece = piece | words[word + 1].astype(np.uint64) << np.uint64(32)
-        found[start : start + CHUNK] = piece
+        stop = min(start + CHUNK, count)
+        found[start:stop] = _numpy_words(seed, step, site, start, stop, dtype, word)
     return found.reshape(shape)
+
+
+def _numpy_words(
+    seed: int, step: int, site: int, start: int, stop: int, dtype: DType, word: int
+) -> Array:  # fmt: skip
+    """A word (as uint32), or two from `word` on (as uint64), of the elements from start to stop."""
+    element = np.arange(start, stop, dtype=np.uint64)
+    high = (element >> np.uint64(32)).astype(np.uint32) ^ np.uint32((step >> 32 << 8) % 2**32)
+    words = philox(
+        (element.astype(np.uint32), high, np.uint32(site), np.uint32(step % 2**32)),
+        (seed % 2**32, seed >> 32),
+    )
+    if dtype == uint32:
+        return words[word]
+    found: Array = words[word] | words[word + 1].astype(np.uint64) << np.uint64(32)
+    return found
 
 
 # --- Philox in kernel IR --------------------------------------------------------------------------
@@ -116,7 +127,7 @@ def _xor(a: Expr, b: Expr) -> Expr:
     return call("bitwise_xor", a, b)
 
 
-def _emit_bits(at: tuple[DimLike, ...], attrs: Attrs, result: TensorType, load: Any) -> Expr:
+def emit_bits(at: tuple[DimLike, ...], attrs: Attrs, result: TensorType, load: Any) -> Expr:
     """Each element its own block, numbered from 0 for each state. The expression is a DAG: every
     round's words serve twice.
 
@@ -187,7 +198,7 @@ register(
         jvp=NotDifferentiable("random bits are integers"),
         # Each row draws what its own state gives alone.
         batch=lambda c: apply("random_bits", *c.operands, **c.attrs),
-        lower=Generate(_emit_bits),
+        lower=Generate(emit_bits),
         samples=_samples,
         source=_SOURCE,
         traits=frozenset(("random",)),
@@ -477,9 +488,38 @@ def _scaled(x: Tensor, n: int) -> Tensor:
 # --- on the host: first values of parameters ------------------------------------------------------
 
 
-def _host_bits(shape: tuple[int, ...], word: int = 0, *, draw: int) -> Array:
-    (number, _) = default_generator().numpy()
-    return reference_bits((number, draw), HOST_SITE, shape, uint64, word)
+# Compiling the native loop takes what NumPy takes for so many elements; after that it is kept.
+NATIVE_FROM = 1 << 16
+
+
+class _HostBits:
+    """The bits of one draw: words of the blocks of all elements, as uint64."""
+
+    def __init__(self, count: int) -> None:
+        (number, _) = default_generator().numpy()
+        self.count = count
+        self._state = int(number), _next_draw()
+
+    def piece(self, start: int, stop: int, word: int = 0) -> Array:
+        """Of the elements from `start` to `stop`. `word` is 0 or 2."""
+        seed, step = self._state
+        if self.count < NATIVE_FROM:
+            return _numpy_words(seed, step, HOST_SITE, start, stop, uint64, word)
+        return philox_words(
+            start, stop - start, seed, step, HOST_SITE, second=word == 2, rounds=ROUNDS,
+            multipliers=MULTIPLIERS, weyl=WEYL,
+        )  # fmt: skip
+
+
+def _drawn(shape: tuple[int, ...], dtype: DType, number: Callable[..., Array]) -> Array:
+    """`number(words)` of each element, in pieces that stay in the cache; `words(0)` and `words(2)`
+    are the bits of the present ones."""
+    bits = _HostBits(math.prod(shape))
+    found = np.empty(bits.count, dtype.numpy)
+    for start in range(0, bits.count, CHUNK):
+        stop = min(start + CHUNK, bits.count)
+        found[start:stop] = number(functools.partial(bits.piece, start, stop))
+    return found.reshape(shape)
 
 
 def _next_draw() -> int:
@@ -502,11 +542,18 @@ def init_uniform(shape: Any, low: float = 0.0, high: float = 1.0, dtype: Any = "
     """
     wanted = _floating(dtype, "init_uniform")
     a, width, last = _bounds(low, high, wanted, "init_uniform")
-    drawn = _host_bits(_host_shape(shape, "init_uniform"), draw=_next_draw())
     kept = 24 if wanted == float32 else 53
     scalar = wanted.numpy.type
-    u = (drawn >> np.uint64(64 - kept)).astype(wanted.numpy) * scalar(2.0**-kept)
-    return np.minimum(u * scalar(width) + scalar(a), scalar(last)).astype(wanted.numpy)
+
+    def number(words: Callable[[int], Array]) -> Array:
+        # As signed integers, which every CPU converts by vectors.
+        u = (words(0) >> np.uint64(64 - kept)).view(np.int64).astype(wanted.numpy)
+        u *= scalar(2.0**-kept)
+        u *= scalar(width)
+        u += scalar(a)
+        return np.minimum(u, scalar(last), out=u)
+
+    return _drawn(_host_shape(shape, "init_uniform"), wanted, number)
 
 
 def init_normal(shape: Any, mean: float = 0.0, std: float = 1.0, dtype: Any = "float32") -> Array:
@@ -517,11 +564,14 @@ def init_normal(shape: Any, mean: float = 0.0, std: float = 1.0, dtype: Any = "f
         raise at_user_line(
             ArgumentError(f"init_normal: the standard deviation can't be negative, got {std!r}")
         )
-    dims, draw = _host_shape(shape, "init_normal"), _next_draw()
-    u = (_host_bits(dims, draw=draw).astype(np.float64) + 0.5) * 2.0**-64
-    v = (_host_bits(dims, 2, draw=draw) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    z = np.sqrt(-2.0 * np.log(u)) * np.cos(2 * math.pi * v)
-    return np.asarray(z * spread + centre, dtype=wanted.numpy)
+
+    def number(words: Callable[[int], Array]) -> Array:
+        u = (words(0).astype(np.float64) + 0.5) * 2.0**-64
+        v = (words(2) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        z = np.sqrt(-2.0 * np.log(u)) * np.cos(2 * math.pi * v)
+        return z * spread + centre
+
+    return _drawn(_host_shape(shape, "init_normal"), wanted, number)
 
 
 __all__ = [

@@ -163,6 +163,19 @@ def register(op: Op) -> Op:
     return op
 
 
+_builtin: dict[str, Op] = {}
+
+
+def seal_builtin() -> None:
+    """What is registered by now is this project's own; called where the last of them is."""
+    _builtin.update(_registry)
+
+
+def is_builtin(name: str) -> bool:
+    """Whether an op means what this version of the project says, in every process alike."""
+    return name in _builtin and _registry.get(name) is _builtin[name]
+
+
 def unregister(name: str) -> None:
     """Takes a user's op out again, so that another can have its name."""
     _registry.pop(name, None)
@@ -339,7 +352,9 @@ __all__ = [
     "clone",
     "get",
     "infer_elementwise",
+    "is_builtin",
     "make",
     "register",
     "require_equal",
+    "seal_builtin",
 ]
