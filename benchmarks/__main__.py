@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import compare, page, plot, report, results
+from . import compare, page, plot, report, results, sweep
 from .client import WorkerError
 from .drivers import OURS, PEERS
 from .measure import Options, run
@@ -28,6 +28,7 @@ examples:
   python -m benchmarks --only 'matmul*' --quick      the matrix products, roughly
   python -m benchmarks compare old.json new.json     what became faster or slower
   python -m benchmarks page results.json             writes docs/performance.md
+  python -m benchmarks sweep chain mlp               what a unit of work costs over sizes
 """
 
 
@@ -156,7 +157,25 @@ def page_command(arguments: list[str]) -> int:
     return OK
 
 
-_COMMANDS = {"compare": compare_command, "page": page_command}
+def sweep_command(arguments: list[str]) -> int:
+    made = argparse.ArgumentParser(prog="python -m benchmarks sweep", description=sweep.__doc__)
+    add = made.add_argument
+    add("sweeps", nargs="*", help=f"some of {', '.join(s.name for s in sweep.SWEEPS)}; all")
+    add("--threads", type=int, default=1, help="default: %(default)s")
+    add("--quick", action="store_true", help="three points of each, to see that it works")
+    add("--json", action="store_true", help="print JSON, not tables")
+    given = made.parse_args(arguments)
+    (threads,) = _threads(str(given.threads)) or (1,)
+    try:
+        sweeps = sweep.chosen(given.sweeps)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    document = sweep.run(sweeps, threads, _note, sweep.QUICK if given.quick else sweep.Effort())
+    print(results.dumped(document) if given.json else sweep.text(document), end="")
+    return OK
+
+
+_COMMANDS = {"compare": compare_command, "page": page_command, "sweep": sweep_command}
 
 
 def main(arguments: list[str] | None = None) -> int:

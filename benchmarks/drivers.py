@@ -29,7 +29,8 @@ class Program:
     values    the result's arrays, as NumPy's
     state     the parameters as they are now (kind "train")
     keep      remembers parameters and momentum; what it returns puts them back
-    figures   what the framework itself tells: planned memory, operations, stages of compiling
+    figures   what the framework itself tells: planned memory, operations, stages of compiling;
+              `temporary_bytes` is what a call takes beside arguments, state and results
     """
 
     call: Callable[[], Any]

@@ -118,9 +118,11 @@ class JaxDriver:
         if workload.kind == "train":
             return _training(workload, held, given)
         function, arguments = _function(workload, held, given)
+        compiled = jax.jit(function)
         return Program(
-            functools.partial(jax.jit(function), *arguments), _as_arrays, jax.block_until_ready
-        )
+            functools.partial(compiled, *arguments), _as_arrays, jax.block_until_ready,
+            figures=lambda: _figures(compiled, *arguments),
+        )  # fmt: skip
 
     def forget(self) -> None:
         jax.clear_caches()
@@ -183,7 +185,15 @@ def _training(w: Workload, held: list[Any], given: list[Any]) -> Program:
     return Program(
         step, _as_arrays, jax.block_until_ready,
         state=lambda: [np.array(p) for p in state[0]], keep=keep,
+        figures=lambda: _figures(compiled, *state, *given),
     )  # fmt: skip
+
+
+def _figures(compiled: Any, *arguments: Any) -> dict[str, Any]:
+    """What XLA allocates for a call beside arguments and results; what its library of matrix
+    products takes for itself is not in it. Compiles once more."""
+    found = compiled.lower(*arguments).compile().memory_analysis()
+    return {} if found is None else {"temporary_bytes": int(found.temp_size_in_bytes)}
 
 
 def _as_arrays(result: Any) -> list[Array]:

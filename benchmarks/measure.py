@@ -6,7 +6,7 @@ import datetime
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -356,24 +356,33 @@ def _memory(answers: Sequence[dict[str, Any]], output_bytes: int) -> dict[str, A
     """Medians over fresh processes, in bytes.
 
     growth      resident memory at its peak while it runs, over that before declaring
+    compiling   the same, at its peak from declaring to the first result
+    own         what it has grown by of memory that is not mapped from files
+    temporary   what the framework says that a call takes beside arguments, state and results
     planned     what the framework says that a call needs (ours): the arena, and the results
+    bound       the most that is alive at one step of a call, which no plan of the arena can be
+                below (ours)
     state       parameters and what the optimiser keeps (ours)
     over_plan   resident memory at its peak while it runs, over that before the first call and over
                 the plan (ours)
     """
 
-    def median(values: list[int]) -> int:
-        return int(np.median(values))
+    def median(values: Iterable[int | None]) -> int | None:
+        known = [v for v in values if v is not None]
+        return int(np.median(known)) if known else None
 
-    found: dict[str, Any] = {"growth_bytes": None}
-    known = [a["resident_bytes"] for a in answers if None not in a["resident_bytes"]]
-    if known:
-        found["growth_bytes"] = median([peak - before for before, _, peak in known])
+    found: dict[str, Any] = {}
+    for name in ("growth_bytes", "compiling_bytes", "own_bytes"):
+        found[name] = median(a[name] for a in answers)
     figures = answers[0]["figures"]
+    if "temporary_bytes" in figures:
+        found["temporary_bytes"] = figures["temporary_bytes"]
     if "peak_bytes" in figures:
         found["planned_bytes"] = figures["peak_bytes"] + output_bytes
+        found["temporary_bytes"] = figures["peak_bytes"]
+        found["bound_bytes"] = figures["bound_bytes"]
         found["state_bytes"] = figures["state_bytes"]
-        if known:
-            grown = median([peak - compiled for _, compiled, peak in known])
+        grown = median(a["called_bytes"] for a in answers)
+        if grown is not None:
             found["over_plan_bytes"] = grown - found["planned_bytes"]
     return found

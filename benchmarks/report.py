@@ -21,6 +21,7 @@ from .results import (
 )
 
 NONE = "-"
+_TELLING = ("jax",)  # other frameworks that tell what a call takes
 
 
 @dataclass(frozen=True)
@@ -134,18 +135,20 @@ def first_table(document: Document, results: Sequence[Result]) -> Table:
 
 
 def memory_table(document: Document, results: Sequence[Result]) -> Table:
-    """Resident memory, in MiB."""
+    """What calls take, and resident memory, in MiB."""
     names = frameworks(document)
     rows = []
     for r in results:
-        ours = r["frameworks"].get(OURS, {}).get("memory", {})
-        kept = ("planned_bytes", "state_bytes", "over_plan_bytes")
-        growth = [r["frameworks"].get(n, {}).get("memory", {}).get("growth_bytes") for n in names]
-        rows.append([
-            _name(document, r), *(size(ours.get(k)) for k in kept), *(size(g) for g in growth)
-        ])  # fmt: skip
-    grows = (f"{LABELS[n]} grows" for n in names)
-    header = ["workload", "planned", "state", "over the plan", *grows]
+        of = {n: r["frameworks"].get(n, {}).get("memory", {}) for n in names}
+        ours = of.get(OURS, {})
+        cells = [ours.get("temporary_bytes"), ours.get("bound_bytes")]
+        cells += [of[n].get("temporary_bytes") for n in names if n in _TELLING]
+        cells += [ours.get(k) for k in ("planned_bytes", "state_bytes", "over_plan_bytes")]
+        cells += [of[n].get("growth_bytes") for n in names]
+        rows.append([_name(document, r), *(size(c) for c in cells)])
+    header = ["workload", "temporaries", "bound"]
+    header += [f"{LABELS[n]}'s temporaries" for n in names if n in _TELLING]
+    header += ["planned", "state", "over the plan", *(f"{LABELS[n]} grows" for n in names)]
     return Table("Memory of a fresh process, MiB", header, rows)
 
 

@@ -84,10 +84,7 @@ class StaticgradDriver:
         if workload.kind == "train":
             return self._training(workload, parameters, inputs)
         given = list(parameters) + list(inputs)
-        declared = [sg.input(f"a{i}", a.shape, str(a.dtype)) for i, a in enumerate(given)]
-        split = len(parameters)
-        results = _results(workload, declared[:split], declared[split:])
-        program = sg.compile(declared, results, threads=self.threads)
+        program = sg.compile(*declared(workload, parameters, inputs)[:2], threads=self.threads)
         return Program(
             functools.partial(program, *given), _as_arrays, figures=lambda: _figures(program)
         )
@@ -98,11 +95,8 @@ class StaticgradDriver:
     def _training(
         self, w: Workload, parameters: Sequence[Array], inputs: Sequence[Array]
     ) -> Program:
-        held = [sg.parameter(p, name=f"p{i}") for i, p in enumerate(parameters)]
-        declared = [sg.input(f"a{i}", a.shape, str(a.dtype)) for i, a in enumerate(inputs)]
-        loss = w.body(X, held, *declared)
-        optimizer = sg.optim.SGD(held, lr=LEARNING_RATE, momentum=MOMENTUM)
-        step = sg.compile(declared, [loss], updates=optimizer.minimize(loss), threads=self.threads)
+        given, loss, updates, held = declared(w, parameters, inputs)
+        step = sg.compile(given, loss, updates=updates, threads=self.threads)
 
         def keep() -> Any:
             known = [(cell, cell.numpy()) for cell in step.cells]
@@ -117,6 +111,22 @@ class StaticgradDriver:
             functools.partial(step, *inputs), _as_arrays,
             state=lambda: [p.numpy() for p in held], keep=keep, figures=lambda: _figures(step),
         )  # fmt: skip
+
+
+def declared(
+    w: Workload, parameters: Sequence[Array], inputs: Sequence[Array]
+) -> tuple[list[Any], Any, Any, list[Any]]:
+    """A workload as a graph: its inputs, outputs and updates, and the parameters that are state."""
+    train = w.kind == "train"
+    held = [sg.parameter(p, name=f"p{i}") for i, p in enumerate(parameters)] if train else []
+    arrays = inputs if train else [*parameters, *inputs]
+    given = [sg.input(f"a{i}", a.shape, str(a.dtype)) for i, a in enumerate(arrays)]
+    if train:
+        loss = w.body(X, held, *given)
+        optimizer = sg.optim.SGD(held, lr=LEARNING_RATE, momentum=MOMENTUM)
+        return given, [loss], optimizer.minimize(loss), held
+    split = len(parameters)
+    return given, _results(w, given[:split], given[split:]), None, held
 
 
 def _results(w: Workload, parameters: list[Any], inputs: list[Any]) -> Any:
@@ -145,4 +155,6 @@ def _as_arrays(result: Any) -> list[Array]:
 def _figures(program: Any) -> dict[str, Any]:
     report = program.report().to_dict()
     kept = ("distinct_kernels", "flops", "bytes", "peak_bytes", "state_bytes", "compile_ms")
-    return {"kernels": len(report["kernels"]), **{name: report[name] for name in kept}}
+    bound = program.bind({}).plan.lower_bound_bytes
+    figures = {"kernels": len(report["kernels"]), "bound_bytes": bound}
+    return {**figures, **{name: report[name] for name in kept}}

@@ -64,6 +64,11 @@ class Memory:
         return Memory._field("VmRSS")
 
     @staticmethod
+    def own() -> int | None:
+        """What is not mapped from files."""
+        return Memory._field("RssAnon")
+
+    @staticmethod
     def peak() -> int | None:
         return Memory._field("VmHWM")
 
@@ -162,13 +167,18 @@ class Worker:
               calls: int) -> dict[str, Any]:  # fmt: skip
         """From declaring to the first result, and memory; for a process that did nothing before.
 
-        Resident memory: before declaring; before the first call; and its peak during `calls`
-        further ones (None where the system doesn't tell a peak of a part of a run).
+        Resident memory grows (None where the system doesn't tell):
+
+        compiling_bytes   at its peak from declaring to the first result
+        growth_bytes      at its peak during `calls` further ones, since before declaring
+        called_bytes      the same, since before the first call
+        own_bytes         in the end, of memory that is not mapped from files
         """
         w = _sized(workload, small)
         arrays = _load(parameters), _load(inputs)
         gc.collect()
-        before = Memory.now()
+        known = Memory.forget_peak()
+        before, own_before = Memory.now(), Memory.own()
         start = time.perf_counter()
         program = self._driver.prepare(w, *arrays)
         declared = time.perf_counter() - start
@@ -177,12 +187,17 @@ class Worker:
         program.wait(program.call())
         called = time.perf_counter() - start
         gc.collect()
+        compiling = Memory.peak() if known else None
         known = Memory.forget_peak()
         for _ in range(calls):
             program.wait(program.call())
         peak = Memory.peak() if known else None
-        return {"declare_s": declared, "call_s": called, "resident_bytes": [before, compiled, peak],
-                "figures": program.figures()}  # fmt: skip
+        return {
+            "declare_s": declared, "call_s": called,
+            "compiling_bytes": _less(compiling, before), "growth_bytes": _less(peak, before),
+            "called_bytes": _less(peak, compiled), "own_bytes": _less(Memory.own(), own_before),
+            "figures": program.figures(),
+        }  # fmt: skip
 
     def ceilings(self, seconds: float, largest: int) -> dict[str, Any]:
         """What this machine does at best (staticgrad's worker only: it needs llvmlite)."""
@@ -203,6 +218,10 @@ class Worker:
     @staticmethod
     def _values(workload: str, small: bool, program: Program) -> list[Array]:
         return checked_values(_sized(workload, small), program)
+
+
+def _less(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a - b
 
 
 def _sized(name: str, small: bool) -> Workload:

@@ -6,6 +6,7 @@ import copy
 import ctypes
 import dataclasses
 import getpass
+import json
 import math
 import os
 import platform
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, compare, page, plot, report, results
+from benchmarks import ceilings, compare, page, plot, report, results, sweep
 from benchmarks.client import WorkerError, WorkerProcess, without_paths
 from benchmarks.drivers import LABELS, OURS, checked_values
 from benchmarks.measure import Options, run
@@ -187,6 +188,10 @@ def test_a_run_has_all_figures(document: results.Document) -> None:
     assert ours["first"].keys() == {"cold", "warm"}
     assert ours["figures"]["kernels"] > 0 and ours["memory"]["state_bytes"] > 0
     assert "first" not in product["frameworks"][OURS]
+    memory = ours["memory"]
+    assert 0 < memory["bound_bytes"] <= memory["temporary_bytes"] < memory["planned_bytes"]
+    if sys.platform == "linux":
+        assert memory["compiling_bytes"] > 0 and memory["own_bytes"] > 0
     assert command.exit_code(document) == command.OK
 
 
@@ -210,6 +215,17 @@ def test_reports_are_made_of_a_document(document: results.Document, tmp_path: Pa
     assert "(images/p.svg)" in made and "| mlp |" in made and "| matmul_2x2x2 |" in made
     assert plot.draw(document, [tmp_path / "ratios.png"])
     assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_documents_of_before_are_reported(document: results.Document) -> None:
+    """Those without bounds, and without what other frameworks tell of their memory."""
+    older = copy.deepcopy(document)
+    for found in older["results"][0]["frameworks"].values():
+        for name in ("temporary_bytes", "bound_bytes", "compiling_bytes", "own_bytes"):
+            found["memory"].pop(name, None)
+    table = next(t for t in report.tables(older) if "Memory" in t.title)
+    assert table.rows[0][1:3] == ["-", "-"]
+    assert "mlp" in compare.text(older, document)
 
 
 def test_what_threads_bring_is_told_beside_what_they_can(document: results.Document) -> None:
@@ -281,6 +297,34 @@ def test_a_worker_that_dies_or_fails_says_why() -> None:
 def test_messages_lose_the_users_directories() -> None:
     text = without_paths(f"cannot open {Path.home() / 'x.py'}")
     assert str(Path.home()) not in text and text.endswith("x.py")
+
+
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+def test_a_sweep_times_a_workload_at_its_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["sweep", "chain", "matmul", "--quick", "--json"]) == command.OK
+    document = json.loads(capsys.readouterr().out)
+    chain, matmul = document["sweeps"]
+    assert [p["sizes"] for p in chain["points"]] == [{"N": 16}, {"N": 32}, {"N": 64}]
+    assert [p["work"] for p in chain["points"]] == [16, 32, 64]
+    assert matmul["points"][2]["work"] == 2 * 4**3
+    assert "elements a ns" in sweep.text(document)
+    assert command.main(["sweep", "abacus"]) == command.USAGE
+
+
+def test_a_cliff_is_where_a_unit_of_work_gets_dearer() -> None:
+    times = [(10, 1e-7), (20, 9e-7), (40, 3e-6), (80, 6e-6), (160, 3e-5), (320, 6e-5)]
+    points = [{"work": work, "best_s": seconds} for work, seconds in times]
+    found = sweep.cliffs(points)
+    assert found == [False, False, True, False, True, False]  # no call under 2 us counts
+
+
+def test_sweeps_go_from_tiny_to_large() -> None:
+    for s in sweep.SWEEPS:
+        work = [s.work(s.at(sizes).sizes) for sizes in s.sizes]
+        assert len(work) > 8 and work == sorted(work)
+        assert s.at(s.sizes[0]).sizes.keys() == BY_NAME[s.workload].sizes.keys()
 
 
 # --- the command ----------------------------------------------------------------------------------

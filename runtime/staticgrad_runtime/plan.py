@@ -16,6 +16,14 @@ Ints = NDArray[np.int64]
 # Below this many buffers Python places them in less than the native loop takes to compile.
 NATIVE_FROM = 64
 
+# A plan so close to the bound is taken as it is. For others, other orders are tried: of 200 made-up
+# training steps of 56 buffers 21 were more than 5 % above the bound, at worst 22 %; then three, at
+# worst 7.5 %. A try takes 0.5 ms for 1,000 buffers; so many of them, not much more.
+CLOSE = 1.02
+MOST_TRIES = 32
+TRIES_BUFFERS = 1800
+_SPREADS = (0.1, 0.3, 1.0)  # of the logarithms of sizes
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -39,9 +47,30 @@ class Planner:
     def solve(self, size_bytes: Sequence[int]) -> Plan:
         """A plan for these sizes. Buffers of no bytes get offset 0."""
         sizes = -(-np.asarray(size_bytes, np.int64) // ALIGN_BYTES) * ALIGN_BYTES
+        bound = lower_bound(self.first, self.last, sizes)
         offsets = place(self.first, self.last, sizes)
-        peak = int((offsets + sizes).max(initial=0))
-        return Plan(offsets, peak, lower_bound(self.first, self.last, sizes))
+        peak = _peak(offsets, sizes)
+        if peak > CLOSE * bound:
+            peak, offsets = self._tried_again(sizes, CLOSE * bound, peak, offsets)
+        return Plan(offsets, peak, bound)
+
+    def _tried_again(self, sizes: Ints, close: float, peak: int, offsets: Ints) -> tuple[int, Ints]:
+        """The best of some more plans, the same ones every time; ends where one is close."""
+        random = np.random.default_rng(0)
+        by_size = np.where(sizes > 0, -np.log(np.maximum(sizes, 1)), np.inf)
+        for i in range(min(MOST_TRIES, TRIES_BUFFERS // sizes.size)):
+            spread = _SPREADS[i % len(_SPREADS)]
+            order = np.argsort(by_size + spread * random.standard_normal(sizes.size), kind="stable")
+            found = place_in(order, self.first, self.last, sizes)
+            if _peak(found, sizes) < peak:
+                peak, offsets = _peak(found, sizes), found
+                if peak <= close:
+                    break
+        return peak, offsets
+
+
+def _peak(offsets: Ints, sizes: Ints) -> int:
+    return int((offsets + sizes).max(initial=0))
 
 
 def lower_bound(first: Ints, last: Ints, sizes: Ints) -> int:
@@ -57,7 +86,11 @@ def lower_bound(first: Ints, last: Ints, sizes: Ints) -> int:
 
 def place(first: Ints, last: Ints, sizes: Ints) -> Ints:
     """Largest first, each into the tightest gap among the buffers alive with it."""
-    order = np.lexsort((first - last, -sizes))
+    return place_in(np.lexsort((first - last, -sizes)), first, last, sizes)
+
+
+def place_in(order: Ints, first: Ints, last: Ints, sizes: Ints) -> Ints:
+    """Each buffer, in this order, into the tightest gap; those of no bytes come last."""
     if sizes.size < NATIVE_FROM:
         return place_in_order(order, first, last, sizes)
     from .plan_native import place_native

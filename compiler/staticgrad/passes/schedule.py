@@ -10,15 +10,19 @@ come first, and everything that can fail as well (the commit point). A temporary
 an operand that dies in the same step. Both only where the kernel reads exactly the element that it
 writes, so no bit can change. A loop's carries are treated like state: computed in place where every
 other reader of the old value can come first.
+
+Among the orders that this leaves, `order` chooses by what is alive at once; `scratch` has steps
+share what they need for themselves. With `disable=("in_place",)` the order is as declared.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
+from staticgrad.codegen.sharing import is_parallel
 from staticgrad.ir.dim import DimLike
 from staticgrad.kernels.ir import (  # fmt: skip
     Call,
@@ -34,12 +38,24 @@ from staticgrad.kernels.ir import (  # fmt: skip
     Store,
     Template,
 )
-from staticgrad.kernels.program import Choose, Item, Program, Repeat, Step, parts, steps_of
+from staticgrad.kernels.program import (  # fmt: skip
+    Choose,
+    Item,
+    Program,
+    ProgramBuffer,
+    Repeat,
+    Step,
+    parts,
+    steps_of,
+)
+
+from .order import Listed, Precedence, Work, best_order, declared_order, nominal_bytes
+from .scratch import with_shared_scratch
 
 
 def schedule(program: Program, *, in_place: bool = True) -> Program:
     """Orders the steps and sets lifetimes and the commit point."""
-    items = _scheduled(program, program.items, program.commit, in_place, is_state=True)
+    items = _scheduled(program, program.items, program.commit, in_place, region=0)
     program = replace(program, items=items)
     writing = [i for i, s in enumerate(items) if _writes_state(program, s)]
     program.commit = min(writing, default=len(items))
@@ -47,30 +63,36 @@ def schedule(program: Program, *, in_place: bool = True) -> Program:
     if in_place:
         _reuse_operands(program)
         set_lifetimes(program)
+        program, taken = with_shared_scratch(program)
+        program.items[:] = [_remapped(i, lambda b: taken.get(b, b)) for i in program.items]
+        set_lifetimes(program)
     return program
 
 
 def _scheduled(
-    program: Program, items: Sequence[Item], first_copy: int, in_place: bool, *, is_state: bool
+    program: Program, items: Sequence[Item], first_copy: int, in_place: bool, *, region: int
 ) -> list[Item]:
-    """The items in order, those of regions first; from item `first_copy` on, new values are copied
-    to state or carries."""
+    """The items of a region in order, those of regions in it first; from item `first_copy` on, new
+    values are copied to state or carries."""
     found: list[Item] = []
     for item in items:
         if isinstance(item, Repeat):
-            test = _scheduled(program, item.test, len(item.test), in_place, is_state=False)
-            body = _scheduled(program, item.items, item.commit, in_place, is_state=False)
+            number = item.number
+            test = _scheduled(program, item.test, len(item.test), in_place, region=number)
+            body = _scheduled(program, item.items, item.commit, in_place, region=number)
             item = replace(item, items=tuple(body), test=tuple(test))
         elif isinstance(item, Choose):
             branches = (
-                _scheduled(program, b, len(b), in_place, is_state=False) for b in item.branches
+                _scheduled(program, b, len(b), in_place, region=item.number) for b in item.branches
             )
             item = replace(item, branches=tuple(tuple(b) for b in branches))
         found.append(item)
     before = _conflicts(program, found)
+    for i, j in pairwise(_stopping(found)):  # of two failures the same one is reported
+        before[j].add(i)
     if in_place:
-        before = _update_in_place(program, found, first_copy, before, is_state)
-    return _ordered(found, before)
+        before = _update_in_place(program, found, first_copy, before, is_state=region == 0)
+    return _ordered(program, found, before, region, in_place)
 
 
 def reads(program: Program, item: Item) -> set[int]:
@@ -109,10 +131,13 @@ def _choice(item: Repeat | Choose) -> int:
     return item.predicate if isinstance(item, Repeat) else item.index
 
 
-def _can_fail(item: Item) -> bool:
-    if isinstance(item, Step):
-        return item.can_fail
-    return any(s.can_fail for s in _inside(item))
+def _can_stop(item: Item) -> bool:
+    """Whether a run may end in it: by data that a kernel refuses, or, in a loop, by Ctrl-C."""
+    return item.can_fail if isinstance(item, Step) else True
+
+
+def _stopping(items: Sequence[Item]) -> list[int]:
+    return [i for i, item in enumerate(items) if _can_stop(item)]
 
 
 def _writes_state(program: Program, item: Item) -> bool:
@@ -142,25 +167,52 @@ def _conflicts(program: Program, items: Sequence[Item]) -> list[set[int]]:
     return before
 
 
-def _ordered(items: list[Item], before: list[set[int]]) -> list[Item]:
-    """Topological, the earlier declared first."""
-    followers: dict[int, list[int]] = {}
-    waiting = [len(b) for b in before]
-    for i, b in enumerate(before):
-        for j in b:
-            followers.setdefault(j, []).append(i)
-    ready = [i for i, w in enumerate(waiting) if not w]
-    heapq.heapify(ready)
-    order = []
-    while ready:
-        i = heapq.heappop(ready)
-        order.append(items[i])
-        for j in followers.get(i, ()):
-            waiting[j] -= 1
-            if not waiting[j]:
-                heapq.heappush(ready, j)
-    assert len(order) == len(items), "schedule: a cycle among the steps"
-    return order
+def _ordered(
+    program: Program, items: list[Item], before: list[set[int]], region: int, in_place: bool
+) -> list[Item]:
+    """Topological: the earlier declared first, or the order that holds the least memory."""
+    last_stop = _stopping(items)[-1:]
+    for i, item in enumerate(items):
+        if _writes_state(program, item):
+            before[i].update(j for j in last_stop if j != i)
+    if not in_place:
+        return [items[i] for i in declared_order(before)]
+    return [items[i] for i in best_order(_listed(program, items, before, region))]
+
+
+def _listed(
+    program: Program, items: Sequence[Item], before: Sequence[set[int]], region: int
+) -> Listed:
+    """What the items use. Of a region in the list, its own temporaries count as one item's."""
+    here = {region}.union(*(_numbers(i) for i in items if not isinstance(i, Step)))
+    size: dict[int, int] = {}
+    work = []
+    for item in items:
+        read, written = reads(program, item), writes(program, item)
+        temps = [
+            i for i in sorted(read | written)
+            if program.buffers[i].kind == "temp" and program.buffers[i].region in here
+        ]  # fmt: skip
+        own = {i: nominal_bytes(program.buffers[i].size_bytes) for i in temps}
+        per_thread = [i for i in temps if program.buffers[i].per_thread]
+        own_bytes = sum(own.pop(i) for i in per_thread)
+        read.difference_update(per_thread)
+        written.difference_update(per_thread)
+        size |= own
+        shared = not isinstance(item, Step) or is_parallel(item.kernel)
+        apart = not isinstance(item, Step)
+        work.append(Work(list(own), own_bytes, read, written, shared, apart))
+    return Listed(work, before, size)
+
+
+def _numbers(item: Repeat | Choose) -> set[int]:
+    """The numbers of a region and of those in it."""
+    found = {item.number}
+    for part in parts(item):
+        for inner in part:
+            if not isinstance(inner, Step):
+                found |= _numbers(inner)
+    return found
 
 
 # --- in place -------------------------------------------------------------------------------------
@@ -245,57 +297,59 @@ def _update_in_place(
 ) -> list[set[int]]:
     """Drops the copies of new values into state, or into a loop's carries, where the kernel can
     write there itself."""
+    order = Precedence(before)
+    readers, writers = _users(program, items)
+    last_stop = _stopping(items)[-1:] if is_state else []
+    slices: dict[int, list[ProgramBuffer]] = {}
+    for buffer in program.buffers:
+        slices.setdefault(buffer.base, []).append(buffer)
+    moved: dict[int, int] = {}  # temporaries that became the memory that they were copied to
+    targets: set[int] = set()
     dropped: set[int] = set()
-    read = [reads(program, item) for item in items]
-    written = [writes(program, item) for item in items]
     for copy_at in range(first_copy, len(items)):
         copy = items[copy_at]
         if not isinstance(copy, Step) or len(copy.buffers) != 2:
             continue
         temp, state = copy.buffers
-        if program.buffers[temp].kind != "temp":
+        if program.buffers[temp].kind != "temp" or temp in moved or temp in targets:
             continue
-        producers = [i for i in range(first_copy) if temp in written[i]]
-        if len(producers) != 1 or temp in read[producers[0]]:
+        producers = {i for i in writers.get(temp, ()) if i < first_copy}
+        memory = program.base(state)
+        if len(producers) != 1 or not producers.isdisjoint(readers.get(temp, ())):
             continue
-        producer = producers[0]
+        (producer,) = producers
         step = items[producer]
         if not isinstance(step, Step) or not _element_wise(program, step, state, temp):
             continue
-        memory = program.base(state)
-        earlier = {
-            i for i, s in enumerate(items)
-            if i not in (producer, copy_at) and i not in dropped
-            and (memory in read[i] or (is_state and _can_fail(s)))
-        }  # fmt: skip
-        if memory in written[producer] or _reaches(before, producer, earlier):
+        earlier = readers.get(memory, set()).union(last_stop) - {producer, copy_at}
+        if (is_state and _can_stop(step)) or producer in writers.get(memory, ()):
             continue
-        before[producer] |= earlier
+        if not order.follow(producer, earlier):
+            continue
         dropped.add(copy_at)
-        for i, s in enumerate(items):
-            items[i] = _remapped(s, lambda b, old=temp, new=state: new if b == old else b)  # type: ignore[misc]
-        for buffer in program.buffers:
-            if buffer.base == temp:
-                buffer.base = state
-        for used in (*read, *written):
-            if temp in used:
-                used.remove(temp)
-                used.add(memory)
-    return _without_dropped(items, before, dropped)
+        moved[temp] = state
+        targets.add(memory)
+        for users in (readers, writers):
+            users.setdefault(memory, set()).update(users.pop(temp, set()))
+            users[memory].discard(copy_at)
+        for buffer in slices.pop(temp, ()):
+            buffer.base = state
+            slices.setdefault(state, []).append(buffer)
+    items[:] = [_remapped(s, lambda b: moved.get(b, b)) for s in items]
+    return _without_dropped(items, order.before, dropped)
 
 
-def _reaches(before: list[set[int]], start: int, targets: set[int]) -> bool:
-    """Whether any of `targets` must come after `start`."""
-    stack, seen = list(targets), set(targets)
-    while stack:
-        i = stack.pop()
-        if i == start:
-            return True
-        for j in before[i]:
-            if j not in seen:
-                seen.add(j)
-                stack.append(j)
-    return False
+def _users(
+    program: Program, items: Sequence[Item]
+) -> tuple[dict[int, set[int]], dict[int, set[int]]]:
+    """For each memory the items that read it and those that write it."""
+    readers: dict[int, set[int]] = {}
+    writers: dict[int, set[int]] = {}
+    for i, item in enumerate(items):
+        for used, users in ((reads(program, item), readers), (writes(program, item), writers)):
+            for b in used:
+                users.setdefault(b, set()).add(i)
+    return readers, writers
 
 
 def _remapped(item: Item, new: Callable[[int], int]) -> Item:
