@@ -18,6 +18,7 @@ from staticgrad.codegen.entry import emit_entry, entry_object
 from staticgrad.codegen.target import Target, host_target
 from staticgrad_runtime import (
     Artifact,
+    BindError,
     BufferSpec,
     CostSpec,
     Executable,
@@ -26,8 +27,8 @@ from staticgrad_runtime import (
     StateCell,
     StateSpec,
     context,
-    layout,
 )
+from staticgrad_runtime import executable as runtime_executable
 from staticgrad_runtime.context import CellWord
 from staticgrad_runtime.layout import native_interface
 from staticgrad_runtime.loader import compile_text
@@ -124,6 +125,71 @@ def test_declared_arrays_do_not_take_the_checked_path(monkeypatch: pytest.Monkey
     assert len(calls) == 4
     executable(X[1:4])
     assert len(calls) == 4
+
+
+def test_out_that_fits_does_not_take_the_checked_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    executable = programs.load(programs.x2_plus_1)
+    x, out = X.copy(), np.zeros(5, "float32")
+    executable(x)
+    calls = count_checked(executable, monkeypatch)
+    held = sys.getrefcount(out)
+    for _ in range(100):
+        assert executable(x, out=out) is out
+    assert sys.getrefcount(out) == held
+    np.testing.assert_array_equal(out, X * 2 + 1)
+    pair = programs.load(programs.with_temps)
+    a, b, both = np.zeros(2), np.zeros(2), (np.zeros(2), np.zeros(2))
+    x2, y = np.ones(2), np.ones(5)
+    pair(x2, y)
+    calls += count_checked(pair, monkeypatch)
+    found = pair(x2, y, out=(a, b))
+    assert found[0] is a and found[1] is b and type(found) is tuple
+    np.testing.assert_array_equal(a, [2, 2])
+    np.testing.assert_array_equal(b, [10, 10])
+    held = sys.getrefcount(both), sys.getrefcount(both[0])
+    for _ in range(100):
+        pair(x2, y, out=both)
+    assert (sys.getrefcount(both), sys.getrefcount(both[0])) == held
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f, x: f(x, out=x),
+        lambda f, x: f(x, out=None),
+        lambda f, x: f(x, out=[0.0]),
+        lambda f, x: f(x, out=np.zeros(5)),
+        lambda f, x: f(x, out=np.zeros(4, "float32")),
+        lambda f, x: f(x, out=np.zeros((5, 1), "float32")),
+        lambda f, x: f(x, out=read_only()),
+        lambda f, x: f(x=x),
+        lambda f, x: f(x=x, out=np.zeros(5, "float32")),
+        lambda f, x: f(x, other=x),
+        lambda f, x: f(out=x),
+        lambda f, x: f(x, x, out=x),
+    ],
+)
+def test_any_other_call_with_names_is_checked(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the checked path makes of it is `test_runtime_call.py`'s business."""
+    executable = programs.load(programs.x2_plus_1)
+    x = X.copy()
+    executable(x)
+    checked = []
+    gather_arguments = runtime_executable.gather
+    monkeypatch.setattr(
+        runtime_executable, "gather", lambda *a: checked.append(a) or gather_arguments(*a)
+    )
+    with contextlib.suppress(BindError):
+        found = call(executable, x)
+        np.testing.assert_array_equal(found, X * 2 + 1)
+    assert len(checked) == 1
+
+
+def read_only() -> Any:
+    array = np.zeros(5, "float32")
+    array.flags.writeable = False
+    return array
 
 
 def test_a_busy_context_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +450,7 @@ def test_another_interpreter_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_free_threaded_build_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout.sysconfig, "get_config_var", lambda name: 1)
+    monkeypatch.setattr(sys, "version", "3.14.0 free-threading build (main, Oct 7 2025) [GCC]")
     assert probe_anew() is None
 
 

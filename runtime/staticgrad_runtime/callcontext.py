@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arena import Arena, address, aligned_words
+from .arrays import byte_range
 from .artifact import InputSpec, Manifest, OutputSpec
 from .binding import Binding
+from .code_pages import give_back_code_pages
 from .context import (
     CELL_RECORD_WORDS,
     CONTEXT_WORDS,
     RECORD_WORDS,
     STATUS_OK,
+    ArrayRecord,
     CellRecord,
     Word,
 )
@@ -28,6 +31,8 @@ from .state import StateCell
 from .workers import pool
 
 Words = NDArray[np.int64]
+
+OUT_NAME = sys.intern("out")  # as callers' `out=` is
 
 
 class CallContext:
@@ -60,18 +65,22 @@ class CallContext:
             self._buffers[spec.buffer] = address(cell.view())
         for buffer, where in constants.items():
             self._buffers[buffer] = where
-        inputs = [descriptor_address(spec.dtype) for spec in manifest.inputs]
-        outputs = [np.dtype(spec.dtype).num for spec in manifest.outputs]
-        self._inputs, self._input_shapes = _records(manifest.inputs, inputs)
-        self._outputs, self._output_shapes = _records(manifest.outputs, outputs)
+        self._inputs, self._input_shapes = _records(manifest.inputs)
+        self._outputs, self._output_shapes = _records(manifest.outputs)
         self._arrays = aligned_words(len(manifest.outputs))
         self._single = manifest.single
-        self._item_bytes = [np.dtype(spec.dtype).itemsize for spec in manifest.outputs]
+        self._item_bytes = tuple(
+            np.array([np.dtype(spec.dtype).itemsize for spec in specs], np.int64)
+            for specs in (manifest.inputs, manifest.outputs)
+        )
         self._interface: NativeInterface | None = None
         self._cells = aligned_words(CELL_RECORD_WORDS * len(cells))
         for i, (spec, cell) in enumerate(zip(manifest.state, cells)):
             self._cells[CELL_RECORD_WORDS * i + CellRecord.CELL] = cell.words_address
             self._cells[CELL_RECORD_WORDS * i + CellRecord.WRITTEN] = spec.written
+            start, stop = byte_range(cell.view())
+            self._cells[CELL_RECORD_WORDS * i + CellRecord.START] = start
+            self._cells[CELL_RECORD_WORDS * i + CellRecord.STOP] = stop
 
     def set_native(
         self, interface: NativeInterface, checked_call: object, raise_failure: object
@@ -95,6 +104,9 @@ class CallContext:
         words[Word.METHOD_NEW] = interface.method_new
         words[Word.VECTORCALL] = interface.vectorcall
         words[Word.DEC_REF] = interface.dec_ref
+        words[Word.INC_REF] = interface.inc_ref
+        words[Word.TUPLE_TYPE] = id(tuple)
+        words[Word.OUT_NAME] = id(OUT_NAME)
         words[Word.TUPLE_NEW] = interface.tuple_new
         words[Word.TUPLE_SET_ITEM] = interface.tuple_set_item
         words[Word.LONG_NEW] = interface.long_new
@@ -120,9 +132,15 @@ class CallContext:
         self._dims[: len(binding.dims)] = list(binding.dims.values())
         _fill(self._input_shapes, binding.input_shapes)
         _fill(self._output_shapes, binding.output_shapes)
+        for records, shapes, item_bytes in zip(
+            (self._inputs, self._outputs),
+            (binding.input_shapes, binding.output_shapes),
+            self._item_bytes,
+        ):
+            sizes = np.array([math.prod(shape) for shape in shapes], np.int64)
+            records[ArrayRecord.BYTES :: RECORD_WORDS] = sizes * item_bytes
         if self._interface is not None:
-            sizes = map(math.prod, binding.output_shapes)
-            largest = max(map(operator.mul, sizes, self._item_bytes), default=0)
+            largest = int(self._outputs[ArrayRecord.BYTES :: RECORD_WORDS].max(initial=0))
             self.words[Word.ARRAY_NEW] = array_new(self._interface, largest)
         self.words[Word.RELEASE_GIL] = binding.release_gil
         self.words[Word.THREADS] = binding.threads
@@ -135,6 +153,7 @@ class CallContext:
             self.words[Word.DISPATCH] = workers.dispatch
             self.words[Word.BARRIER] = workers.barrier
         self.binding = binding
+        give_back_code_pages()  # all that a first call compiles has been compiled
 
     def point(self, specs: Sequence[InputSpec | OutputSpec], arrays: Sequence[Any]) -> None:
         """Stores the arrays' data pointers in the buffer table."""
@@ -150,17 +169,18 @@ class CallContext:
         return int(words[Word.STATUS]), int(words[Word.ELEMENT]), int(words[Word.VALUE])
 
 
-def _records(specs: Sequence[InputSpec | OutputSpec], firsts: Sequence[int]) -> tuple[Words, Words]:
-    """The records of inputs or outputs, and the table of bound dims that they point into.
-
-    Both kinds have the same four words; only the first differs (descriptor, type number).
-    """
+def _records(specs: Sequence[InputSpec | OutputSpec]) -> tuple[Words, Words]:
+    """The records of inputs or outputs, and the table of bound dims that they point into."""
     shapes = aligned_words(sum(len(spec.shape) for spec in specs))
     records = aligned_words(RECORD_WORDS * len(specs))
     at = 0
-    for i, (spec, first) in enumerate(zip(specs, firsts)):
-        record = (first, len(spec.shape), spec.buffer, address(shapes) + 8 * at)
-        records[RECORD_WORDS * i : RECORD_WORDS * (i + 1)] = record
+    for i, spec in enumerate(specs):
+        record = records[RECORD_WORDS * i : RECORD_WORDS * (i + 1)]
+        record[ArrayRecord.DESCR] = descriptor_address(spec.dtype)
+        record[ArrayRecord.NDIM] = len(spec.shape)
+        record[ArrayRecord.BUFFER] = spec.buffer
+        record[ArrayRecord.SHAPE] = address(shapes) + 8 * at
+        record[ArrayRecord.TYPE_NUM] = np.dtype(spec.dtype).num
         at += len(spec.shape)
     return records, shapes
 

@@ -78,6 +78,9 @@ class Word(IntEnum):
     ALONE = 40  # with the caller's alone
     SPENT = 41  # since the slower way was last tried
     ENDED = 42  # when the last run was over, by the monotonic clock
+    INC_REF = 43  # Py_IncRef
+    TUPLE_TYPE = 44  # PyTypeObject* of tuple
+    OUT_NAME = 45  # PyObject* of the interned "out"
 
 
 CONTEXT_WORDS = 48
@@ -87,22 +90,16 @@ CONTEXT_WORDS = 48
 GIL_RELEASE_NS = 20_000
 
 
-class InputRecord(IntEnum):
-    """Words of one input's record: what the native entry compares an argument with."""
+class ArrayRecord(IntEnum):
+    """Words of the record of one input or output: what the native entry compares an argument or an
+    array of `out=` with, and what it allocates."""
 
     DESCR = 0  # PyArray_Descr* of the native dtype
     NDIM = 1
     BUFFER = 2  # index in the buffer table
     SHAPE = 3  # pointer to the bound dims
-
-
-class OutputRecord(IntEnum):
-    """Words of one output's record: what the native entry allocates."""
-
-    TYPE_NUM = 0
-    NDIM = 1
-    BUFFER = 2
-    SHAPE = 3
+    BYTES = 4  # at these dims
+    TYPE_NUM = 5
 
 
 class CellRecord(IntEnum):
@@ -110,6 +107,8 @@ class CellRecord(IntEnum):
 
     CELL = 0  # pointer to the cell's words, see CellWord
     WRITTEN = 1
+    START = 2  # its memory
+    STOP = 3
 
 
 class CellWord(IntEnum):
@@ -121,8 +120,8 @@ class CellWord(IntEnum):
     VERSION = 2  # bumped by every writer
 
 
-RECORD_WORDS = 4  # of an input or output record
-CELL_RECORD_WORDS = 2
+RECORD_WORDS = 6  # of an input or output record
+CELL_RECORD_WORDS = 4
 CELL_WORDS = 8  # a cache line each
 
 
@@ -137,6 +136,9 @@ NDARRAY_DESCR = 56
 NDARRAY_FLAGS = 64
 FLAG_C_CONTIGUOUS = 0x0001
 FLAG_ALIGNED = 0x0100
+FLAG_WRITEABLE = 0x0400
+TUPLE_SIZE = 16  # and its items behind it
+TUPLE_ITEMS = 24
 VECTORCALL_OFFSET_FLAG = 1 << 63
 
 RUN_SYMBOL = "sg_run"

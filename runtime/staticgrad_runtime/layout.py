@@ -37,6 +37,7 @@ class NativeInterface:
     method_new: int
     vectorcall: int
     dec_ref: int
+    inc_ref: int
     tuple_new: int
     tuple_set_item: int
     long_new: int
@@ -137,6 +138,7 @@ def _array_fields_match(array: np.ndarray[Any, Any]) -> bool:
         and _word(at + context.NDARRAY_DESCR) == id(array.dtype)
         and bool(bits & context.FLAG_C_CONTIGUOUS) == flags.c_contiguous
         and bool(bits & context.FLAG_ALIGNED) == flags.aligned
+        and bool(bits & context.FLAG_WRITEABLE) == flags.writeable
     )
 
 
@@ -150,6 +152,12 @@ def _arrays_match() -> bool:
         np.zeros((0, 7), np.bool_),
         raw[1:].view(np.float64),
     ]
+    samples[0].flags.writeable = False
+    pair = (samples, raw)
+    words = [_word(id(pair) + context.TUPLE_SIZE)]
+    words += [_word(id(pair) + context.TUPLE_ITEMS + 8 * i) for i in range(2)]
+    if words != [2, id(samples), id(raw)]:
+        return False
     same_descriptor = all(np.empty(1, a.dtype).dtype is np.dtype(a.dtype.name) for a in samples)
     return same_descriptor and all(_array_fields_match(array) for array in samples)
 
@@ -240,9 +248,9 @@ def native_interface() -> NativeInterface | None:
         return None
     python: Any = ctypes.pythonapi
     functions = (
-        python.PyMethod_New, python.PyObject_Vectorcall, python.Py_DecRef, python.PyTuple_New,
-        python.PyTuple_SetItem, python.PyLong_FromLongLong, python.PyEval_SaveThread,
-        python.PyEval_RestoreThread,
+        python.PyMethod_New, python.PyObject_Vectorcall, python.Py_DecRef, python.Py_IncRef,
+        python.PyTuple_New, python.PyTuple_SetItem, python.PyLong_FromLongLong,
+        python.PyEval_SaveThread, python.PyEval_RestoreThread,
     )  # fmt: skip
     addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
     return NativeInterface(api["PyArray_Type"], api["PyArray_New"], *addresses)

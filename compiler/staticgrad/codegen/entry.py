@@ -2,11 +2,12 @@
 
 `sg_entry(self, args, nargsf, names)` serves a call whose arguments are exactly what the published
 context is bound to: ndarrays of the native dtype, of the bound shape, C-contiguous and aligned, no
-names, no contention. It allocates the results, runs `sg_call` and returns; whatever differs goes to
-the executable's checked Python path with the same arguments. All addresses (types, API functions)
-come from the context (`staticgrad_runtime.context` documents every word), as do the numbers of
-inputs and outputs: the object code holds nothing of a process or a program, is compiled once, and
-travels in every artifact.
+names but `out=`, no contention. It allocates the results, unless `out` holds arrays for all of them
+that fit and share no memory with anything else, runs `sg_call` and returns; whatever differs goes
+to the executable's checked Python path with the same arguments. All addresses (types, API
+functions) come from the context (`staticgrad_runtime.context` documents every word), as do the
+numbers of inputs and outputs: the object code holds nothing of a process or a program, is compiled
+once, and travels in every artifact.
 
 `sg_call(context)` is `sg_run` under the arithmetic that kernels assume: round to nearest, no
 flush-to-zero. Another library may have changed that for the thread; it is put back at the end.
@@ -24,6 +25,7 @@ from staticgrad_runtime.context import (
     EXECUTABLE_CONTEXT,
     FLAG_ALIGNED,
     FLAG_C_CONTIGUOUS,
+    FLAG_WRITEABLE,
     NDARRAY_DATA,
     NDARRAY_DESCR,
     NDARRAY_FLAGS,
@@ -33,11 +35,12 @@ from staticgrad_runtime.context import (
     RECORD_WORDS,
     RUN_SYMBOL,
     STATUS_OK,
+    TUPLE_ITEMS,
+    TUPLE_SIZE,
     VECTORCALL_OFFSET_FLAG,
+    ArrayRecord,
     CellRecord,
     CellWord,
-    InputRecord,
-    OutputRecord,
     Word,
 )
 
@@ -164,37 +167,61 @@ class _Entry:
         self.n_cells = self.word(Word.N_CELLS, "i64")
         count = f.emit(f"and i64 %nargsf, {VECTORCALL_OFFSET_FLAG - 1}")
         self.require(f.emit(f"icmp eq i64 {count}, {self.n_inputs}"), "checked")
-        self.require(f.emit("icmp eq ptr %names, null"), "checked")
+        out = self.find_out()
         busy = self.word(Word.BUSY, "i64")
         self.require(f.emit(f"icmp eq i64 {busy}, 0"), "checked")
         self.loop(self.n_inputs, self.match_input)
+        self.items = self.match_out(out)
         self.loop(self.n_cells, self.test_cell)
         self.loop(self.n_cells, self.hold_cell)
         self.store_word(Word.BUSY, 1)
-        self.loop(self.n_outputs, self.allocate)
+        self.provide()
         self.run()
         self.emit_checked()
         self.emit_no_memory()
         f.finish()
 
+    def find_out(self) -> str:
+        """The value of `out=`, null where no argument has a name; any other name is checked."""
+        f = self.f
+        unnamed = f.emit("icmp eq ptr %names, null")
+        before = f.block
+        f.branch_if(unnamed, "arguments", "named")
+        f.label("named")
+        size = self.at("%names", TUPLE_SIZE, "i64")
+        self.require(f.emit(f"icmp eq i64 {size}, 1"), "checked")
+        name = self.at("%names", TUPLE_ITEMS)
+        self.require(f.emit(f"icmp eq ptr {name}, {self.word(Word.OUT_NAME)}"), "checked")
+        where = f.emit(f"getelementptr ptr, ptr %args, i64 {self.n_inputs}")
+        value = f.emit(f"load ptr, ptr {where}")
+        last = f.block
+        f.branch("arguments")
+        f.label("arguments")
+        return f.emit(f"phi ptr [ null, %{before} ], [ {value}, %{last} ]")
+
     def match_input(self, index: str) -> None:
         """Compares an argument with its record; stores its data pointer in the buffer table."""
+        value = self.f.emit(
+            f"load ptr, ptr {self.f.emit(f'getelementptr ptr, ptr %args, i64 {index}')}"
+        )
+        record = self.record(Word.INPUTS, index, RECORD_WORDS)
+        self.match(value, record, FLAG_C_CONTIGUOUS | FLAG_ALIGNED)
+
+    def match(self, value: str, record: str, wanted: int) -> None:
+        """Compares an object with a record: an array of its type and dims, with these flags."""
         f = self.f
-        value = f.emit(f"load ptr, ptr {f.emit(f'getelementptr ptr, ptr %args, i64 {index}')}")
         kind = self.at(value, OBJECT_TYPE)
         self.require(f.emit(f"icmp eq ptr {kind}, {self.ndarray_type}"), "checked")
-        record = self.record(Word.INPUTS, index, RECORD_WORDS)
-        descr, expected = self.at(value, NDARRAY_DESCR), self.at(record, 8 * InputRecord.DESCR)
+        descr, expected = self.at(value, NDARRAY_DESCR), self.at(record, 8 * ArrayRecord.DESCR)
         same = f.emit(f"icmp eq ptr {descr}, {expected}")
-        ndim = self.at(record, 8 * InputRecord.NDIM, "i64")
+        ndim = self.at(record, 8 * ArrayRecord.NDIM, "i64")
         found = f.emit(f"zext i32 {self.at(value, NDARRAY_NDIM, 'i32')} to i64")
         rank = f.emit(f"icmp eq i64 {found}, {ndim}")
-        wanted = FLAG_C_CONTIGUOUS | FLAG_ALIGNED
         flags = f.emit(f"and i32 {self.at(value, NDARRAY_FLAGS, 'i32')}, {wanted}")
         is_dense = f.emit(f"icmp eq i32 {flags}, {wanted}")
         both = f.emit(f"and i1 {same}, {rank}")
         self.require(f.emit(f"and i1 {both}, {is_dense}"), "checked")
-        shape, bound = self.at(value, NDARRAY_SHAPE), self.at(record, 8 * InputRecord.SHAPE)
+        shape, bound = self.at(value, NDARRAY_SHAPE), self.at(record, 8 * ArrayRecord.SHAPE)
 
         def match_dim(axis: str) -> None:
             sizes = [
@@ -204,14 +231,80 @@ class _Entry:
             self.require(f.emit(f"icmp eq i64 {sizes[0]}, {sizes[1]}"), "checked")
 
         self.loop(ndim, match_dim)
-        self.set_buffer(record, InputRecord.BUFFER, value)
+        self.set_buffer(record, value)
+
+    def match_out(self, out: str) -> str:
+        """Where the arrays of `out=` stand, each of which fits its record and shares memory with no
+        input, no state and no other; null without `out=`."""
+        f = self.f
+        before = f.block
+        f.branch_if(f.emit(f"icmp eq ptr {out}, null"), "no_out", "given")
+        f.label("given")
+        single = f.emit(f"icmp ne i64 {self.word(Word.SINGLE, 'i64')}, 0")
+        bare = f.emit(f"getelementptr ptr, ptr %args, i64 {self.n_inputs}")
+        given = f.block
+        f.branch_if(single, "listed", "several_out")
+        f.label("several_out")
+        kind = self.at(out, OBJECT_TYPE)
+        self.require(f.emit(f"icmp eq ptr {kind}, {self.word(Word.TUPLE_TYPE)}"), "checked")
+        size = self.at(out, TUPLE_SIZE, "i64")
+        self.require(f.emit(f"icmp eq i64 {size}, {self.n_outputs}"), "checked")
+        behind = f.emit(f"getelementptr i8, ptr {out}, i64 {TUPLE_ITEMS}")
+        several = f.block
+        f.branch("listed")
+        f.label("listed")
+        items = f.emit(f"phi ptr [ {bare}, %{given} ], [ {behind}, %{several} ]")
+
+        def match(index: str) -> None:
+            value = f.emit(
+                f"load ptr, ptr {f.emit(f'getelementptr ptr, ptr {items}, i64 {index}')}"
+            )
+            record = self.record(Word.OUTPUTS, index, RECORD_WORDS)
+            self.match(value, record, FLAG_C_CONTIGUOUS | FLAG_ALIGNED | FLAG_WRITEABLE)
+            mine = self.range_of(record)
+
+            def apart_from_cell(cell: str) -> None:
+                other = self.record(Word.CELLS, cell, CELL_RECORD_WORDS)
+                start = self.at(other, 8 * CellRecord.START, "i64")
+                self.apart(mine, (start, self.at(other, 8 * CellRecord.STOP, "i64")))
+
+            def apart_from(table: Word) -> Callable[[str], None]:
+                return lambda i: self.apart(
+                    mine, self.range_of(self.record(table, i, RECORD_WORDS))
+                )
+
+            self.loop(self.n_inputs, apart_from(Word.INPUTS))
+            self.loop(index, apart_from(Word.OUTPUTS))
+            self.loop(self.n_cells, apart_from_cell)
+
+        self.loop(self.n_outputs, match)
+        last = f.block
+        f.branch("no_out")
+        f.label("no_out")
+        return f.emit(f"phi ptr [ null, %{before} ], [ {items}, %{last} ]")
+
+    def range_of(self, record: str) -> tuple[str, str]:
+        """Where the memory of the array in a record's buffer starts and stops."""
+        f = self.f
+        buffer = self.at(record, 8 * ArrayRecord.BUFFER, "i64")
+        slot = f.emit(f"getelementptr i64, ptr {self.buffers}, i64 {buffer}")
+        start = f.emit(f"load i64, ptr {slot}")
+        size = self.at(record, 8 * ArrayRecord.BYTES, "i64")
+        return start, f.emit(f"add i64 {start}, {size}")
+
+    def apart(self, a: tuple[str, str], b: tuple[str, str]) -> None:
+        """Goes on where two ranges share no byte, else to the checked path, which copies."""
+        f = self.f
+        before = f.emit(f"icmp ule i64 {a[1]}, {b[0]}")
+        behind = f.emit(f"icmp ule i64 {b[1]}, {a[0]}")
+        self.require(f.emit(f"or i1 {before}, {behind}"), "checked")
 
     def record(self, table: Word, index: str, words: int) -> str:
         offset = self.f.emit(f"mul nuw i64 {index}, {8 * words}")
         return self.f.emit(f"getelementptr i8, ptr {self.word(table)}, i64 {offset}")
 
-    def set_buffer(self, record: str, field: InputRecord | OutputRecord, array: str) -> None:
-        buffer = self.at(record, 8 * field, "i64")
+    def set_buffer(self, record: str, array: str) -> None:
+        buffer = self.at(record, 8 * ArrayRecord.BUFFER, "i64")
         slot = self.f.emit(f"getelementptr ptr, ptr {self.buffers}, i64 {buffer}")
         self.f.stmt(f"store ptr {self.at(array, NDARRAY_DATA)}, ptr {slot}")
 
@@ -260,13 +353,33 @@ class _Entry:
 
         self.loop(self.n_cells, release)
 
+    def provide(self) -> None:
+        """The arrays of the results: those of `out=`, or new ones."""
+        f = self.f
+        f.branch_if(f.emit(f"icmp eq ptr {self.items}, null"), "new_arrays", "their_arrays")
+        f.label("their_arrays")
+
+        def hold(index: str) -> None:
+            where = f.emit(f"getelementptr ptr, ptr {self.items}, i64 {index}")
+            array = f.emit(f"load ptr, ptr {where}")
+            f.stmt(f"call void {self.word(Word.INC_REF)}(ptr {array})")
+            slot = f.emit(f"getelementptr ptr, ptr {self.outputs}, i64 {index}")
+            f.stmt(f"store ptr {array}, ptr {slot}")
+
+        self.loop(self.n_outputs, hold)
+        f.branch("provided")
+        f.label("new_arrays")
+        self.loop(self.n_outputs, self.allocate)
+        f.branch("provided")
+        f.label("provided")
+
     def allocate(self, index: str) -> None:
         """A new array of the bound shape; its data pointer goes to the buffer table."""
         f = self.f
         record = self.record(Word.OUTPUTS, index, RECORD_WORDS)
-        ndim = f.emit(f"trunc i64 {self.at(record, 8 * OutputRecord.NDIM, 'i64')} to i32")
-        number = f.emit(f"trunc i64 {self.at(record, 8 * OutputRecord.TYPE_NUM, 'i64')} to i32")
-        shape = self.at(record, 8 * OutputRecord.SHAPE)
+        ndim = f.emit(f"trunc i64 {self.at(record, 8 * ArrayRecord.NDIM, 'i64')} to i32")
+        number = f.emit(f"trunc i64 {self.at(record, 8 * ArrayRecord.TYPE_NUM, 'i64')} to i32")
+        shape = self.at(record, 8 * ArrayRecord.SHAPE)
         array = f.emit(
             f"call ptr {self.word(Word.ARRAY_NEW)}(ptr {self.ndarray_type}, i32 {ndim}, "
             f"ptr {shape}, i32 {number}, ptr null, ptr null, i32 0, i32 0, ptr null)"
@@ -275,7 +388,7 @@ class _Entry:
         f.stmt(f"store ptr {array}, ptr {slot}")
         self.made = index
         self.require(f.emit(f"icmp ne ptr {array}, null"), "no_memory")
-        self.set_buffer(record, OutputRecord.BUFFER, array)
+        self.set_buffer(record, array)
 
     def drop_outputs(self, count: str) -> None:
         def drop(index: str) -> None:
