@@ -1,5 +1,5 @@
 """Packing for convolution: the panel of source values that taps and positions meet in (im2col,
-a block at a time, straight from the image), weights, and rows of a gradient."""
+a block at a time, straight from the image), and weights."""
 
 from __future__ import annotations
 
@@ -249,47 +249,6 @@ def require_pack_weights(module: Module, element: Element) -> str:
             value = f.load(element.memory, turn.values[0])
             f.store(element.memory, value, f.at(dst, turn.index))
             turn.following = [f.at(turn.values[0], w_row)]
-    f.leave()
-    f.finish()
-    return name
-
-
-def require_pack_rows(module: Module, element: Element) -> str:
-    """Makes sure of `void @sg_conv_rows_<dtype>(src, image, channel, positions, dst, dst_rs,
-    rows, q0, count)`.
-
-    dst[r * dst_rs + l] = src[n * image + r * channel + p] of position q0 + l = n * positions + p,
-    l < count; dst_rs as in `require_pack_source`.
-    """
-    name = f"sg_conv_rows_{element.dtype}"
-    if module.has(name):
-        return name
-    params = "ptr src, i64 image, i64 channel, i64 positions, ptr dst, i64 dst_rs, i64 rows, i64 q0"
-    f = Code(module, name, params + ", i64 count", element)
-    ty, lanes = element.memory_vector, element.lanes
-    with f.carrying(0, "%count") as piece:
-        q = f.add("%q0", piece.index)
-        n, p = f.div(q, "%positions"), f.rem(q, "%positions")
-        length = f.minimum(f.sub("%positions", p), f.sub("%count", piece.index))
-        src = f.at("%src", f.add(f.mul(n, "%image"), p))
-        dst = f.at("%dst", piece.index)
-        with f.carrying(0, "%rows", ("ptr", src), ("ptr", dst)) as row:
-            source, target = row.values
-            whole = f.emit(f"and i64 {length}, {-lanes}")
-            with f.loop(0, whole, lanes) as at:
-                f.store(ty, f.load(ty, f.at(source, at)), f.at(target, at))
-            with f.when(f.compare("slt", whole, length)):
-                tail_src, tail_dst = f.at(source, whole), f.at(target, whole)
-                if element.has_masks:
-                    mask = f.mask(f.sub(length, whole))
-                    f.store(ty, f.masked_load(tail_src, mask), tail_dst)
-                else:
-                    f.store(ty, "zeroinitializer", tail_dst)
-                    with f.loop(0, f.sub(length, whole)) as at:
-                        value = f.load(element.memory, f.at(tail_src, at))
-                        f.store(element.memory, value, f.at(tail_dst, at))
-            row.following = [f.at(source, "%channel"), f.at(target, "%dst_rs")]
-        piece.step = length
     f.leave()
     f.finish()
     return name
