@@ -32,6 +32,7 @@ def environment(threads: int, extra: Mapping[str, str] | None = None) -> dict[st
     for name in ("JAX_ENABLE_X64", "JAX_COMPILATION_CACHE_DIR", "STATICGRAD_ENTRY",
                  "STATICGRAD_VECTOR_BITS", "STATICGRAD_CACHE", "PYTHONPATH"):  # fmt: skip
         found.pop(name, None)
+    found.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     found["JAX_PLATFORMS"] = "cpu"
     if threads == 1:
         flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"

@@ -43,6 +43,8 @@ def both_ways(
             else:
                 patch.setattr(blocks, "LEAST_ELEMENTS", limit)
                 patch.setattr(blocks, "LEAST_ROW", limit)
+                patch.setattr(blocks, "LEAST_STREAM", limit)
+                patch.setattr(blocks, "TILE_COLUMNS", 4096)
             for threads in (1, 3):
                 program = sg.compile([x], results, threads=threads)
                 assert any(n.endswith("_blocks") for n in kernels(program)) == (limit is not None)
@@ -102,7 +104,16 @@ def test_stages_and_what_has_the_full_shape(
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
 @pytest.mark.parametrize(
     ("shape", "axis"),
-    [((1000, 70), 0), ((5, 300, 33), 1), ((3, 5, 257, 7), 2), ((40, 30, 11), (0, 1))],
+    [
+        ((1000, 70), 0),
+        ((5, 300, 33), 1),
+        ((3, 5, 257, 7), 2),
+        ((40, 30, 11), (0, 1)),
+        ((17, 100, 90), 0),
+        ((20, 9001), 0),
+        ((2, 65, 3, 8192), 1),
+        ((5, 18, 4, 5000), (0, 2)),
+    ],
     ids=str,
 )
 def test_of_columns(
