@@ -183,6 +183,8 @@ def test_wrong_arguments_are_named() -> None:
         sg.compile([x], x, mode="fast")
     with pytest.raises(sg.ArgumentError, match="fusion"):
         sg.compile([x], x, disable=["fusion"])
+    with pytest.raises(sg.ArgumentError, match="expected a list of names of passes, got 'fuse'"):
+        sg.compile([x], x, disable="fuse")
 
 
 def test_dims_that_must_agree_are_asked_at_the_call() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from staticgrad_runtime import Executable, loader
-from staticgrad_runtime.cache import DiskCache, default_root
+from staticgrad_runtime.cache import DiskCache, default_root, remembers_graphs
+from staticgrad_runtime.errors import ArgumentError
 
 from tests import runtime_programs as programs
 
@@ -179,6 +180,16 @@ def test_the_environment_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("STATICGRAD_CACHE", "0")
     assert default_root() is None
     assert DiskCache.default() is None
+    for unset in ("", "1"):
+        monkeypatch.setenv("STATICGRAD_CACHE", unset)
+        assert default_root() == tmp_path / "home" / ".cache" / "staticgrad"
+        assert remembers_graphs()
+    monkeypatch.setenv("STATICGRAD_CACHE", "objects")
+    assert default_root() is not None and not remembers_graphs()
+    monkeypatch.setenv("STATICGRAD_CACHE", "off")
+    for asks in (default_root, remembers_graphs):
+        with pytest.raises(ArgumentError, match="expected 0, 1 or objects"):
+            asks()
 
 
 def test_one_store_in_64_looks_at_all_entries(

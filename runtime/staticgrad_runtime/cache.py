@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .artifact import Artifact
-from .errors import ArtifactError
+from .errors import ArgumentError, ArtifactError
 
 ENTRY_VERSION = 1
 _MAGIC = b"SGCACHE\n"
@@ -32,9 +32,17 @@ _STORES_PER_SWEEP = 64  # listing the directory costs about 1 ms per 1,000 entri
 _STALE_SECONDS = 3600  # temporary files of writers that died
 
 
+def _setting() -> str:
+    """STATICGRAD_CACHE: 0 for no cache, objects for object code alone, 1 or nothing for all."""
+    found = os.environ.get("STATICGRAD_CACHE", "") or "1"
+    if found not in ("0", "1", "objects"):
+        raise ArgumentError(f"STATICGRAD_CACHE={found!r}: expected 0, 1 or objects")
+    return found
+
+
 def default_root() -> Path | None:
     """$STATICGRAD_CACHE_DIR, else staticgrad in the XDG cache; None if STATICGRAD_CACHE is 0."""
-    if os.environ.get("STATICGRAD_CACHE") == "0":
+    if _setting() == "0":
         return None
     asked = os.environ.get("STATICGRAD_CACHE_DIR")
     if asked:
@@ -52,10 +60,7 @@ def remembers_graphs() -> bool:
     """Whether programs are found by their graphs, without a pass; STATICGRAD_CACHE=objects keeps
     object code alone, for who changes passes in a running process, and STATICGRAD_VERIFY=1, which
     wants every pass to run, does so too."""
-    return (
-        os.environ.get("STATICGRAD_CACHE") != "objects"
-        and os.environ.get("STATICGRAD_VERIFY") != "1"
-    )
+    return _setting() != "objects" and os.environ.get("STATICGRAD_VERIFY") != "1"
 
 
 def _is_ours(status: os.stat_result) -> bool:

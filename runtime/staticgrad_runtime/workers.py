@@ -46,8 +46,8 @@ def thread_count(threads: Any = None) -> int:
     """The number of threads to use: `threads`, else STATICGRAD_NUM_THREADS, else as many as there
     are cores that this process may use. Raises ArgumentError."""
     if threads is None:
-        text = os.environ.get(NUM_THREADS)
-        if text is None:
+        text = os.environ.get(NUM_THREADS, "").strip()
+        if not text:
             return min(usable_cpus(), MAX_THREADS)
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_THREADS):
             raise ArgumentError(

@@ -63,11 +63,13 @@ def compile(
               process may use. Results have the same bits whatever it is
     check     "nan": a step that computes a NaN raises, names the line, and changes nothing
     cache     whether the program is kept on disk, so that the next process need not compile it
-    disable   names of passes to leave out, for comparison
+    disable   names of passes to leave out, for comparison: `["fuse"]`; an unknown one raises an
+              error that lists them
     mode      "native", or "reference" for the slow NumPy interpreter
 
     Raises `GraphError`, `ArgumentError`, `UnsupportedError`; calls raise `BindError` for arrays
-    that do not fit and `ExecutionError` for data that a kernel refuses.
+    that do not fit and `ExecutionError` for data that a kernel refuses. A call returns new arrays,
+    or those of `out=`: an array for a bare output, else a sequence of arrays (None: a new one).
     """
     graph, effects = tapped(Graph(inputs, outputs, updates), training)
     threads = thread_count(threads)
@@ -145,7 +147,7 @@ def compile_stages(
     from staticgrad.passes.schedule import schedule
 
     target = host_target()
-    off = tuple(disable)
+    off = disable if isinstance(disable, str) else tuple(disable)  # `run_pipeline` refuses a str
     start = time.perf_counter()
     final = run_pipeline(
         graph, training=training, disable=off, observe=observe, also=LATE_PASSES,

@@ -51,8 +51,8 @@ LEAST_ROW = 1024
 # page: 64 times 512 x 512 took 2.5 ms instead of 1.6.
 LEAST_ROWS, MOST_COLUMNS = 256, 4096
 # Or so many elements that they come from memory, of at least so many rows; and the columns whose
-# results stay in the second cache: the longer the pieces of a row, the less memory waits (64 rows of
-# 1 MiB on one thread: 4.9 ms in pieces of 16 KiB, 4.2 of 128 KiB).
+# results stay in the second cache: the longer the pieces of a row, the less memory waits (64 rows
+# of 1 MiB on one thread: 4.9 ms in pieces of 16 KiB, 4.2 of 128 KiB).
 LEAST_STREAM, LEAST_STREAM_ROWS = 1 << 20, 16
 TILE_COLUMNS = 32768
 
