@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import staticgrad as sg
 from staticgrad.ir.graph import Graph
+from staticgrad.nn import functional as F
 from staticgrad.passes.canonicalize import canonicalize
 from staticgrad.passes.simplify import simplify
 
 from .pass_checks import assert_close, assert_same_bits, run, verified
 
-F = sg.nn.functional
 WINDOWS: list[dict[str, Any]] = [
     {"kernel_size": 2},
     {"kernel_size": 3, "stride": 2, "padding": 1},
@@ -140,3 +140,16 @@ def test_few_channels_stay_as_they_are(channels: int) -> None:
     """Vectors of 16 would be less than three quarters full."""
     after = simplify(canonicalize(behind_pool("N", 10, 13, channels)))
     assert "max_pool_grad" in [n.op for n in after.nodes]
+
+
+def test_pools_of_width_one() -> None:
+    """The sums over windows then have axes of size 1 beside the short one."""
+    rng = np.random.default_rng(1)
+    shapes = [(4, 3, 2, 2), (16, 3, 1, 1), (16,)]
+    x, w, b = (sg.input(name, shape) for name, shape in zip("xwb", shapes))
+    h = F.max_pool2d(F.conv2d(x, w, b), 2)
+    gradients = sg.gradients(sg.sum(sg.square(sg.relu(h))), [x, w, b])
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    wanted = sg.compile([x, w, b], gradients, mode="reference")(*arrays)
+    for got, want in zip(sg.compile([x, w, b], gradients)(*arrays), wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)

@@ -151,3 +151,23 @@ def test_small_and_plain_ones_stay_one_kernel() -> None:
     assert not any("blocks" in name for name in kernels(program))
     large = sg.input("x", (1000, 1000))
     assert kernels(sg.compile([large], sg.sum(large))) == ["sum", "sum_blocks"]
+
+
+@pytest.mark.parametrize(
+    "shape", [(9, 3, 1), (1, 9, 3, 1), (9, 1, 3), (9, 1, 3, 1), (12, 1, 5)], ids=str
+)
+@pytest.mark.parametrize("disable", [(), ("canonicalize",), ("canonicalize", "fuse")], ids=str)
+def test_short_rows_beside_axes_of_one(shape: tuple[int, ...], disable: tuple[str, ...]) -> None:
+    """Without `canonicalize`, and behind what makes sums later, such axes reach the lowering."""
+    array = np.random.default_rng(5).normal(size=shape).astype(np.float32)
+    axes = tuple(i for i, n in enumerate(shape) if n < 9 and i)
+    x = sg.input("x", shape)
+    y = sg.where(x > 0, 2 * x, 0)
+    program = sg.compile([x], [y, sg.sum(y, axis=axes), sg.max(x, axis=axes)], disable=disable)
+    expected = np.where(array > 0, 2 * array, 0)
+    found = program(array)
+    np.testing.assert_array_equal(found[0], expected)
+    np.testing.assert_allclose(found[1], expected.sum(axes), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(found[2], array.max(axes))
+    reference = sg.compile([x], [sg.sum(y, axis=axes)])(array)[0]
+    assert reference.tobytes() == found[1].tobytes()

@@ -40,7 +40,10 @@ def failure_hook(manifest: Manifest) -> Hook:
         if error is not None:
             if error.location:
                 error.args = (f"{error} ({error.location})",)
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it knows this frame, and so the arrays: a circle that lives on
 
     return fail
 

@@ -80,8 +80,9 @@ class Space:
 
     @property
     def is_short(self) -> bool:
-        """Whether the last axis alone is reduced, and is written out."""
-        if not self.kept or len(self.reduced) != 1 or len(self.shape) - 1 not in self.axes:
+        """Whether the last axis alone is reduced, and is written out. Another one that is reduced
+        beside a last one of size 1 takes lanes: the order is the same."""
+        if not self.kept or [name for name, _ in self.reduced] != [f"d{len(self.shape) - 1}"]:
             return False
         extent, last_kept = self.reduced[0][1], self.kept[-1][1]
         wide = not isinstance(last_kept, int) or last_kept > SHORT_ROW
@@ -222,13 +223,13 @@ class ReduceLowering:
         puller = Puller(self.body.inside, self._outside, known)
         for n in self.reductions:
             known[n.results[0]] = lambda at, n=n: _folded(  # type: ignore[misc]
-                n, [puller.pull(n.operands[0], (*space.row, j)) for j in range(extent)]
+                n, [puller.pull(n.operands[0], (*space.at[:-1], j)) for j in range(extent)]
             )
         statements: list[Stmt] = []
         for inner, outer in full:
             buffer = self.lowerer.result_buffer(outer)
             for j in range(extent):
-                at = (*space.row, j)
+                at = (*space.at[:-1], j)
                 value = puller.pull(inner, at)
                 statements.append(self.draft.store(buffer, linear(at, outer.shape), value))
         for inner, outer in rows:
