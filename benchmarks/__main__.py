@@ -149,9 +149,17 @@ def compare_command(arguments: list[str]) -> int:
 def page_command(arguments: list[str]) -> int:
     made = argparse.ArgumentParser(prog="python -m benchmarks page", description=page.__doc__)
     made.add_argument("results", help="results.json of a run")
-    document = results.read(made.parse_args(arguments).results)
-    if document["quick"]:
+    made.add_argument(
+        "--first", metavar="RESULTS", help="take first calls and memory from this run, where the "
+        "other has none",
+    )  # fmt: skip
+    given = made.parse_args(arguments)
+    document = results.read(given.results)
+    other = None if given.first is None else results.read(given.first)
+    if document["quick"] or (other is not None and other["quick"]):
         raise UsageError("a quick run's figures are not for publishing; run without --quick")
+    if other is not None:
+        document = page.with_first_calls(document, other)
     for path in page.write(document):
         print(f"wrote {path}")
     return OK

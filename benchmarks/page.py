@@ -12,6 +12,23 @@ PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "images" / "performance.svg"
 
 
+def with_first_calls(document: Document, other: Document) -> Document:
+    """The document with the first calls and the memory of another run, where it has none."""
+    others = {(r["workload"], r["threads"]): r["frameworks"] for r in other["results"]}
+    results = []
+    for r in document["results"]:
+        found = others.get((r["workload"], r["threads"]), {})
+        frameworks = {
+            name: {
+                **{k: found[name][k] for k in ("first", "memory") if k in found.get(name, {})},
+                **f,
+            }
+            for name, f in r["frameworks"].items()
+        }
+        results.append({**r, "frameworks": frameworks})
+    return {**document, "results": results, "first_calls": other["created"]}
+
+
 def page(document: Document, picture: str | None) -> str:
     """The page's text; `picture` is the link to the picture."""
     host = document["host"]
@@ -27,6 +44,10 @@ def page(document: Document, picture: str | None) -> str:
             f"Versions: {report.versions_line(document)}",
             f"Run: {document['created']}; {document['repetitions']} repetitions of at least "
             f"{1e3 * document['repetition_s']:g} ms",
+            *(
+                [f"First calls and memory: a run of {document['first_calls']}"]
+                if "first_calls" in document else []
+            ),
             *(f"Ceilings, {line}" for line in report.ceiling_lines(document)),
         ]),
         "## In short",

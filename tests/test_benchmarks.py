@@ -217,6 +217,22 @@ def test_reports_are_made_of_a_document(document: results.Document, tmp_path: Pa
     assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_first_calls_may_come_from_another_run(document: results.Document, tmp_path: Path) -> None:
+    bare = copy.deepcopy(document)
+    for r in bare["results"]:
+        for found in r["frameworks"].values():
+            found.pop("first", None)
+            found.pop("memory", None)
+    assert "First call" not in page.page(bare, None)
+    both = page.with_first_calls(bare, document)
+    text = page.page(both, None)
+    assert "## First call" in text and f"a run of {document['created']}" in text
+    for r, whole in zip(both["results"], document["results"], strict=True):
+        for name, found in r["frameworks"].items():
+            assert found.get("first") == whole["frameworks"][name].get("first")
+            assert found.get("time") == whole["frameworks"][name].get("time")
+
+
 def test_documents_of_before_are_reported(document: results.Document) -> None:
     """Those without bounds, and without what other frameworks tell of their memory."""
     older = copy.deepcopy(document)
