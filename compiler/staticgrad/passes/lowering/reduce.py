@@ -222,8 +222,10 @@ class ReduceLowering:
         known: dict[Value, Callable[[At], Expr]] = {}
         puller = Puller(self.body.inside, self._outside, known)
         for n in self.reductions:
-            known[n.results[0]] = lambda at, n=n: _folded(  # type: ignore[misc]
-                n, [puller.pull(n.operands[0], (*space.at[:-1], j)) for j in range(extent)]
+            known[n.results[0]] = (
+                lambda at, n=n: _folded(  # type: ignore[misc]
+                    n, [puller.pull(n.operands[0], (*space.at[:-1], j)) for j in range(extent)]
+                )
             )
         statements: list[Stmt] = []
         for inner, outer in full:
