@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from . import workers
 from .arena import ALIGN_BYTES
-from .artifact import InputSpec, Manifest
+from .artifact import InputSpec, Manifest, OutputSpec
 from .context import GIL_RELEASE_NS
 from .dims import (
     Dim,
@@ -45,6 +48,8 @@ class Binding:
     dims: dict[str, int]
     input_shapes: list[Shape]
     output_shapes: list[Shape]
+    input_bytes: list[int]
+    output_bytes: list[int]
     plan: Plan
     flops: int
     bytes: int
@@ -176,6 +181,8 @@ class Binder:
             dims,
             shapes[0],
             shapes[1],
+            _bytes(manifest.inputs, shapes[0]),
+            _bytes(manifest.outputs, shapes[1]),
             self._planner.solve(sizes),
             evaluate_int(cost.flops, dims),
             evaluate_int(cost.bytes, dims),
@@ -203,6 +210,10 @@ def _shape(shape: Sequence[Dim], values: Mapping[str, int], name: str) -> Shape:
     if min(bound, default=0) < 0:
         raise BindError(f"{name!r}: shape {shape_text(shape)} is {bound} at {dict(values)}")
     return bound
+
+
+def _bytes(specs: Sequence[InputSpec | OutputSpec], shapes: Sequence[Shape]) -> list[int]:
+    return [math.prod(shape) * np.dtype(spec.dtype).itemsize for spec, shape in zip(specs, shapes)]
 
 
 def _mismatch(

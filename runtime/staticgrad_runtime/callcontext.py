@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -69,10 +68,6 @@ class CallContext:
         self._outputs, self._output_shapes = _records(manifest.outputs)
         self._arrays = aligned_words(len(manifest.outputs))
         self._single = manifest.single
-        self._item_bytes = tuple(
-            np.array([np.dtype(spec.dtype).itemsize for spec in specs], np.int64)
-            for specs in (manifest.inputs, manifest.outputs)
-        )
         self._interface: NativeInterface | None = None
         self._cells = aligned_words(CELL_RECORD_WORDS * len(cells))
         for i, (spec, cell) in enumerate(zip(manifest.state, cells)):
@@ -132,15 +127,10 @@ class CallContext:
         self._dims[: len(binding.dims)] = list(binding.dims.values())
         _fill(self._input_shapes, binding.input_shapes)
         _fill(self._output_shapes, binding.output_shapes)
-        for records, shapes, item_bytes in zip(
-            (self._inputs, self._outputs),
-            (binding.input_shapes, binding.output_shapes),
-            self._item_bytes,
-        ):
-            sizes = np.array([math.prod(shape) for shape in shapes], np.int64)
-            records[ArrayRecord.BYTES :: RECORD_WORDS] = sizes * item_bytes
+        self._inputs[ArrayRecord.BYTES :: RECORD_WORDS] = binding.input_bytes
+        self._outputs[ArrayRecord.BYTES :: RECORD_WORDS] = binding.output_bytes
         if self._interface is not None:
-            largest = int(self._outputs[ArrayRecord.BYTES :: RECORD_WORDS].max(initial=0))
+            largest = max(binding.output_bytes, default=0)
             self.words[Word.ARRAY_NEW] = array_new(self._interface, largest)
         self.words[Word.RELEASE_GIL] = binding.release_gil
         self.words[Word.THREADS] = binding.threads

@@ -21,7 +21,7 @@ from staticgrad.ir.errors import ArgumentError
 from staticgrad.ir.graph import Graph as IrGraph
 from staticgrad.ir.graph import subgraphs
 from staticgrad.kernels.program import Program
-from staticgrad.ops.public import public
+from staticgrad.ops.public import listed, public
 from staticgrad.ops.tensor import Tensor
 
 from .custom import CFunction, c_functions_of
@@ -147,7 +147,7 @@ def compile_stages(
     from staticgrad.passes.schedule import schedule
 
     target = host_target()
-    off = disable if isinstance(disable, str) else tuple(disable)  # `run_pipeline` refuses a str
+    off = listed(disable, "disable", "names of passes")
     start = time.perf_counter()
     final = run_pipeline(
         graph, training=training, disable=off, observe=observe, also=LATE_PASSES,
@@ -187,8 +187,7 @@ def build(
     threads: int | None = None, cache: bool = True, disable: Iterable[str] = (),
 ) -> Executable:  # fmt: skip
     """The program of a graph as it is; `effects` follow each call."""
-    if not isinstance(disable, str):  # a str is refused where the names are checked
-        disable = tuple(disable)
+    disable = listed(disable, "disable", "names of passes")
     store = _store() if cache else None
     key, found = None, None
     compile_ms: dict[str, float] = {}
@@ -212,7 +211,7 @@ def build(
         executable.on_failure = failure_hook(artifact.manifest)
     compile_ms["load"] = 1e3 * (time.perf_counter() - start)
     count_code_generation(compile_ms.get("codegen", 0.0))
-    executable.source = (graph, training, tuple(disable))
+    executable.source = (graph, training, disable)
     executable.compile_ms = compile_ms
     executable._text = text
     return executable

@@ -21,6 +21,7 @@ from staticgrad_runtime.artifact import Manifest
 from staticgrad.codegen.assemble import assembly_text
 from staticgrad.ir.errors import BindError
 from staticgrad.ir.graph import Graph
+from staticgrad.ops.public import listed
 
 REPORT = "report.json"
 REPORT_VERSION = 1
@@ -41,7 +42,7 @@ def dump_stages(
     """
     from .compile import compile_graph, compile_stages
 
-    off = tuple(disable)
+    off = listed(disable, "disable", "names of passes")
     out = _Directory(os.fspath(directory))
     passes: list[dict[str, Any]] = []
 

@@ -61,7 +61,7 @@ def graph_key(
 ) -> GraphKey | None:
     """The key of a compilation, None where it has none."""
     versions = code_versions()
-    if versions is None or isinstance(disable, str):
+    if versions is None:
         return None
     try:
         walk = _Walk(graph)

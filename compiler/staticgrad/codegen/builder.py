@@ -203,9 +203,6 @@ class Function:
     def stmt(self, text: str) -> None:
         self._lines.append(f"  {text}")
 
-    def comment(self, text: str) -> None:
-        self._lines.append(f"  ; {text}")
-
     def new_label(self, hint: str = "b") -> str:
         self._labels += 1
         return f"{hint}{self._labels}"

@@ -14,7 +14,7 @@ neither the other sizes nor the strides, the path taken, or the rectangle asked 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from staticgrad.ir.dim import DimLike
 
@@ -281,7 +281,10 @@ def _require_blocked(module: Module, element: Element) -> str:
             x["block_c"] = f.at(x["c"], f.mul(jc, x["c_cs"]))
             _emit_single_rows(f, x)
             _emit_pack_unit(f, x)
-            _emit_strips(f, x, jc, pc)
+            emit_strips(
+                f, x, pc, x["whole_k"], lambda i, rows: _emit_strip(f, x, i, rows),
+                lambda first, stop: _emit_finish(f, x, jc, first, stop),
+            )  # fmt: skip
     f.leave()
     f.finish()
     return name
@@ -396,42 +399,55 @@ def _emit_pack_unit(f: Emitter, x: Frame) -> None:
                ("i64", x["k"]), ("i64", f.div(x["cols"], nr)))  # fmt: skip
 
 
-def _emit_strips(f: Emitter, x: Frame, jc: str, pc: str) -> None:
-    """Takes strip after strip of A through the block of B, and calls the epilogue for what is
-    finished."""
+def emit_strips(
+    f: Emitter, x: Frame, pc: str, whole_k: str,
+    strip: Callable[[str, str], None], finish: Callable[[str, str], None],
+) -> None:  # fmt: skip
+    """Takes strip after strip of A through a block of B: `strip(row, rows)`. Behind the last block
+    of k, `finish(first, stop)` for rows that are finished."""
     mr, _ = tile_shape(f.module.target, f.element.dtype)
     rows = f.reserve()
     with f.fold(0, x["m"], rows, "i64", "0") as (i, (finished,), carry):
         most = f.select(f.compare("slt", i, x["tiled_rows"]), mr, EDGE_ROWS)
         left = f.sub(x["m"], i)
         f.assign(rows, f"select i1 {f.compare('slt', left, most)}, i64 {left}, i64 {most}")
-        _emit_strip(f, x, i, rows)
+        strip(i, rows)
         stop = f.add(i, rows)
         enough = f.compare("sge", f.mul(f.sub(stop, finished), x["cols"]), EPILOGUE_ELEMS)
-        last = f.compare("sge", f.add(pc, x["kc"]), x["whole_k"])
+        last = f.compare("sge", f.add(pc, x["kc"]), whole_k)
         ready = f.both(last, f.either(enough, f.compare("eq", stop, x["m"])))
         with f.when(ready):
-            swap, end = x["swap"], f.add(jc, x["cols"])
-            r0, r1 = f.select(swap, jc, finished), f.select(swap, end, stop)
-            c0, c1 = f.select(swap, finished, jc), f.select(swap, stop, end)
-            emit_finished(f, f.add(x["r0"], r0), f.add(x["r0"], r1), f.add(x["c0"], c0),
-                           f.add(x["c0"], c1))  # fmt: skip
+            finish(finished, stop)
         carry(f.select(ready, stop, finished))
+
+
+def emit_strip_of_a(f: Emitter, x: Frame, i: str, rows: str) -> str:
+    """Where the strip of A from row i lies: in its place, or copied."""
+    mr, _ = tile_shape(f.module.target, f.element.dtype)
+    x["a_rs"], x["a_cs"] = x["a_row"], x["a_col"]
+    lying, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), emit_room(f, x)
+    copied = f.both(x["copied"], f.compare("eq", rows, mr))
+    with f.when(copied):
+        copy = require_pack_strip(f.module, f.element)
+        f.call(copy, ("ptr", x.pointer), ("ptr", lying), ("i64", x["a_row"]), ("i64", x["a_col"]),
+               ("ptr", room), ("i64", x["k"]))  # fmt: skip
+    return f.select(copied, room, lying, "ptr")
+
+
+def _emit_finish(f: Emitter, x: Frame, jc: str, first: str, stop: str) -> None:
+    swap, end = x["swap"], f.add(jc, x["cols"])
+    r0, r1 = f.select(swap, jc, first), f.select(swap, end, stop)
+    c0, c1 = f.select(swap, first, jc), f.select(swap, stop, end)
+    emit_finished(f, f.add(x["r0"], r0), f.add(x["r0"], r1), f.add(x["c0"], c0),
+                  f.add(x["c0"], c1))  # fmt: skip
 
 
 def _emit_strip(f: Emitter, x: Frame, i: str, rows: str) -> None:
     """A strip of A, from row i, times all panels from column `start` on; the first strip packs what
     is neither packed yet nor read in place."""
     element = f.element
-    mr, nr = tile_shape(f.module.target, element.dtype)
-    x["a_rs"], x["a_cs"] = x["a_row"], x["a_col"]
-    lying, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), emit_room(f, x)
-    copied = f.both(x["copied"], f.compare("eq", rows, mr))
-    with f.when(copied):
-        copy = require_pack_strip(f.module, element)
-        f.call(copy, ("ptr", x.pointer), ("ptr", lying), ("i64", x["a_row"]), ("i64", x["a_col"]),
-               ("ptr", room), ("i64", x["k"]))  # fmt: skip
-    a = f.select(copied, room, lying, "ptr")
+    _, nr = tile_shape(f.module.target, element.dtype)
+    a = emit_strip_of_a(f, x, i, rows)
     with f.loop(x["start"], x["cols"], nr) as j:
         left = f.sub(x["cols"], j)
         width, whole = f.minimum(left, nr), f.compare("sge", left, nr)

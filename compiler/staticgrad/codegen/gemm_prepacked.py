@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from .builder import Module
 from .gemm import (
-    EPILOGUE_ELEMS,
     GEMM_PARAMS,
     PANEL_GAP,
     SINGLE_ROWS,
@@ -19,14 +18,15 @@ from .gemm import (
     emit_finished,
     emit_is_copied,
     emit_k_block,
-    emit_room,
+    emit_strip_of_a,
+    emit_strips,
     emit_tiled_rows,
     longest_k_block,
     require_gemm,
 )
 from .gemm_emit import CONTROL, Element, Emitter, split_params
-from .gemm_kernel import EDGE_ROWS, require_strip, tile_shape
-from .gemm_pack import require_pack, require_pack_block, require_pack_strip
+from .gemm_kernel import require_strip, tile_shape
+from .gemm_pack import require_pack, require_pack_block
 from .target import Target
 
 PACK_PARAMS = "i64 n, i64 k, ptr b, i64 b_rs, i64 b_cs, ptr panels, i64 begin, i64 end"
@@ -115,7 +115,13 @@ def require_prepacked(module: Module, dtype: str) -> str:
             block = f.mul(f.div(pc, x["kc"]), f.div(f.add("%n", nr - 1), nr))
             panel = f.mul(f.add(block, f.div(jc, nr)), x["panel_bytes"])
             x["block"] = f.at_byte("%panels", panel)
-            _emit_strips(f, x, jc, pc)
+            emit_strips(
+                f, x, pc, "%k", lambda i, count: _emit_strip(f, x, i, count, jc),
+                lambda first, stop: emit_finished(
+                    f, f.add("%r0", first), f.add("%r0", stop), f.maximum(jc, "%c0"),
+                    f.add(jc, x["cols"]),
+                ),
+            )  # fmt: skip
     f.leave()
     f.finish()
     return name
@@ -140,38 +146,11 @@ def _emit_setup(f: Emitter, x: Frame, rows: str) -> None:
     x["start"] = f.mul(f.div("%c0", nr), nr)
 
 
-def _emit_strips(f: Emitter, x: Frame, jc: str, pc: str) -> None:
-    """Strip after strip of A through the panels of columns jc on; the epilogue for what is
-    finished."""
-    mr, _ = tile_shape(f.module.target, f.element.dtype)
-    rows = f.reserve()
-    with f.fold(0, x["m"], rows, "i64", "0") as (i, (finished,), carry):
-        most = f.select(f.compare("slt", i, x["tiled_rows"]), mr, EDGE_ROWS)
-        left = f.sub(x["m"], i)
-        f.assign(rows, f"select i1 {f.compare('slt', left, most)}, i64 {left}, i64 {most}")
-        _emit_strip(f, x, i, rows, jc)
-        stop = f.add(i, rows)
-        enough = f.compare("sge", f.mul(f.sub(stop, finished), x["cols"]), EPILOGUE_ELEMS)
-        last = f.compare("sge", f.add(pc, x["kc"]), "%k")
-        ready = f.both(last, f.either(enough, f.compare("eq", stop, x["m"])))
-        with f.when(ready):
-            emit_finished(f, f.add("%r0", finished), f.add("%r0", stop), f.maximum(jc, "%c0"),
-                          f.add(jc, x["cols"]))  # fmt: skip
-        carry(f.select(ready, stop, finished))
-
-
 def _emit_strip(f: Emitter, x: Frame, i: str, rows: str, jc: str) -> None:
     """A strip of A, from row i, times the panels of the columns jc on."""
     element = f.element
-    mr, nr = tile_shape(f.module.target, element.dtype)
-    x["a_rs"], x["a_cs"] = x["a_row"], x["a_col"]
-    lying, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), emit_room(f, x)
-    copied = f.both(x["copied"], f.compare("eq", rows, mr))
-    with f.when(copied):
-        copy = require_pack_strip(f.module, element)
-        f.call(copy, ("ptr", x.pointer), ("ptr", lying), ("i64", x["a_row"]), ("i64", x["a_col"]),
-               ("ptr", room), ("i64", x["k"]))  # fmt: skip
-    a = f.select(copied, room, lying, "ptr")
+    _, nr = tile_shape(f.module.target, element.dtype)
+    a = emit_strip_of_a(f, x, i, rows)
     c = f.at(x["c"], f.mul(i, "%c_rs"))
     strip = require_strip(f.module, element.dtype)
     with f.loop(0, x["cols"], nr) as j:

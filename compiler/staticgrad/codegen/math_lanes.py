@@ -180,9 +180,6 @@ class Lanes:
             return self
         return self._convert("sext" if int(scalar[1:]) > int(self.scalar[1:]) else "trunc", scalar)
 
-    def zero_extend(self, scalar: str) -> Lanes:
-        return self._convert("zext", scalar)
-
 
 def _intrinsic(name: str, first: Lanes, *others: Lanes | float) -> Lanes:
     args = [first.name, *(first.lift(o) for o in others)]

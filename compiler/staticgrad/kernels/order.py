@@ -15,6 +15,9 @@ from staticgrad.ir.dtype import DType, float32, integer_range
 LANE_BYTES = 128
 BLOCK = 4096
 COLUMN_BLOCK = 64
+# Reduced rows up to this length leave most lanes idle; then lanes run along a kept dim instead, and
+# each row is written out, folded as lanes are: the order does not tell whether a size is declared.
+SHORT_ROW = 8
 
 _IDENTITY: dict[str, Callable[[DType], float | int | bool]] = {
     # -0.0 is the exact identity of float addition (0.0 would turn a sum of -0.0 into 0.0).

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from staticgrad.ir.dim import Dim, is_index, size_reader
-from staticgrad.ir.errors import ArgumentTypeError, StaticgradError, UnsupportedError
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, StaticgradError, UnsupportedError
 from staticgrad.ir.loc import current_locs, locs_text
 from staticgrad.ir.node import Value
 
@@ -134,6 +134,13 @@ def checked_scalar(value: Any, kinds: tuple[str, ...], what: str) -> Any:
     *others, last = ", ".join(_WORDS[k] for k in kinds).split(", ")
     expected = f"{', '.join(others)} or {last}" if others else last
     raise ArgumentTypeError(f"{what} must be {expected}, got {shown(value)}")
+
+
+def listed(given: Iterable[str], name: str, what: str) -> tuple[str, ...]:
+    """The strings of an argument; a str alone, which is one of its letters too, is refused."""
+    if isinstance(given, str):
+        raise ArgumentError(f"{name}: expected a list of {what}, got {given!r}")
+    return tuple(given)
 
 
 def misfit(function: Callable[..., Any], *arguments: str) -> inspect.Signature | None:

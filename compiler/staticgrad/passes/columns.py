@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from staticgrad.ir.dim import Dim, DimLike, product
 from staticgrad.ir.node import Node
+from staticgrad.kernels.order import SHORT_ROW
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
 
@@ -32,7 +33,6 @@ LEAST_ROWS = 512
 MOST_COLUMNS, MOST_COLUMNS_OF_ANY = 4096, 1024
 # Less than a core's second cache holds is read once more in less time than another kernel takes.
 LEAST_ELEMENTS, LEAST_COLUMNS_OF_ANY = 1 << 18, 128
-SHORT_ROW = 8  # rows this short have lanes along another axis
 MOST_READERS = 64  # of a value that are looked at, so that the pass is linear in the nodes
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from staticgrad.ir.errors import ArgumentError, StaticgradError, VerifyError
 from staticgrad.ir.graph import Graph
+from staticgrad.ops.public import listed
 from staticgrad.rewrite.driver import RewriteLoopError
 
 from .canonicalize import canonicalize
@@ -105,9 +106,7 @@ def run_pipeline(
 
 def checked_names(disable: Iterable[str], also: Iterable[str] = ()) -> frozenset[str]:
     """The names as a set. Raises `ArgumentError` where one is no pass that can be left out."""
-    if isinstance(disable, str):
-        raise ArgumentError(f"disable: expected a list of names of passes, got {disable!r}")
-    off = frozenset(disable)
+    off = frozenset(listed(disable, "disable", "names of passes"))
     valid = [*dict.fromkeys(p.name for p in PASSES if p.kind != "required"), *also]
     for name in sorted(off, key=str):
         if any(p.name == name and p.kind == "required" for p in PASSES):

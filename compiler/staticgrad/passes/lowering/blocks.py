@@ -36,7 +36,7 @@ from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
 
 from .draft import Draft, linear
-from .map import lower_map
+from .map import lower_map, nest
 from .pull import At, Puller
 
 if TYPE_CHECKING:
@@ -112,6 +112,19 @@ def _compensated(i: int, total: Ref, rest: Ref, part: Expr) -> list[Stmt]:
     return [*lets, Next(total.name, added), Next(rest.name, more)]
 
 
+def pieces(step: DimLike, extent: DimLike) -> DimLike:
+    """How many pieces of `step` an extent has, the last of which may be shorter."""
+    return floor_div(extent + (step - 1), step)
+
+
+def piece(variable: str, step: DimLike, extent: DimLike) -> tuple[DimLike, DimLike]:
+    """Where the piece of that number begins, and how long it is."""
+    begin = Dim.symbol(variable) * step
+    if isinstance(extent, int) and isinstance(step, int) and extent % step == 0:
+        return begin, step
+    return begin, dim_min(step, extent - begin)
+
+
 def in_blocks(space: Space, stages: int, full: bool) -> bool:
     """Whether a group of reductions is lowered this way. A function of the shape, so that sizes
     alone decide; the bits are the same either way."""
@@ -182,7 +195,7 @@ class BlockedLowering:
         lanes = r.lanes_of(stage)
         extents = tuple(e for _, e in space.reduced)
         steps = block_steps(extents, lanes)
-        blocks = floor_div(extents[0] + (steps - 1), steps)
+        blocks = pieces(steps, extents[0])
         parts = [
             self.lowerer.scratch(
                 n.types[0].dtype, blocks * product(tuple(e for _, e in space.kept))
@@ -207,10 +220,7 @@ class BlockedLowering:
         r, space = self.r, self.space
         r.draft = draft = Draft(self.lowerer.program)
         (first, extent), *_ = space.reduced
-        begin = Dim.symbol(self.block) * steps
-        size = dim_min(steps, extent - begin)
-        if isinstance(extent, int) and isinstance(steps, int) and extent % steps == 0:
-            size = steps
+        begin, size = piece(self.block, steps, extent)
         extents = (size, *(e for _, e in space.reduced[1:]))
         if space.kept:
             body, loops = self._streamed(stage, blocks, parts, extents)
@@ -264,13 +274,9 @@ class BlockedLowering:
         column, columns = kept.pop()
         tile, width = f"d{len(space.shape) + 1}", columns
         if not (isinstance(columns, int) and columns <= TILE_COLUMNS):
-            tiles = floor_div(columns + (TILE_COLUMNS - 1), TILE_COLUMNS)
-            start = Dim.symbol(tile) * TILE_COLUMNS
+            start, width = piece(tile, TILE_COLUMNS, columns)
             statements = replaced(statements, {column: start + Dim.symbol(column)})
-            width = dim_min(TILE_COLUMNS, columns - start)
-            if isinstance(columns, int) and columns % TILE_COLUMNS == 0:
-                width = TILE_COLUMNS
-            kept.append((tile, tiles))
+            kept.append((tile, pieces(TILE_COLUMNS, columns)))
         first = (Loop(column, width, statements[: len(nothing)], "vector"),)
         body: tuple[Stmt, ...] = (Loop(column, width, statements[len(nothing) :], "vector"),)
         for (name, _), size in reversed(list(zip(space.reduced, extents))):
@@ -303,15 +309,10 @@ class BlockedLowering:
             at = r.row_at(inner)
             buffer = self.lowerer.result_buffer(outer)
             body.append(draft.store(buffer, linear(at, outer.shape), puller.pull(inner, at)))
-        nested = tuple(body)
-        for i, (name, size) in reversed(list(enumerate(space.kept))):
-            kind = "vector" if i == len(space.kept) - 1 else "serial"
-            if i == 0:
-                kind = "parallel_vector" if kind == "vector" else "parallel"
-            nested = (Loop(name, size, nested, kind),)
-        extent = space.kept[0][1] if space.kept else 1
-        flops = blocks * product(tuple(e for _, e in space.kept)) * len(stage)
-        self._add(nested, f"{stage[0].op}_blocks", extent, flops)
+        sizes = [e for _, e in space.kept]
+        nested = nest(body, [name for name, _ in space.kept], sizes) if sizes else tuple(body)
+        flops = blocks * product(tuple(sizes)) * len(stage)
+        self._add(nested, f"{stage[0].op}_blocks", sizes[0] if sizes else 1, flops)
 
     def _add(self, body: tuple[Stmt, ...], name: str, extent: DimLike, flops: DimLike) -> None:
         kernel, buffers, sizes = self.r.draft.finish(name, body)

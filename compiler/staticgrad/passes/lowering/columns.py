@@ -19,16 +19,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from staticgrad.ir.dim import Dim, DimLike, dim_min, floor_div, product
+from staticgrad.ir.dim import Dim, DimLike, product
 from staticgrad.ir.dtype import DType
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.ir import Call, Literal, Loop, Ref, Stmt, Store
 from staticgrad.kernels.order import block_steps, identity
 from staticgrad.kernels.rewrite import replaced
 
-from .blocks import Total, combined
+from .blocks import Total, combined, piece, pieces
 from .body import Body
 from .draft import Draft, linear
+from .map import nest
 from .pull import Puller
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ class ColumnSums:
 
     def __post_init__(self) -> None:
         self.steps = block_steps([e for _, e in self.space.kept], None)
-        first = self.space.kept[0][1]
-        self.blocks = floor_div(first + (self.steps - 1), self.steps)
+        self.blocks = pieces(self.steps, self.space.kept[0][1])
         self.block = f"d{len(self.space.shape)}"  # a loop's name, as `passes/names.py` knows them
         for n in self.nodes:
             size = self.blocks * n.types[0].size
@@ -81,23 +81,17 @@ class ColumnSums:
         body: tuple[Stmt, ...] = tuple(statements)
         for name, size in reversed(others):
             body = (Loop(name, size, body, "serial"),)
-        begin = Dim.symbol(self.block) * self.steps
+        begin, rows = piece(self.block, self.steps, extent)
         body = replaced(body, {first: begin + Dim.symbol(first)})
-        rows: DimLike = dim_min(self.steps, extent - begin)
-        if isinstance(extent, int) and isinstance(self.steps, int) and extent % self.steps == 0:
-            rows = self.steps
         zeros = [
             draft.store(self.parts[n], self._place(n), _nothing(n.types[0].dtype))
             for n in self.nodes
         ]
-        body = (*self._over_columns(zeros, "vector"), Loop(first, rows, body, "serial"))
-        return (Loop(self.block, self.blocks, body, "parallel"),), self.blocks
-
-    def _over_columns(self, body: Sequence[Stmt], innermost: str) -> tuple[Stmt, ...]:
-        found = tuple(body)
+        nothing: tuple[Stmt, ...] = tuple(zeros)
         for i, (name, size) in enumerate(reversed(self.space.reduced)):
-            found = (Loop(name, size, found, "serial" if i else innermost),)
-        return found
+            nothing = (Loop(name, size, nothing, "serial" if i else "vector"),)
+        body = (*nothing, Loop(first, rows, body, "serial"))
+        return (Loop(self.block, self.blocks, body, "parallel"),), self.blocks
 
     def finish(self, outer: dict[Value, Value]) -> None:
         """The step that adds the blocks' sums."""
@@ -113,21 +107,15 @@ class ColumnSums:
             value = outer[n.results[0]]
             at = linear(self._result_at(n), value.shape)
             body.append(draft.store(self.lowerer.result_buffer(value), at, Ref(t.name, t.dtype)))
-        nest = self._shared(body)
-        kernel, buffers, sizes = draft.finish("column_sums", nest)
+        extents = [e for _, e in self.space.reduced]
+        loops = nest(body, [name for name, _ in self.space.reduced], extents)
+        kernel, buffers, sizes = draft.finish("column_sums", loops)
         names = tuple(n.op for n in self.nodes)
         line = product(self._columns[1])
         flops = self.blocks * line * len(self.nodes)
-        extent = self.space.reduced[0][1]
-        self.lowerer.add_step(kernel, buffers, sizes, extent, names, self.body.locs, flops=flops)
-
-    def _shared(self, body: Sequence[Stmt]) -> tuple[Stmt, ...]:
-        """The loops over the columns, the outermost of which threads share."""
-        if len(self.space.reduced) == 1:
-            return self._over_columns(body, "parallel_vector")
-        (outer,) = self._over_columns(body, "vector")
-        assert isinstance(outer, Loop)
-        return (Loop(outer.var, outer.extent, outer.body, "parallel"),)
+        self.lowerer.add_step(
+            kernel, buffers, sizes, extents[0], names, self.body.locs, flops=flops
+        )
 
     def _result_at(self, n: Node) -> tuple[DimLike, ...]:
         if n.attrs["keepdims"]:

@@ -29,7 +29,7 @@ from staticgrad.kernels.ir import (
     Ref,
     Stmt,
 )
-from staticgrad.kernels.order import combine_op, reduce_lanes
+from staticgrad.kernels.order import SHORT_ROW, combine_op, reduce_lanes
 from staticgrad.kernels.rewrite import all_indices, merges, replaced
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
@@ -44,10 +44,6 @@ from .pull import At, Puller
 
 if TYPE_CHECKING:
     from .lower import Lowerer
-
-# Reduced rows up to this length leave most lanes idle; then lanes run along a kept dim instead, and
-# each row is written out, folded as lanes are: the order does not tell whether a size is declared.
-SHORT_ROW = 8
 
 
 def lower_reduce(lowerer: Lowerer, body: Body) -> None:
