@@ -134,6 +134,26 @@ def test_of_columns(
     assert values[2].shape == np.sum(array, axis=axis, keepdims=True).shape
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((20, 9001), 0), ((2, 67, 2, 4100), 1), ((3, 21, 4096), (0, 1))], ids=str
+)
+def test_long_rows_are_added_eight_at_a_time(
+    shape: tuple[int, ...], axis: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = data(shape, dtype)
+    values, found = both_ways(lambda x: [sg.sum(x, axis=axis)], array, False, monkeypatch)
+    assert all(f == found[0] for f in found)
+    monkeypatch.setattr(blocks, "LEAST_STREAM", 0)
+    monkeypatch.setattr(blocks, "ROWS_AT_ONCE", 1)
+    x = sg.input("x", shape, dtype)
+    one_at_a_time = sg.compile([x], [sg.sum(x, axis=axis)])
+    assert one_at_a_time(array)[0].tobytes() == found[0][0]
+    sums = np.abs(array.astype(np.float64)).sum(axis)
+    tolerance = {"float32": 2e-5, "float64": 1e-12, "int32": 0}[dtype]
+    assert np.all(np.abs(values[0] - array.sum(axis, dtype=np.float64)) <= tolerance * sums)
+
+
 def test_special_values(monkeypatch: pytest.MonkeyPatch) -> None:
     for special in (np.nan, np.inf, -np.inf, -0.0, 3e38):
         array = np.full(70_000, -0.0, np.float32)

@@ -3,6 +3,8 @@ sums[j] = sum_p a[p] * b[p, j] for j < cols, a multiple of the lanes; strides in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .builder import Module
 from .gemm_emit import Element, Emitter
 from .gemm_kernel import (
@@ -14,17 +16,22 @@ from .gemm_kernel import (
 from .gemm_pack import emit_transposed_load, require_pack_scalar
 
 ROW_PARAMS = "ptr a, i64 a_cs, ptr b, i64 b_rs, i64 b_cs, ptr sums, i64 k, i64 cols"
-ROW_UNROLL = 4  # rows of B to one pass over the sums
-# From here on B comes from memory, and the next rows are asked for in time: 1 x 4096 x 4096 takes
-# 1.3 ms instead of 1.55 with two threads; rows that are in a cache would take 7 % longer.
-FAR_BYTES = 16 << 20
+# Rows of B to one pass over the sums, as many streams as the hardware prefetches well: 64 MiB on
+# two threads take 1.18 ms with 4, 0.98 with 8, 1.02 with 16. What is left goes by fewer.
+ROW_UNROLLS = (8, 2, 1)
+# Hardware prefetchers end at a page; the first lines of each row's next page are asked for ahead:
+# 0.98 ms become 0.83 with 2 of them, 0.92 with 8. All lines a page ahead cost 1.2 ms.
+PAGE_BYTES = 4096
+PAGE_LINES = 2
+LINE_BYTES = 64
+FAR_BYTES = 4 << 20  # of B, from which on it comes from memory; in a cache they would cost 8 %
 
 
 def require_row(module: Module, element: Element) -> str:
     """Makes sure of `sg_gemm_row_<dtype>`, where B has unit column stride.
 
-    Reads B in the order in which it lies, `ROW_UNROLL` rows at a time: 1 x 1024 x 1024 took 164 us
-    by tiles of 128 bytes of a row, 90 us so.
+    Reads B in the order in which it lies, a few rows at a time: 1 x 1024 x 1024 took 164 us by
+    tiles of 128 bytes of a row, 90 us so.
     """
     name = f"sg_gemm_row_{element.dtype}"
     if module.has(name):
@@ -34,25 +41,22 @@ def require_row(module: Module, element: Element) -> str:
     cols_bytes = f.mul("%cols", element.itemsize)
     with f.loop(0, cols_bytes, step) as j:
         f.store(ty, "zeroinitializer", f.at_byte("%sums", j))
-    whole = f.emit(f"and i64 %k, {-ROW_UNROLL}")
-    bytes_of_b = f.mul("%k", "%b_rs")
-    with f.when(f.compare("sge", bytes_of_b, FAR_BYTES)):
-        _emit_rows(f, 0, whole, ROW_UNROLL, f.mul("%b_rs", ROW_UNROLL))
-    with f.when(f.compare("slt", bytes_of_b, FAR_BYTES)):
-        _emit_rows(f, 0, whole, ROW_UNROLL)
-    _emit_rows(f, whole, "%k", 1)
+    is_far = f.compare("sge", f.mul("%k", "%b_rs"), FAR_BYTES)
+    start: str | int = 0
+    for count in ROW_UNROLLS:
+        stop = f.emit(f"and i64 %k, {-count}")
+        _emit_rows(f, start, stop, count, cols_bytes, is_far)
+        start = stop
     f.leave()
     f.finish()
     return name
 
 
 def _emit_rows(
-    f: Emitter, start: str | int, stop: str, count: int, ahead: str | None = None
+    f: Emitter, start: str | int, stop: str, count: int, cols_bytes: str, is_far: str
 ) -> None:
-    """Adds rows `[start, stop)` of B, `count` at a time, to the sums, and prefetches those `ahead`
-    bytes further on."""
-    element = f.element
-    step = element.lanes * element.itemsize
+    """Adds rows `[start, stop)` of B, `count` at a time, to the sums."""
+    step = f.element.lanes * f.element.itemsize
     with f.loop(start, stop, count) as p:
         row_of_a, row = f.at_byte("%a", f.mul(p, "%a_cs")), f.at_byte("%b", f.mul(p, "%b_rs"))
         values, rows = [], []
@@ -60,16 +64,33 @@ def _emit_rows(
             values.append(emit_broadcast(f, row_of_a))
             rows.append(row)
             row_of_a, row = f.at_byte(row_of_a, "%a_cs"), f.at_byte(row, "%b_rs")
-        with f.loop(0, f.mul("%cols", element.itemsize), step) as j:
-            there = f.at_byte("%sums", j)
-            total = emit_vector(f, there)
-            for value, row in zip(values, rows):
-                if ahead is not None:
-                    f.prefetch(f.at_byte(row, f.add(j, ahead)))
-                following = f.reserve()
-                emit_multiply_add(f, following, value, emit_vector(f, f.at_byte(row, j)), total)
-                total = following
-            emit_store_sum(f, total, there)
+        with f.loop(0, cols_bytes, PAGE_BYTES) as first:
+            page_end = f.minimum(f.add(first, PAGE_BYTES), cols_bytes)
+            with f.when(is_far):
+                _emit_next_pages(f, rows, page_end, cols_bytes, f.mul("%b_rs", count))
+            with f.loop(first, page_end, step) as j:
+                there = f.at_byte("%sums", j)
+                total = emit_vector(f, there)
+                for value, row in zip(values, rows):
+                    following = f.reserve()
+                    emit_multiply_add(f, following, value, emit_vector(f, f.at_byte(row, j)), total)
+                    total = following
+                emit_store_sum(f, total, there)
+
+
+def _emit_next_pages(
+    f: Emitter, rows: Sequence[str], offset: str, cols_bytes: str, ahead: str
+) -> None:
+    """Asks for the first lines of the pages that the rows enter within a page from `offset` on;
+    behind the last column, for those of the rows that come `ahead` bytes later."""
+    goes_on = f.compare("slt", offset, cols_bytes)
+    place = f.select(goes_on, offset, ahead)
+    keep = f.select(goes_on, -PAGE_BYTES, -1)
+    for row in rows:
+        here = f.emit(f"ptrtoint ptr {f.at_byte(row, place)} to i64")
+        page = f.emit(f"inttoptr i64 {f.emit(f'and i64 {here}, {keep}')} to ptr")
+        for line in range(PAGE_LINES):
+            f.prefetch(f.at_byte(page, line * LINE_BYTES))
 
 
 def require_row_transposed(module: Module, element: Element) -> str:

@@ -11,13 +11,14 @@ does (`codegen/reduce.py`): the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from staticgrad.ir.dim import Dim, DimLike, dim_min, floor_div, product
 from staticgrad.ir.dtype import DType, bool_
 from staticgrad.ir.node import Node, Value
+from staticgrad.kernels.cost import COST
 from staticgrad.kernels.ir import (
     Call,
     Carry,
@@ -28,6 +29,7 @@ from staticgrad.kernels.ir import (
     Next,
     Ref,
     Stmt,
+    Store,
     call,
 )
 from staticgrad.kernels.order import block_steps, combine_op, identity
@@ -55,6 +57,12 @@ LEAST_ROWS, MOST_COLUMNS = 256, 4096
 # of 1 MiB on one thread: 4.9 ms in pieces of 16 KiB, 4.2 of 128 KiB).
 LEAST_STREAM, LEAST_STREAM_ROWS = 1 << 20, 16
 TILE_COLUMNS = 32768
+# Rows that are added in one sweep over the results: memory serves eight streams better than one
+# (64 rows of 1 MiB on one thread: 4.2 ms by single rows, 2.5 by eight), unless two of them lie in
+# one page, which the prefetchers take for one stream (rows of 2 KiB: 2.9 ms by one, 4.2 by eight,
+# 6.1 by two). Of what costs many instructions an element only one: it is bound by them, and each
+# copy of it is to be compiled.
+ROWS_AT_ONCE, LEAST_BYTES, MOST_COST = 8, 4096, 32
 
 
 @dataclass(frozen=True)
@@ -223,19 +231,20 @@ class BlockedLowering:
         begin, size = piece(self.block, steps, extent)
         extents = (size, *(e for _, e in space.reduced[1:]))
         if space.kept:
-            body, loops = self._streamed(stage, blocks, parts, extents)
+            body, loops = self._streamed(stage, blocks, parts, extents, begin)
         else:
             names = {n: f"r{i}" for i, n in enumerate(stage)}
             reduction = r.reduction(stage, names, self._puller({}))
             body = (
-                replace(reduction, extents=extents),
+                *replaced(
+                    [replace(reduction, extents=extents)], {first: begin + Dim.symbol(first)}
+                ),
                 *(
                     draft.store(b, self._place(blocks), Ref(names[n], n.types[0].dtype))
                     for n, b in zip(stage, parts)
                 ),
             )
             loops = []
-        body = replaced(body, {first: begin + Dim.symbol(first)})
         loops.insert(0, (self.block, blocks))
         if len(loops) > 1 and not _at_least(blocks, loops[1][1]):
             loops[:2] = loops[1::-1]
@@ -244,14 +253,16 @@ class BlockedLowering:
         self._add(body, r.body.name, loops[0][1], product(space.shape) * len(r.body.labels))
 
     def _streamed(
-        self, stage: list[Node], blocks: DimLike, parts: list[int], extents: tuple[DimLike, ...]
-    ) -> tuple[tuple[Stmt, ...], list[tuple[str, DimLike]]]:
-        """A block of rows taken one after another as they lie in memory, added to a line of
-        results in the cache; and the loops around. Bands of columns in registers read 1 KiB of a
-        row at a time: 64 x 262144 took 3.5 ms so, as long as on one thread."""
+        self, stage: list[Node], blocks: DimLike, parts: list[int], extents: tuple[DimLike, ...],
+        begin: DimLike,
+    ) -> tuple[tuple[Stmt, ...], list[tuple[str, DimLike]]]:  # fmt: skip
+        """A block of rows, from row `begin` on, taken one after another as they lie in memory and
+        added to a line of results in the cache; and the loops around. Bands of columns in registers
+        read 1 KiB of a row at a time: 64 x 262144 took 3.5 ms so, as long as on one thread."""
         space, place = self.space, self._place(blocks)
         puller = self._puller({})
-        nothing, lines = [], []
+        nothing: list[Stmt] = []
+        lines: list[Stmt] = []
         for n, b in zip(stage, parts):
             lower = registry.get(n.op).lower
             assert isinstance(lower, Reduction)
@@ -260,9 +271,8 @@ class BlockedLowering:
                 self.r.draft.store(b, place, Literal(identity(lower.kind, dtype), dtype))
             )
             known = self.r.draft.load(b, place, dtype)
-            value = Call(
-                combine_op(lower.kind), (known, puller.pull(n.operands[0], space.at)), dtype
-            )
+            element = puller.pull(n.operands[0], space.at)
+            value = Call(combine_op(lower.kind), (known, element), dtype)
             lines.append(self.r.draft.store(b, place, value))
         statements: tuple[Stmt, ...] = (*nothing, *lines)
         kept = list(space.kept)
@@ -277,11 +287,38 @@ class BlockedLowering:
             start, width = piece(tile, TILE_COLUMNS, columns)
             statements = replaced(statements, {column: start + Dim.symbol(column)})
             kept.append((tile, pieces(TILE_COLUMNS, columns)))
-        first = (Loop(column, width, statements[: len(nothing)], "vector"),)
-        body: tuple[Stmt, ...] = (Loop(column, width, statements[len(nothing) :], "vector"),)
-        for (name, _), size in reversed(list(zip(space.reduced, extents))):
+        first, _ = space.reduced[0]
+        statements = replaced(statements, {first: begin + Dim.symbol(first)})
+        names = [name for name, _ in space.reduced]
+        row_bytes = columns * stage[0].operands[0].dtype.itemsize_bytes
+        at_once = ROWS_AT_ONCE if _at_least(row_bytes, LEAST_BYTES) and self._is_light() else 1
+        sums = statements[len(nothing) :]
+        body = self._rows(sums, names[-1], extents[-1], at_once, (column, width))
+        for name, size in reversed(list(zip(names[:-1], extents))):
             body = (Loop(name, size, body, "serial"),)
-        return (*first, *body), kept
+        return (Loop(column, width, statements[: len(nothing)], "vector"), *body), kept
+
+    def _is_light(self) -> bool:
+        cost = sum(COST.get(label, 1) for label in self.r.body.labels)
+        return cost * ROWS_AT_ONCE <= MOST_COST
+
+    def _rows(
+        self, lines: Sequence[Stmt], row: str, extent: DimLike, at_once: int,
+        columns: tuple[str, DimLike],
+    ) -> tuple[Stmt, ...]:  # fmt: skip
+        """The sweeps over the results that add all rows: so many at once, and what is left."""
+        group = f"d{len(self.space.shape) + 2}"
+        taken = floor_div(extent, at_once) * at_once
+        counts = ((group, 0, taken, at_once), (row, taken, extent - taken, 1))
+        sweeps: list[Stmt] = []
+        for name, start, rows, step in counts:
+            if rows == 0:
+                continue
+            first = start + Dim.symbol(name) * step
+            each = [replaced(lines, {row: first + i}) for i in range(step)]
+            sweep = Loop(*columns, tuple(_added(of_line) for of_line in zip(*each)), "vector")
+            sweeps.append(Loop(name, floor_div(rows, step), (sweep,), "serial"))
+        return tuple(sweeps)
 
     def _combine_kernel(
         self, stage: list[Node], blocks: DimLike, parts: list[int],
@@ -320,6 +357,18 @@ class BlockedLowering:
         self.lowerer.add_step(
             kernel, buffers, sizes, extent, r.body.labels, r.body.locs, flops=flops
         )
+
+
+def _added(stores: Iterable[Stmt]) -> Store:
+    """Of stores of `result op element`: the one of `((result op element) op element) op ..`."""
+    whole: Store | None = None
+    for s in stores:
+        assert isinstance(s, Store) and isinstance(s.value, Call)
+        if whole is not None:
+            s = replace(s, value=replace(s.value, args=(whole.value, s.value.args[1])))
+        whole = s
+    assert whole is not None
+    return whole
 
 
 def _at_least(a: DimLike, b: DimLike) -> bool:
