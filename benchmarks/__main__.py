@@ -13,11 +13,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import compare, page, plot, report, results, sweep
+from . import compare, page, plot, report, results, sweep, threads
 from .client import WorkerError
 from .drivers import OURS, PEERS
 from .measure import Options, run
 from .suite import WORKLOADS, chosen
+from .workload import Workload
 
 OK, USAGE, MISMATCH, FAILED, INTERRUPTED = 0, 2, 4, 70, 130
 _EXAMPLES = """\
@@ -29,6 +30,7 @@ examples:
   python -m benchmarks compare old.json new.json     what became faster or slower
   python -m benchmarks page results.json             writes docs/performance.md
   python -m benchmarks sweep chain mlp               what a unit of work costs over sizes
+  python -m benchmarks threads --only mlp,gpt        what a second thread brings to each kernel
 """
 
 
@@ -36,9 +38,14 @@ class UsageError(Exception):
     """Arguments or files that are no good."""
 
 
+def _usage() -> str:
+    commands = ",".join(_COMMANDS)
+    return f"%(prog)s [options]\n       %(prog)s {{{commands}}} [options]  (--help tells which)"
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=(__doc__ or "").partition(": ")[2],
+        prog="python -m benchmarks", usage=_usage(), description=(__doc__ or "").partition(": ")[2],
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = made.add_argument
@@ -92,6 +99,22 @@ def options_of(given: argparse.Namespace) -> Options:
     )  # fmt: skip
 
 
+def _chosen(only: str) -> list[Workload]:
+    try:
+        return chosen(_names(only))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _directory(text: str) -> Path:
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output {path}: {error.strerror}") from None
+    return path
+
+
 def _note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -107,16 +130,9 @@ def run_command(arguments: list[str]) -> int:
     given = parser().parse_args(arguments)
     if given.list:
         return list_workloads()
-    try:
-        workloads = chosen(_names(given.only))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    workloads = _chosen(given.only)
     options = options_of(given)
-    output = Path(given.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output {output}: {error.strerror}") from None
+    output = _directory(given.output)
     path = output / "results.json"
     document = run(workloads, options, _note, lambda document: results.write(document, path))
     pictures = [output / "ratios.svg", output / "ratios.png"]
@@ -153,14 +169,21 @@ def page_command(arguments: list[str]) -> int:
         "--first", metavar="RESULTS", help="take first calls and memory from this run, where the "
         "other has none",
     )  # fmt: skip
+    made.add_argument(
+        "--threads", metavar="THREADS", nargs="+", help="threads.json of one run or several: what "
+        "threads bring to each kernel",
+    )  # fmt: skip
     given = made.parse_args(arguments)
     document = results.read(given.results)
     other = None if given.first is None else results.read(given.first)
-    if document["quick"] or (other is not None and other["quick"]):
+    by_kernel = None if given.threads is None else threads.read(given.threads)
+    if any(d is not None and d["quick"] for d in (document, other, by_kernel)):
         raise UsageError("a quick run's figures are not for publishing; run without --quick")
     if other is not None:
         document = page.with_first_calls(document, other)
-    for path in page.write(document):
+    for line in page.missing(document, by_kernel):
+        _note(f"warning: {line}")
+    for path in page.write(document, by_kernel=by_kernel):
         print(f"wrote {path}")
     return OK
 
@@ -183,7 +206,35 @@ def sweep_command(arguments: list[str]) -> int:
     return OK
 
 
-_COMMANDS = {"compare": compare_command, "page": page_command, "sweep": sweep_command}
+def threads_command(arguments: list[str]) -> int:
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks threads", description=threads.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = made.add_argument
+    add("--only", default="", metavar="NAME,...", help="workloads (patterns) or groups")
+    add("--threads", type=int, metavar="N", help="to compare with one; default: all cores")
+    add("--quick", action="store_true", help="one short round, to see that it works")
+    add("--output", default="build/benchmarks", metavar="DIR",
+        help="where threads.json goes; default: %(default)s")  # fmt: skip
+    add("--json", action="store_true", help="print JSON, not a table")
+    given = made.parse_args(arguments)
+    workloads = _chosen(given.only)
+    count = results.usable_cores() if given.threads is None else given.threads
+    (count,) = _threads(str(count)) or (1,)
+    if count == 1:
+        raise UsageError("threads: there is nothing to compare with one thread's times but one")
+    path = _directory(given.output) / "threads.json"
+    effort = threads.QUICK if given.quick else threads.Effort()
+    document = threads.run(workloads, count, _note, effort)
+    results.write(document, path)
+    _note(f"wrote {path}")
+    print(results.dumped(document) if given.json else threads.text(document), end="")
+    return OK
+
+
+_COMMANDS = {"compare": compare_command, "page": page_command, "sweep": sweep_command,
+             "threads": threads_command}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

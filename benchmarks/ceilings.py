@@ -23,6 +23,7 @@ from staticgrad_runtime.loader import Library
 
 STREAM_BYTES = tuple(1 << n for n in (14, 16, 18, 20, 22, 24, 26, 28))
 _ROUNDS = 5
+_DISTURBED = 1.15  # two threads that share a core for 0.3 of 2 ms
 _CHAINS = {512: 20, 256: 12, 128: 20}  # enough to hide an FMA's latency, within the registers
 
 
@@ -88,7 +89,7 @@ def measure(threads: int, seconds: float, largest: int = STREAM_BYTES[-1]) -> di
     Streams of more than `largest` bytes are left out."""
     widest = host_target().vector_bits
     widths = [bits for bits in _CHAINS if bits <= widest]
-    flops = max(_fma_flops(bits, threads, seconds) for bits in widths[:2])
+    flops = max(MultiplyAdds(bits, threads).rate(seconds) for bits in widths[:2])
     return {"threads": threads, "fma_flops": flops,
             "stream": _streams(widest, threads, seconds, largest)}  # fmt: skip
 
@@ -97,12 +98,42 @@ def _library(text: str, name: str) -> Library:
     return Library([assemble(text, host_target()).object_code], [name], {})
 
 
-def _fma_flops(bits: int, threads: int, seconds: float) -> float:
-    lanes, chains = bits // 32, _CHAINS[bits]
-    library = _library(fma_text(lanes, chains), "fma")
-    run = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)(library.address("fma"))
-    arrays = [_aligned(2 * lanes) for _ in range(threads)]
-    return _rate(lambda t, n: run(n, arrays[t].ctypes.data), threads, seconds, 2 * lanes * chains)
+class MultiplyAdds:
+    """Multiply-adds on vectors of so many bits, by each of some threads."""
+
+    def __init__(self, bits: int, threads: int) -> None:
+        self.threads = threads
+        self.flops = 2 * bits // 32 * _CHAINS[bits]  # of one thread in one round
+        self._library = _library(fma_text(bits // 32, _CHAINS[bits]), "fma")
+        self._run = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)(
+            self._library.address("fma")
+        )
+        self._arrays = [_aligned(2 * bits // 32) for _ in range(threads)]
+
+    def __call__(self, thread: int, rounds: int) -> None:
+        self._run(rounds, self._arrays[thread].ctypes.data)
+
+    def rate(self, seconds: float) -> float:
+        """Operations a second of all threads together."""
+        return _rate(self, self.threads, seconds, self.flops)
+
+
+class Probe:
+    """Tells whether this process has its cores to itself: multiply-adds on all threads, which take
+    longer than they did at best where another process, or another guest of the host, has a core."""
+
+    def __init__(self, threads: int, seconds: float = 2e-3) -> None:
+        self._job = MultiplyAdds(min(256, host_target().vector_bits), threads)
+        self._rounds = max(1, round(seconds * self._job.rate(seconds) / threads / self._job.flops))
+        self._best = min(self._took() for _ in range(_ROUNDS))
+
+    def _took(self) -> float:
+        return _together(self._job, self._job.threads, self._rounds)
+
+    def disturbed(self) -> bool:
+        took = self._took()
+        self._best = min(self._best, took)
+        return took > _DISTURBED * self._best
 
 
 def _streams(bits: int, threads: int, seconds: float, largest: int) -> list[dict[str, Any]]:

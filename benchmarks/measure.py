@@ -266,7 +266,7 @@ class Case:
     def _frameworks(self) -> list[str]:
         """Those that take part. Those that cannot, on principle, are noted."""
         w = self.workload
-        asked = [n for n in self.options.peers if w.peers is None or n in w.peers]
+        asked = self.options.peers
         for name in [n for n in asked if n in w.without]:
             self.found[name] = {"status": "absent", "why": w.without[name]}
         return [OURS, *(n for n in asked if n not in w.without)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import plot, report
+from . import plot, report, threads
 from .client import ROOT
 from .results import Document
+from .suite import WORKLOADS
 
 PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "images" / "performance.svg"
@@ -29,8 +30,22 @@ def with_first_calls(document: Document, other: Document) -> Document:
     return {**document, "results": results, "first_calls": other["created"]}
 
 
-def page(document: Document, picture: str | None) -> str:
-    """The page's text; `picture` is the link to the picture."""
+def missing(document: Document, by_kernel: Document | None = None) -> list[str]:
+    """The workloads of the suite that these runs do not have, a line each run."""
+    runs = [("not run", {r["workload"] for r in document["results"]})]
+    if by_kernel is not None:
+        runs.append(("kernels not timed on one thread and more", set(by_kernel["workloads"])))
+    lines = []
+    for words, known in runs:
+        names = [w.name for w in WORKLOADS if w.name not in known]
+        if names:
+            lines.append(f"{words}: {len(names)} of {len(WORKLOADS)} workloads, {', '.join(names)}")
+    return lines
+
+
+def page(document: Document, picture: str | None, by_kernel: Document | None = None) -> str:
+    """The page's text; `picture` is the link to the picture, `by_kernel` a document of
+    `threads`."""
     host = document["host"]
     caches = ", ".join(f"{name} {text}" for name, text in host["caches"].items())
     steps, *others = report.tables(document)
@@ -57,10 +72,17 @@ def page(document: Document, picture: str | None) -> str:
         parts.append(f"![The peers' times as multiples of staticgrad's]({picture})")
     for table in (steps, *others):
         parts += [f"## {_title(table)}", table.markdown()]
+    if by_kernel is not None:
+        found = threads.table(by_kernel)
+        told = (threads.__doc__ or "").partition("\n\n")[2].strip().replace("\n", " ")
+        parts += [
+            f"## {found.title}", f"A run of {by_kernel['created']}. {told}",
+            _items(threads.summary(by_kernel)), found.markdown(),
+        ]  # fmt: skip
     workloads = {r["workload"]: r["about"] for r in document["results"] if r["group"] != "matmul"}
     if workloads:
         parts += ["## The workloads", _items([f"`{n}`: {about}" for n, about in workloads.items()])]
-    remarks = report.remarks(document)
+    remarks = [*missing(document, by_kernel), *report.remarks(document)]
     if remarks:
         parts += ["## Remarks", _items(remarks)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -75,10 +97,13 @@ def _items(lines: list[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def write(document: Document, path: Path = PAGE, picture: Path = PICTURE) -> list[Path]:
+def write(
+    document: Document, path: Path = PAGE, picture: Path = PICTURE,
+    by_kernel: Document | None = None,
+) -> list[Path]:  # fmt: skip
     """Writes the page and its picture; the paths written."""
     picture.parent.mkdir(parents=True, exist_ok=True)
     drawn = plot.draw(document, [picture])
     link = picture.relative_to(path.parent).as_posix() if drawn else None
-    path.write_text(page(document, link), encoding="utf-8", newline="\n")
+    path.write_text(page(document, link, by_kernel), encoding="utf-8", newline="\n")
     return [path, picture] if drawn else [path]

@@ -183,7 +183,7 @@ def dumped(document: Document) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def read(path: str) -> Document:
+def read(path: str, schema: str = SCHEMA, version: int = VERSION) -> Document:
     """A document that `write` wrote. Raises DocumentError."""
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -191,10 +191,10 @@ def read(path: str) -> Document:
         raise DocumentError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise DocumentError(f"{path}: not JSON: {error}") from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise DocumentError(f'{path}: not a document of the benchmark ("schema": "{SCHEMA}")')
-    if document.get("version") != VERSION:
+    if not isinstance(document, dict) or document.get("schema") != schema:
+        raise DocumentError(f'{path}: not a document of the benchmark ("schema": "{schema}")')
+    if document.get("version") != version:
         raise DocumentError(
-            f"{path}: version {document.get('version')!r}; this program reads version {VERSION}"
+            f"{path}: version {document.get('version')!r}; this program reads version {version}"
         )
     return document

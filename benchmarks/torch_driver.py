@@ -103,14 +103,14 @@ class TorchDriver:
             y = function(held, *given)
             if w.kind == "gradient":
                 return torch.autograd.grad(y, held)
-            root = y if w.cotangent else y.sum()
-            return (y, *torch.autograd.grad(root, held, cotangent))
+            start = cotangent if w.cotangent else torch.ones_like(y)
+            return (y, *torch.autograd.grad(y, held, start))
 
         return derived
 
     def _training(self, w: Workload, held: list[Any], given: list[Any]) -> Program:
         loss_of = self.compiled(functools.partial(_applied, w.body))
-        optimizer = torch.optim.SGD(held, lr=LEARNING_RATE, momentum=MOMENTUM, foreach=True)
+        optimizer = torch.optim.SGD(held, lr=LEARNING_RATE, momentum=MOMENTUM, fused=True)
 
         def step() -> Any:
             loss = loss_of(held, *given)

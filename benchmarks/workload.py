@@ -43,7 +43,6 @@ class Workload:
     tolerance   the largest difference to the reference that counts as equal, as a part of the
                 largest magnitude in the array (see `results.largest_difference`)
     headline    measured from a fresh process too (first call, memory), and part of the plot
-    peers       the frameworks to compare with; None: all
     without     framework -> why it does not take part
     one_thread  also run with one thread where the run was not told how many to use
     """
@@ -60,7 +59,6 @@ class Workload:
     cotangent: bool = False
     tolerance: float = 1e-4
     headline: bool = True
-    peers: tuple[str, ...] | None = None
     without: Mapping[str, str] = field(default_factory=dict)
     one_thread: bool = False
 

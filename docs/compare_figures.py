@@ -142,12 +142,12 @@ def _stage(name: str, state: str) -> Callable[[Plain, str], str]:
 def times(models: Plain) -> str:
     return both_modes(models, [
         ("declare", _stage("declare", "cold")),
-        ("compile, first time", _stage("compile", "cold")),
-        ("compile, object code on disk", _stage("compile", "warm")),
-        ("to the first loss, first time", _stage("to_loss", "cold")),
-        ("to the first loss, code on disk", _stage("to_loss", "warm")),
-        ("to the end of the first step, first time", _stage("total", "cold")),
-        ("to the end of the first step, code on disk", _stage("total", "warm")),
+        ("compile, cold cache", _stage("compile", "cold")),
+        ("compile, warm cache", _stage("compile", "warm")),
+        ("to the first loss, cold cache", _stage("to_loss", "cold")),
+        ("to the first loss, warm cache", _stage("to_loss", "warm")),
+        ("to the end of the first step, cold cache", _stage("total", "cold")),
+        ("to the end of the first step, warm cache", _stage("total", "warm")),
         ("**a step after that**", lambda m, mode: f"**{ms(m['steady_ms'][mode])}**"),
     ])  # fmt: skip
 
@@ -165,8 +165,8 @@ def first_loss(models: Plain) -> str:
         return ", ".join(parts)
 
     return (
-        f"With nothing on disk the first loss came sooner {sooner('cold')}; with object code on "
-        f"disk {sooner('warm')}."
+        f"With a cold cache the first loss came sooner {sooner('cold')}; with a warm one "
+        f"{sooner('warm')}."
     )
 
 

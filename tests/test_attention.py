@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import staticgrad as sg
 from staticgrad.ops.attention import attention_weights
-from staticgrad.ops.attention_kernels import BLOCK, CAUSAL_BLOCK, GROUP_BLOCKS, MOST_GROUPS
+from staticgrad.ops.attention_gradients import GROUP_BLOCKS, MOST_GROUPS
+from staticgrad.ops.attention_kernels import BLOCK, CAUSAL_BLOCK
 from staticgrad.ops.linalg import matmul
 from staticgrad.ops.shape import expand_dims
 
@@ -130,20 +131,33 @@ def _check(program: Any, operands: list[Array], mask: Array | None, causal: bool
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(
-    "length, causal", [(1, True), (63, False), (CAUSAL_BLOCK, True), (BLOCK, False)]
-)
+    "queries, keys, causal",
+    [(1, 22, True), (63, 84, False), (CAUSAL_BLOCK, CAUSAL_BLOCK, True), (BLOCK, 149, False),
+     (30, CAUSAL_BLOCK + 1, True)],
+)  # fmt: skip
 def test_a_declared_length_gives_the_bits_of_a_symbolic_one(
-    length: int, causal: bool, dropout: float
+    queries: int, keys: int, causal: bool, dropout: float
 ) -> None:
     """Up to one block the plain form is declared; a program of symbolic sizes runs the blocks."""
-    operands = _operands((2, 2), length, length + 21, width=16)
+    operands = _operands((2, 2), queries, keys, width=16)
+    one_block = not causal or keys <= CAUSAL_BLOCK
     found = []
     for symbolic in (False, True):
         sg.random.seed(11)
         program = _program(operands, is_causal=causal, dropout_p=dropout, symbolic=symbolic)
-        assert ("attention" in _kernels(program)) == symbolic
+        assert ("attention" in _kernels(program)) == (symbolic or not one_block)
         found.append(_bits(program(*operands)))
     assert found[0] == found[1]
+
+
+def test_keys_that_no_query_sees_do_not_matter() -> None:
+    """Whether declared or not: 0 times NaN is NaN, so they must not be multiplied by weights."""
+    operands = _operands((2,), 30, 2 * CAUSAL_BLOCK)
+    for x in operands[1:3]:
+        x[:, CAUSAL_BLOCK:] = np.nan
+    for symbolic in (False, True):
+        found = _program(operands, is_causal=True, symbolic=symbolic)(*operands)
+        assert all(np.isfinite(x).all() for x in found)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -224,9 +238,10 @@ def _peak(length: int, causal: bool) -> int:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_planned_memory_grows_with_the_length(causal: bool) -> None:
-    short, long = _peak(1024, causal), _peak(3072, causal)
-    assert long < 3.1 * short
-    assert long < 2 * 4 * 3072 * 3072 * 4 / 8  # of all scores, in float32
+    assert _peak(3072, causal) < 2 * 4 * 3072 * 3072 * 4 / 8  # of all scores, in float32
+    # From here on the gradient's sums are kept for as many groups of blocks, whatever the length.
+    length = MOST_GROUPS * GROUP_BLOCKS * BLOCK
+    assert _peak(3 * length, causal) < 3.1 * _peak(length, causal)
 
 
 def test_no_buffer_holds_all_scores() -> None:
@@ -238,21 +253,120 @@ def test_no_buffer_holds_all_scores() -> None:
     assert report["peak_bytes"] < 2 * length * length * 4
 
 
-def test_the_gradient_of_an_added_mask() -> None:
-    """A learned bias, as large as the scores: all of them are computed for it."""
-    operands = _operands((2,), BLOCK + 3, 5, dtype="float64")
-    q, k, v, ct = (sg.input(f"a{i}", x.shape, "float64") for i, x in enumerate(operands))
-    bias = sg.input("bias", (BLOCK + 3, 5), "float64")
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    program = sg.compile([q, k, v, bias, ct], sg.gradients(y, bias, cotangent=ct))
+MASK_SHAPES = [(3, 2, BLOCK + 3, 5), (BLOCK + 3, 5), (2, 1, 5), (3, 1, BLOCK + 3, 5), (3, 1, 1, 5)]
+
+
+def _with_bias(operands: list[Array], bias: Array, wanted: str, **options: Any) -> Any:
+    """The cotangent of the bias, or of all operands, or of the queries alone."""
+    compiled = {n: options.pop(n) for n in ("threads", "disable") if n in options}
+    symbolic = options.pop("symbolic", False)
+    sizes = {operands[0].shape[-2]: "L", operands[1].shape[-2]: "S"} if symbolic else {}
+    inputs = [
+        sg.input(f"a{i}", tuple(sizes.get(d, d) for d in x.shape), str(x.dtype))
+        for i, x in enumerate((*operands, bias))
+    ]
+    q, k, v, ct, mask = inputs
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+    wrt = {"bias": [mask], "all": [mask, q, k, v], "q": [q]}[wanted]
+    return sg.compile(inputs, sg.gradients(y, wrt, cotangent=ct), **compiled)
+
+
+@pytest.mark.parametrize("shape", MASK_SHAPES, ids=str)
+def test_the_gradient_of_an_added_mask(shape: tuple[int, ...]) -> None:
+    """A learned bias, the same for some items, rows or columns: what they give is added up."""
+    operands = _operands((3, 2), BLOCK + 3, 5, dtype="float64")
     rng = np.random.default_rng(0)
-    at, along = rng.standard_normal((2, BLOCK + 3, 5))
+    at, along = rng.standard_normal((2, *shape))
+    program = _with_bias(operands, at, "bias")
+    assert _kernels(program) - {"copy"} == {"attention_mask_gradient", "multiply"}
     ends = [
         np.sum(_oracle(*operands[:3], at + step * along, False, 0.5) * operands[3])
         for step in (1e-5, -1e-5)
     ]
-    found = np.sum(program(*operands[:3], at, operands[3]) * along)
-    np.testing.assert_allclose(found, (ends[0] - ends[1]) / 2e-5, rtol=1e-7)
+    (found,) = program(*operands, at)
+    assert found.shape == shape
+    want = (ends[0] - ends[1]) / 2e-5
+    np.testing.assert_allclose(np.sum(found * along), want, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(BLOCK + 3, 1), (3, 1, 1, 1)], ids=str)
+def test_what_is_added_to_whole_rows_changes_nothing(shape: tuple[int, ...]) -> None:
+    operands = _operands((3, 2), BLOCK + 3, 5)
+    bias = np.random.default_rng(0).standard_normal(shape, "float32")
+    program = _with_bias(operands, bias, "bias")
+    assert not _kernels(program) & {"attention", "attention_mask_gradient"}
+    np.testing.assert_array_equal(program(*operands, bias)[0], np.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 40, 40), (1, 3, 40, 40), (1, 40)], ids=str)
+def test_bits_of_a_masks_gradient(shape: tuple[int, ...]) -> None:
+    """The same on any number of threads, of declared and symbolic sizes, without passes; also of so
+    few queries that without an added mask the plain form is declared."""
+    operands = _operands((2, 3), 40, 40, width=16)
+    bias = np.random.default_rng(0).standard_normal(shape, "float32")
+
+    def run(**options: Any) -> list[bytes]:
+        return _bits(_with_bias(operands, bias, "all", **options)(*operands, bias))
+
+    expected = run(threads=1)
+    variants: list[dict[str, Any]] = [
+        {"threads": 3}, {"symbolic": True, "threads": 2},
+        {"disable": ("fuse", "in_place", "cse", "dce", "layout")},
+    ]  # fmt: skip
+    for options in variants:
+        assert run(**options) == expected, options
+
+
+def test_a_masks_gradient_needs_no_memory_for_scores() -> None:
+    """With a bias of each head's own the result is L x S for a head, for a whole batch."""
+    length, items = 512, 16
+    operands = _operands((items, 2), length, length, 16, 16)
+    bias = np.zeros((2, length, length), "float32")
+    report = _with_bias(operands, bias, "all", threads=2).report().to_dict()
+    assert report["peak_bytes"] < 3 * bias.nbytes + 10 * items * operands[0][0].nbytes
+    assert report["peak_bytes"] < items * bias.nbytes / 2
+
+
+def test_second_derivatives_of_a_masks_gradient() -> None:
+    operands = _operands((2,), BLOCK + 2, 3, dtype="float64")
+    rng = np.random.default_rng(0)
+    at, along = rng.standard_normal((2, BLOCK + 2, 3))
+    q, k, v, ct, bias, d = (
+        sg.input(f"a{i}", x.shape, "float64") for i, x in enumerate((*operands, at, along))
+    )
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    first = sg.gradients(y, bias, cotangent=ct)
+    second = sg.gradients(sg.sum(first * d), [q, bias])
+    program = sg.compile([q, k, v, ct, bias, d], [first, *second])
+    ends = [program(*operands, at + step * along, along)[0] for step in (1e-5, -1e-5)]
+    want = np.sum((ends[0] - ends[1]) * along) / 2e-5
+    _, of_q, of_bias = program(*operands, at, along)
+    np.testing.assert_allclose(np.sum(of_bias * along), want, rtol=1e-6)
+    turn = rng.standard_normal(of_q.shape)
+    moved = [program(operands[0] + s * turn, *operands[1:], at, along)[0] for s in (1e-5, -1e-5)]
+    want = np.sum((moved[0] - moved[1]) * along) / 2e-5
+    np.testing.assert_allclose(np.sum(of_q * turn), want, rtol=1e-6)
+
+
+def test_vmap_keeps_the_blocks() -> None:
+    """Of attention and of its gradients: a mask's for each item."""
+    x = np.random.default_rng(0).standard_normal((3, BLOCK + 2, 4))
+    bias = np.random.default_rng(1).standard_normal((BLOCK + 2, BLOCK + 2))
+
+    def gradients(a: Any, b: Any) -> Any:
+        y = F.scaled_dot_product_attention(a, a, a, attn_mask=b)
+        return sg.gradients(sg.sum(y * y), [a, b])
+
+    a, b = sg.input("a", x.shape, "float64"), sg.input("b", bias.shape, "float64")
+    program = sg.compile([a, b], list(sg.vmap(gradients, in_axes=(0, None))(a, b)))
+    names = {"attention", "attention_gradient", "attention_mask_gradient"}
+    assert names <= _kernels(program) and "matmul" not in _kernels(program)
+    of_x, of_bias = program(x, bias)
+    one = sg.input("one", x.shape[1:], "float64")
+    single = sg.compile([one, b], list(gradients(one, b)))
+    for i in range(3):
+        for found, want in zip((of_x[i], of_bias[i]), single(x[i], bias)):
+            np.testing.assert_allclose(found, want, rtol=1e-9, atol=1e-11)
 
 
 def test_second_derivatives_of_self_attention() -> None:
@@ -338,3 +452,130 @@ def test_masks_that_do_not_fit_are_refused() -> None:
     x = expand_dims(q, axis=0)
     with pytest.raises(sg.ShapeError):
         F.scaled_dot_product_attention(x, sg.input("k", (3, 2, 9, 4)), sg.input("v", (2, 2, 9, 4)))
+
+
+def _pushed(
+    operands: list[Array], mask: Array | None, moving: str, symbolic: bool = False, **options: Any
+) -> tuple[Any, list[Array]]:
+    """The tangent of the result, where q, k, v and the mask (m) move as told; and what it takes."""
+    compiled = {n: options.pop(n) for n in ("threads", "disable") if n in options}
+    arrays = dict(zip("qkv", operands))
+    if mask is not None:
+        arrays["m"] = mask
+    rng = np.random.default_rng(9)
+    tangents = {f"{n}'": rng.standard_normal(arrays[n].shape).astype("f4") for n in moving}
+    arrays |= {n: t.astype(operands[0].dtype) for n, t in tangents.items()}
+    sizes = {operands[0].shape[-2]: "L", operands[1].shape[-2]: "S"} if symbolic else {}
+    at = {
+        n: sg.input(n.replace("'", "t"), tuple(sizes.get(d, d) for d in x.shape), str(x.dtype))
+        for n, x in arrays.items()
+    }
+
+    def f(*moved: Any) -> Any:
+        x = {**at, **dict(zip(moving, moved))}
+        y = F.scaled_dot_product_attention(x["q"], x["k"], x["v"], attn_mask=x.get("m"), **options)
+        return y
+
+    _, tangent = sg.jvp(f, [at[n] for n in moving], [at[f"{n}'"] for n in moving])
+    return sg.compile(list(at.values()), tangent, **compiled), list(arrays.values())
+
+
+@pytest.mark.parametrize(
+    "moving, name, causal",
+    [("qkv", "none", True), ("qkvm", "added", False), ("k", "rows", False), ("v", "none", True),
+     ("m", "added", False), ("qv", "padding", False)],
+)  # fmt: skip
+def test_forward_mode(moving: str, name: str, causal: bool) -> None:
+    operands = _operands((2, 3), BLOCK + 9, BLOCK + 37, dtype="float64")[:3]
+    mask = MASKS[name]
+    program, arrays = _pushed(operands, mask, moving, is_causal=causal)
+    assert _kernels(program) & {"attention", "attention_tangent"}
+    assert "matmul" not in _kernels(program)
+    named = dict(zip([*"qkv", *("m" if mask is not None else "")], arrays))
+    steps = dict(zip(moving, arrays[-len(moving) :]))
+    ends = []
+    for step in (1e-5, -1e-5):
+        moved = {n: x + step * steps[n] if n in steps else x for n, x in named.items()}
+        q, k, v = (moved[n] for n in "qkv")
+        ends.append(_oracle(q, k, v, moved.get("m"), causal, 0.5))
+    want = (ends[0] - ends[1]) / 2e-5
+    np.testing.assert_allclose(program(*arrays), want, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("length, causal", [(CAUSAL_BLOCK, True), (BLOCK, False)])
+def test_bits_of_forward_mode(length: int, causal: bool, dropout: float) -> None:
+    """Of one block the plain form's; the same on any number of threads."""
+    operands = _operands((2, 2), length, length, width=16)[:3]
+    found = []
+    for symbolic, threads in ((False, 1), (True, 1), (True, 3)):
+        sg.random.seed(11)
+        program, arrays = _pushed(
+            operands, None, "qkv", symbolic, is_causal=causal, dropout_p=dropout, threads=threads
+        )
+        assert ("attention_tangent" in _kernels(program)) == symbolic
+        found.append(program(*arrays).tobytes())
+    assert found[0] == found[1] == found[2]
+
+
+def test_forward_mode_needs_no_memory_for_scores() -> None:
+    operands = _operands((8, 2), 1024, 1024, 16, 16)[:3]
+    program, _ = _pushed(operands, None, "qkv", is_causal=True)
+    report = program.report().to_dict()
+    assert report["peak_bytes"] < 16 * 1024 * 1024 * 4 / 4  # a quarter of all scores, in float32
+
+
+def test_derivatives_of_forward_mode() -> None:
+    """A gradient of a tangent, and a tangent of it, beside central differences."""
+    x0 = _operands((2,), BLOCK + 2, BLOCK + 2, dtype="float64")[0]
+    rng = np.random.default_rng(5)
+    d0, e0 = rng.standard_normal((2, *x0.shape))
+    x, d, e = (sg.input(n, x0.shape, "float64") for n in "xde")
+
+    def f(x: Any) -> Any:
+        y = F.scaled_dot_product_attention(x, x, x, is_causal=True)
+        return sg.sum(y * y)
+
+    def moved(x: Any) -> Any:
+        return sg.jvp(f, [x], [d])[1]
+
+    value = moved(x)
+    outputs = [value, sg.gradients(value, x), sg.jvp(moved, [x], [e])[1]]
+    program = sg.compile([x, d, e], outputs)
+    assert "attention_tangent" in _kernels(program)
+    up, down = (program(x0 + s * e0, d0, e0)[0] for s in (1e-5, -1e-5))
+    _, gradient, second = program(x0, d0, e0)
+    want = (up - down) / 2e-5
+    np.testing.assert_allclose(np.sum(gradient * e0), want, rtol=1e-6)
+    np.testing.assert_allclose(second, want, rtol=1e-6)
+
+
+def test_vmap_of_forward_mode() -> None:
+    """A basis of directions at once, as `jacfwd` has it; with the mask moving, and without."""
+    operands = _operands((2,), BLOCK + 2, 5, dtype="float64")[:3]
+    bias = np.random.default_rng(1).standard_normal((BLOCK + 2, 5))
+    along = np.random.default_rng(2).standard_normal((3, *bias.shape))
+    turns = np.random.default_rng(3).standard_normal((3, *operands[0].shape))
+    inputs = [sg.input(f"a{i}", x.shape, "float64") for i, x in enumerate((*operands, bias))]
+    b, t = sg.input("b", along.shape, "float64"), sg.input("t", turns.shape, "float64")
+    q, k, v, m = inputs
+
+    def of_bias(d: Any) -> Any:
+        f = lambda m: F.scaled_dot_product_attention(q, k, v, attn_mask=m)  # noqa: E731
+        return sg.jvp(f, [m], [d])[1]
+
+    def of_q(d: Any) -> Any:
+        f = lambda q: F.scaled_dot_product_attention(q, k, v, attn_mask=m)  # noqa: E731
+        return sg.jvp(f, [q], [d])[1]
+
+    program = sg.compile([*inputs, b, t], [sg.vmap(of_bias)(b), sg.vmap(of_q)(t)])
+    assert "attention_tangent" in _kernels(program) and "matmul" not in _kernels(program)
+    found = program(*operands, bias, along, turns)
+    for i in range(3):
+        ends = [_oracle(*operands, bias + s * along[i], False, 0.5) for s in (1e-5, -1e-5)]
+        np.testing.assert_allclose(found[0][i], (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-8)
+        ends = [
+            _oracle(operands[0] + s * turns[i], *operands[1:], bias, False, 0.5)
+            for s in (1e-5, -1e-5)
+        ]
+        np.testing.assert_allclose(found[1][i], (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import dataclasses
+import functools
 import getpass
 import json
 import math
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, compare, page, plot, report, results, sweep
+from benchmarks import ceilings, compare, page, plot, report, results, sweep, threads
 from benchmarks.client import WorkerError, WorkerProcess, without_paths
 from benchmarks.drivers import LABELS, OURS, checked_values
 from benchmarks.measure import Options, run
@@ -343,6 +344,116 @@ def test_sweeps_go_from_tiny_to_large() -> None:
         assert s.at(s.sizes[0]).sizes.keys() == BY_NAME[s.workload].sizes.keys()
 
 
+# --- threads --------------------------------------------------------------------------------------
+
+
+def kernel(one_s: float, all_s: float, ceiling: float, **more: Any) -> dict[str, Any]:
+    return {"workload": "mlp", "kernel": "matmul", "step": 0, "runs": 1, "flops": 1, "bytes": 1,
+            "one_s": one_s, "all_s": all_s, "bound": "fma", "ceiling": ceiling, **more}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def by_kernel() -> threads.Document:
+    """Two workloads in small sizes, every kernel however short."""
+    effort = dataclasses.replace(threads.QUICK, ceiling_bytes=1 << 18)
+    small = [BY_NAME[name].shrunk() for name in ("mlp", "gru")]
+    return threads.run(small, 2, lambda line: None, effort, least_s=0.0)
+
+
+def test_every_kernel_of_a_workload_is_timed_on_one_thread_and_on_two(
+    by_kernel: threads.Document, tmp_path: Path
+) -> None:
+    assert by_kernel["workloads"] == ["mlp", "gru"] and by_kernel["threads"] == 2
+    kernels = by_kernel["kernels"]
+    assert len([k for k in kernels if "matmul" in k["kernel"] and k["workload"] == "mlp"]) >= 5
+    steps = BY_NAME["gru"].small["T"]
+    assert {k["runs"] for k in kernels if k["workload"] == "gru"} == {1, steps}
+    for k in kernels:
+        assert k["one_s"] >= 0 and k["all_s"] >= 0 and k["ceiling"] > 0
+        assert k["bound"] in ("fma", "stream")
+    text = threads.text(by_kernel)
+    assert "mlp: matmul" in text and "gain at least 80%" in text
+    results.write(by_kernel, tmp_path / "threads.json")
+    assert threads.read([str(tmp_path / "threads.json")])["kernels"] == kernels
+    with pytest.raises(results.DocumentError, match="not a document"):
+        results.read(str(tmp_path / "threads.json"))
+
+
+def test_a_kernel_is_held_against_what_bounds_it() -> None:
+    def limits(flops: float, near: float, far: float) -> dict[str, Any]:
+        rates = {1 << 14: near, 1 << 20: far}
+        stream = [{"bytes": size, "bytes_per_s": rate} for size, rate in rates.items()]
+        aged = [{"age_s": 0.0, "bytes_per_s": near}, {"age_s": 1.0, "bytes_per_s": near / 4}]
+        return {"fma_flops": flops, "stream": stream, "aged": aged}
+
+    pair = limits(10.0, 100.0, 10.0), limits(20.0, 190.0, 11.0)
+
+    def ceiling(count: int, sizes: list[int], one_s: float, age: float = 0.0) -> tuple[str, float]:
+        found = threads._ceiling(count, np.array(sizes), np.full(len(sizes), age), one_s, pair)
+        return found["bound"], round(found["ceiling"], 3)
+
+    assert ceiling(1000, [1 << 22], 100.0) == ("stream", 1.1)  # as fast as the stream
+    assert ceiling(1000, [1 << 22], 199.0) == ("stream", 1.1)
+    assert ceiling(1000, [1 << 22], 201.0) == ("fma", 2.0)
+    assert ceiling(1000, [1 << 10], 10.0) == ("stream", 1.9)
+    assert ceiling(1000, [1 << 10], 100.0) == ("fma", 2.0)
+    assert ceiling(1000, [1 << 10], 41.0, 1.0) == ("fma", 2.0)  # a cache of its own keeps it
+    assert ceiling(1000, [1 << 20], 199.0, 1.0) == ("stream", 1.1)
+    # Half of it from each: 55 s on one thread, 48.1 s on two.
+    assert ceiling(1000, [1 << 10, 1 << 22], 55.0) == (
+        "stream",
+        round(55 / (500 / 190 + 500 / 11), 3),
+    )
+
+
+def test_what_gains_too_little_is_named() -> None:
+    kernels = [
+        kernel(1.0, 0.5, 2.0), kernel(1.0, 0.63, 2.0, kernel="few_rows"),
+        kernel(1.0, 0.95, 1.1, kernel="copy"), kernel(1.0, 1.1, 1.0, kernel="alone"),
+    ]  # fmt: skip
+    assert [threads.verdict(k) for k in kernels] == ["", "below", "", "slower"]
+    document = {"kernels": kernels, "threads": 2, "least_s": 5e-5, "disturbed": ["mlp"]}
+    disturbed, enough, less, slower = threads.summary(document)
+    assert "every round of mlp" in disturbed and enough.startswith("2 of 4 kernels over 50 µs")
+    assert less == "gain less: mlp: few_rows (79%)"
+    assert slower == "slower than on one thread: mlp: alone (91%)"
+    (first, *_) = threads.table(document).rows
+    assert first[1:] == ["1", "1.00 s", "500 ms", "2.00", "2.00", "fma", "100%", "0.00", ""]
+
+
+def test_runs_over_parts_of_the_suite_are_joined(by_kernel: threads.Document) -> None:
+    again = {**by_kernel, "workloads": ["gru"], "kernels": [kernel(1.0, 0.5, 2.0, workload="gru")]}
+    both = threads.merged([by_kernel, again])
+    assert [k for k in both["kernels"] if k["workload"] == "gru"] == again["kernels"]
+    assert sum(k["workload"] == "mlp" for k in both["kernels"]) >= 5
+    with pytest.raises(results.DocumentError, match="differ in 'threads'"):
+        threads.merged([by_kernel, {**again, "threads": 4}])
+
+
+def test_the_page_tells_what_was_not_run(
+    document: results.Document, by_kernel: threads.Document, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    whole = {**document, "results": [{**document["results"][0], "workload": w} for w in BY_NAME]}
+    assert page.missing(whole) == []
+    (line,) = page.missing(document)
+    missing = len(WORKLOADS) - 2
+    assert line.startswith(f"not run: {missing} of {len(WORKLOADS)} workloads, tiny, tiny_100")
+    text = page.page(document, None, by_kernel)
+    assert f"- {line}" in text and "## Kernels over" in text and "| mlp: matmul" in text
+    kernels = f"kernels not timed on one thread and more: {missing} of"
+    assert kernels in text
+    for name, found in (("run", document), ("threads", by_kernel)):
+        results.write({**found, "quick": False}, tmp_path / f"{name}.json")
+    write = functools.partial(page.write, path=tmp_path / "p.md", picture=tmp_path / "p.svg")
+    monkeypatch.setattr(page, "write", write)
+    arguments = ["page", str(tmp_path / "run.json"), "--threads", str(tmp_path / "threads.json")]
+    assert command.main(arguments) == command.OK
+    told = capsys.readouterr().err
+    assert f"warning: {line}" in told and f"warning: {kernels}" in told
+    assert kernels in (tmp_path / "p.md").read_text(encoding="utf-8")
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -357,6 +468,9 @@ def test_sweeps_go_from_tiny_to_large() -> None:
         (["--repetitions", "0"], "--repetitions 0: expected at least 1"),
         (["compare", "no_such.json", "no_such.json"], "no_such.json: No such file"),
         (["page", __file__], "not JSON"),
+        (["threads", "--only", "nothing_fits"], "no workload or group fits"),
+        (["threads", "--threads", "1"], "nothing to compare"),
+        (["threads", "--threads", "0"], "--threads 0: expected numbers from 1 to"),
     ],
 )
 def test_bad_arguments_end_with_2(
@@ -385,6 +499,14 @@ def test_a_quick_run_is_not_published(
     results.write(document, tmp_path / "quick.json")
     assert command.main(["page", str(tmp_path / "quick.json")]) == command.USAGE
     assert "not for publishing" in capsys.readouterr().err
+
+
+def test_the_usage_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    assert ended.value.code == 0
+    usage = capsys.readouterr().out.partition("\n\n")[0]
+    assert "{compare,page,sweep,threads}" in usage
 
 
 def test_the_list_names_every_workload(capsys: pytest.CaptureFixture[str]) -> None:

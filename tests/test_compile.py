@@ -187,6 +187,17 @@ def test_wrong_arguments_are_named() -> None:
         sg.compile([x], x, disable="fuse")
 
 
+def test_a_report_takes_the_program_s_symbols_and_no_others() -> None:
+    x = sg.input("x", ("N", "M"))
+    program = sg.compile([x], x + 1.0)
+    assert program.report(N=2, M=3).to_dict()["flops"] == 6
+    with pytest.raises(sg.BindError, match="report: no symbol is called Q; known: N, M"):
+        program.report(N=2, Q=3)
+    y = sg.input("y", (4,))
+    with pytest.raises(sg.BindError, match="no symbol is called N; known: none"):
+        sg.compile([y], y + 1.0).report(N=3)
+
+
 def test_dims_that_must_agree_are_asked_at_the_call() -> None:
     x, y = sg.input("x", ("N", 3)), sg.input("y", ("M", 3))
     program = sg.compile([x, y], x + y)

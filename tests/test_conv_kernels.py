@@ -20,8 +20,11 @@ from staticgrad.codegen.conv import (
     require_conv_grad_weight,
     tile_rows,
     weight_parts,
+    weight_tile,
+    wide_rows,
     workspace_bytes,
 )
+from staticgrad.codegen.gemm_emit import Element
 from staticgrad.codegen.target import Target, host_target
 
 KINDS = {
@@ -126,7 +129,9 @@ def without_masks(bits: int = 128) -> Target:
 class Compiled:
     """The three functions of one dtype, compiled together."""
 
-    def __init__(self, dtype: str, target: Target, depthwise: bool, wide: bool) -> None:
+    def __init__(
+        self, dtype: str, target: Target, depthwise: bool, wide: bool, lanes: int = 0
+    ) -> None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         module = Module(target)
@@ -135,6 +140,9 @@ class Compiled:
             kind: require(module, dtype, depthwise=depthwise, rows=rows)
             for kind, require in KINDS.items()
         }
+        if lanes:
+            more = {"depthwise": depthwise, "rows": 9, "lanes": lanes}
+            names["grad_weight"] = require_conv_grad_weight(module, dtype, **more)
         text = module.to_text()
         for kind, name in names.items():
             text += f"define void @run_{kind}({PARAMS}) {{\n"
@@ -192,9 +200,9 @@ class Compiled:
 @functools.cache
 def compiled(
     dtype: str = "float32", target: Target | None = None, depthwise: bool = False,
-    wide: bool = True,
+    wide: bool = True, lanes: int = 0,
 ) -> Compiled:  # fmt: skip
-    return Compiled(dtype, target or host_target(), depthwise, wide)
+    return Compiled(dtype, target or host_target(), depthwise, wide, lanes)
 
 
 def random_operands(geometry: Geometry, dtype: str, seed: int = 0) -> list[Array]:
@@ -309,6 +317,45 @@ def test_both_ways_give_the_same_bits(kind: str, dtype: str) -> None:
         operands = random_operands(geometry, dtype)
         results = [compiled(dtype, wide=w).result(kind, geometry, operands) for w in (True, False)]
         assert results[0].tobytes() == results[1].tobytes(), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8"])
+def test_halved_vectors_of_channels_give_the_same_bits(dtype: str) -> None:
+    half = Element.of(dtype, host_target()).lanes // 2
+    for name, geometry in GEOMETRIES.items():
+        if 0 < geometry.o // geometry.groups <= half:
+            operands = random_operands(geometry, dtype)
+            results = [
+                compiled(dtype, lanes=lanes).result("grad_weight", geometry, operands)
+                for lanes in (0, half)
+            ]
+            assert results[0].tobytes() == results[1].tobytes(), name
+
+
+def test_few_channels_of_weights_take_halved_vectors() -> None:
+    wide = dataclasses.replace(host_target(), vector_bits=512, vector_registers=32)
+    assert weight_tile(wide, "float32", 16, 25) == {"rows": 13, "lanes": 16}  # a tile a thread
+    assert weight_tile(wide, "float32", 16, 50) == {"rows": 25, "lanes": 16}
+    assert weight_tile(wide, "float32", 16, 9) == {"rows": 9, "lanes": 16}
+    assert weight_tile(wide, "float32", 16, 1) == {"rows": 8, "lanes": 16}
+    assert weight_tile(wide, "float32", 8, 27) == {"rows": 9, "lanes": 8}
+    assert weight_tile(wide, "float64", 4, None) == {"rows": 8, "lanes": 4}
+    assert weight_tile(narrowed(256), "float32", 4, 27)["lanes"] == 8
+
+
+def test_long_sums_of_many_channels_go_along_channels() -> None:
+    wide = dataclasses.replace(host_target(), vector_bits=512, vector_registers=32)
+
+    def along_channels(channels: Any, terms: Any, size: Any = 28) -> bool:
+        return wide_rows(wide, "float32", channels, ("N", size, size), terms) > 0
+
+    assert along_channels(64, 576) and along_channels(16, 72) and along_channels(31, 288)
+    assert along_channels("O", 9, "H") and along_channels(16, "K")
+    assert not along_channels(64, 27) and not along_channels(16, 25)
+    assert not along_channels(8, 576) and not along_channels(24, 288)
+    # For few images it is not worth another way.
+    assert wide_rows(wide, "float32", 16, (64, 28, 28), 25) == 28
+    assert wide_rows(wide, "float32", 64, (64, 28, 28), 25) == 0
 
 
 PLANELESS = [name for name in GEOMETRIES if name.startswith("planeless")]

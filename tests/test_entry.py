@@ -395,7 +395,8 @@ def test_one_entry_serves_every_program() -> None:
     code = entry_object(host_target())
     symbols = object_symbols(code)
     assert symbols.undefined == {context.RUN_SYMBOL}
-    assert symbols.defined == {context.CALL_SYMBOL, context.ENTRY_SYMBOL}
+    names = {context.CALL_SYMBOL, context.ENTRY_SYMBOL, context.REFRESH_SYMBOL}
+    assert symbols.defined == names
     assert entry_object(host_target()) is code
 
 

@@ -16,8 +16,10 @@ from staticgrad.api.compile import compile_stages
 from staticgrad.codegen.builder import Module
 from staticgrad.codegen.gemm import require_gemm, workspace_bytes
 from staticgrad.codegen.gemm_emit import Element
+from staticgrad.codegen.gemm_kernel import tile_shape
 from staticgrad.codegen.gemm_prepacked import (
     panel_count,
+    prepacked,
     prepacked_bytes,
     require_prepack,
     require_prepacked,
@@ -33,6 +35,7 @@ GEMM = [I64, I64, I64, PTR, I64, I64, PTR, I64, I64, PTR, I64, PTR, PTR, PTR, *[
 PACK = [I64, I64, PTR, I64, I64, PTR, I64, I64]
 DTYPES = ("float32", "float64", "int8", "int16", "int64")
 GUARD = 64
+NOTHING = np.empty(0, np.uint8)
 
 
 class Prepacked:
@@ -87,7 +90,7 @@ class Prepacked:
         if panels is None:
             self.gemm(*arguments)
         else:
-            self.prepacked(*arguments, panels.ctypes.data + GUARD)
+            self.prepacked(*arguments, panels.ctypes.data + GUARD if panels.size else None)
         return c
 
 
@@ -112,6 +115,48 @@ def test_the_bits_of_the_plain_product(dtype: str, target: str) -> None:
             got = run(a, b, run.packed(b, shares=1 + i % 3))
             check(a, b, got)
             np.testing.assert_array_equal(got, run(a, b), strict=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8"])
+def test_few_rows(dtype: str, target: str) -> None:
+    """They have kernels of their own, for whole panels; A may lie in any way."""
+    run = functions(dtype, target)
+    _, nr = tile_shape(run.target, dtype)
+    for m in (1, 2, 3, 4, 5, 6, 7, 9):
+        for a_kind in ("row", "column", "strided"):
+            a = laid_out((m, 1100), dtype, a_kind, m)
+            b = laid_out((1100, 2 * nr + 3), dtype, "column", m + 1)
+            got = run(a, b, run.packed(b))
+            check(a, b, got)
+            np.testing.assert_array_equal(got, run(a, b), strict=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed_when_compiling(dtype: str) -> None:
+    """As the generated code packs, byte by byte, but for the gaps."""
+    run = functions(dtype)
+    for k, n, kind in (
+        (40, 200, "row"),
+        (1100, 33, "column"),
+        (17, 5, "strided"),
+        (2300, 64, "row"),
+    ):
+        b = laid_out((k, n), dtype, kind, 1)
+        native, made = run.packed(b)[GUARD:-GUARD], prepacked(run.target, b)
+        written = native != 255
+        assert made.shape == native.shape and written.sum() >= 0.9 * b.nbytes
+        np.testing.assert_array_equal(made[written], native[written])
+        a = laid_out((20, k), dtype, "row", 2)
+        padded = np.concatenate([np.zeros(GUARD, np.uint8), made, np.zeros(GUARD, np.uint8)])
+        np.testing.assert_array_equal(run(a, b, padded), run(a, b), strict=True)
+
+
+def test_without_panels() -> None:
+    """Null in their place: the product of B itself."""
+    run = functions("float32")
+    a, b = values((20, 50), "float32", 1), values((50, 70), "float32", 2)
+    np.testing.assert_array_equal(run(a, b, NOTHING), run(a, b), strict=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int8"])
@@ -191,6 +236,21 @@ def _inputs_of(outputs: list[Any], inputs: list[Any]) -> list[Any]:
     found = [n.results[0] for n in reachable(outputs) if n.op == "input"]
     assert {v.node.attrs["name"] for v in found} == names
     return found
+
+
+def test_a_loop_of_one_row() -> None:
+    """Packed where the columns of the matrix lie unbroken: its rows are read as they are."""
+    h, w = sg.input("h", (1, 128)), sg.input("w", (128, 128))
+    assert not packs(program_of([h, w], [loop(h, w)]).items)
+    turned = [loop(h, w.T)]
+    assert len(packs(program_of([h, w], turned).items)) == 1
+    run, plain = sg.compile([h, w], turned), sg.compile([h, w], turned, disable=("prepack",))
+    x, m = values((1, 128), "float32", 1), values((128, 128), "float32", 2) / 8
+    wanted = x
+    for _ in range(10):
+        wanted = np.tanh(wanted @ m.T)
+    np.testing.assert_allclose(run(x, m)[0], wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(run(x, m)[0], plain(x, m)[0], strict=True)
 
 
 def test_packed_before_the_outermost_loop() -> None:

@@ -7,9 +7,9 @@ import itertools
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from staticgrad.codegen.gemm import ROW_COLS, workspace_bytes
+from staticgrad.codegen.gemm import ROW_COLS, block_bounds, workspace_bytes
 from staticgrad.codegen.gemm_emit import Element
-from staticgrad.ir.dim import Dim
+from staticgrad.ir.dim import Dim, substitute
 
 from .test_gemm import TARGETS, UNMASKED, laid_out, product
 
@@ -69,6 +69,14 @@ def test_products_stay_in_what_their_sizes_need(target: str, kinds: tuple[str, s
     check(target, "float32", 200, 300, 40, kinds)
 
 
+def test_large_operands_have_larger_blocks() -> None:
+    host = TARGETS["host"]()
+    least, most = block_bounds(host)
+    assert workspace_bytes(host, "float32", (64, 512, 512)) < 2 * least
+    assert workspace_bytes(host, "float32", (4096, 4096, 512)) > most
+    check("host", "float32", 530, 700, 1025, ("row", "row"))
+
+
 @pytest.mark.parametrize("m", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["row", "column"])
 def test_few_rows_of_many_columns_do(m: int, kind: str) -> None:
@@ -77,12 +85,36 @@ def test_few_rows_of_many_columns_do(m: int, kind: str) -> None:
         check("host", "float32", m, 70_000, k, ("row", kind))
 
 
-def test_one_row_needs_next_to_nothing_and_unknown_sizes_the_most() -> None:
+def test_one_row_needs_next_to_nothing() -> None:
     host = TARGETS["host"]()
+    most = workspace_bytes(host, "float32")
+    assert workspace_bytes(host, "float32", (4096, 4096, 4096)) == most
     if Element.of("float32", host).has_masks:
         assert workspace_bytes(host, "float32", (1, 512, 784), unbroken=True) == 4 * 512
         assert workspace_bytes(host, "float32", (1, 9999, 784), unbroken=True) == 4 * ROW_COLS
-    n = Dim.symbol("N")
-    most = workspace_bytes(host, "float32")
-    assert workspace_bytes(host, "float32", (n, 512, 784), unbroken=True) == most
-    assert workspace_bytes(host, "float32", (4096, 4096, 4096)) == most
+
+
+@pytest.mark.parametrize("unbroken", [False, True])
+def test_the_most_that_smaller_products_need(target: str, unbroken: bool) -> None:
+    made = TARGETS[target]()
+    sizes = list(itertools.product((1, 2, 15, 300), (1, 8, 9, 70), (1, 20, 1024, 1025, 2100)))
+    needed = {s: workspace_bytes(made, "float32", s, unbroken=unbroken) for s in sizes}
+    for most in sizes:
+        bound = workspace_bytes(made, "float32", most, unbroken=unbroken, up_to=True)
+        smaller = [n for s, n in needed.items() if all(a <= b for a, b in zip(s, most))]
+        assert max(smaller) <= bound <= workspace_bytes(made, "float32"), most  # type: ignore
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_unknown_sizes_need_no_more_than_known_ones(target: str, dtype: str) -> None:
+    """Whichever of the sizes are symbols, their values give what the values themselves do."""
+    made = TARGETS[target]()
+    names = [Dim.symbol(name) for name in "MNK"]
+    for unbroken in (False, True):
+        for unknown in itertools.product((False, True), repeat=3):
+            for known in itertools.product((1, 2, 14, 31, 500), (1, 3, 9, 300), (1, 70, 2049)):
+                sizes = tuple(s if u else d for s, d, u in zip(names, known, unknown))
+                found = workspace_bytes(made, dtype, sizes, unbroken=unbroken)  # type: ignore
+                at = substitute(found, dict(zip("MNK", known)))
+                expected = workspace_bytes(made, dtype, known, unbroken=unbroken)
+                assert at == expected, (sizes, known)

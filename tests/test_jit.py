@@ -469,3 +469,20 @@ def test_a_size_in_an_f_string_is_read() -> None:
     text = sg.jit(lambda a: a.sum() * len(f"{a.shape[0]}"))
     for size in (2, 3, 4, 12, 100):
         assert float(text(np.ones(size))) == size * len(str(size))
+
+
+def test_threads_are_those_asked_for() -> None:
+    a = array(512, 512, dtype="float32")
+    found = []
+    for threads in (1, 3):
+        f = sg.jit(lambda x: sg.exp(x) @ x, threads=threads)
+        found.append(f(a))
+        ((_, entry),) = f._order
+        assert entry.executable.bind({}).threads == threads
+    np.testing.assert_array_equal(*found)
+    decorated = sg.jit(threads=1)(lambda x: x + 1.0)
+    assert decorated(1.0) == 2.0
+    with pytest.raises(sg.ArgumentError, match="threads: expected 1 to"):
+        sg.jit(lambda x: x, threads=0)
+    with pytest.raises(sg.ArgumentTypeError, match="jit: threads must be an int, got '2'"):
+        sg.jit(lambda x: x, threads="2")  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ cache is damaged, read-only or not there."""
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import subprocess
 import sys
@@ -24,6 +25,13 @@ from staticgrad_runtime.cache import DiskCache
 X = np.random.default_rng(0).standard_normal((4, 6)).astype("float32")
 TABLE = np.arange(100, dtype="float32")
 F = sg.nn.functional
+
+
+@pytest.fixture(autouse=True)
+def _sources_as_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever edits the sources while tests run: programs have keys all the same."""
+    monkeypatch.setattr(keys, "IMPORTED_NS", 1 << 62)
+    monkeypatch.setattr(keys, "code_versions", functools.cache(keys.code_versions.__wrapped__))
 
 
 @pytest.fixture

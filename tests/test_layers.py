@@ -45,6 +45,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("passes/lowering/lower.py", "codegen.target"): "kernels are chosen for a target's vectors",
     ("passes/lowering/manifest.py", "codegen.target"): "the manifest names the target",
     ("passes/lowering/manifest.py", "codegen.sharing"): "lifetimes last to the end of a phase",
+    ("passes/nontemporal.py", "codegen.target"): "how large the third cache is",
     ("passes/schedule.py", "codegen.sharing"): "an order is judged by what threads hold at once",
     ("passes/scratch.py", "codegen.sharing"): "threads' own memory is one for all of a phase",
     ("passes/lowering/product.py", "codegen.gemm"): "how much workspace a product's tiles want",

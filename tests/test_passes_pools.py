@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import staticgrad as sg
+from staticgrad.ir.dim import product
 from staticgrad.ir.graph import Graph
 from staticgrad.nn import functional as F
 from staticgrad.passes.canonicalize import canonicalize
@@ -44,8 +45,9 @@ def test_the_mask_of_a_relu_moves_behind_the_pool(window: dict[str, Any]) -> Non
     before = canonicalize(graph_of(window))
     after = verified(simplify(before))
     assert simplify(after) is after, "not idempotent"
-    pooled = next(n for n in after.nodes if n.op == "max_pool").types[0].shape
-    assert [n.types[0].shape for n in after.nodes if n.op in ("where", "greater")] == [pooled] * 2
+    n, c, *windows = next(n for n in after.nodes if n.op == "max_pool").types[0].shape
+    rows = (n, c, product(windows))
+    assert [n.types[0].shape for n in after.nodes if n.op in ("where", "greater")] == [rows] * 2
     for n in (3, 0):
         got, expected = run(after, arrays(n)), run(before, arrays(n))
         assert_same_bits(got[:1], expected[:1])
@@ -60,9 +62,10 @@ def test_a_bias_of_a_convolution_adds_up_windows(window: dict[str, Any]) -> None
     after = verified(simplify(before))
     assert simplify(after) is after, "not idempotent"
     (total,) = (n for n in after.nodes if n.op == "sum")
-    # Where windows may hold padding, one of them may hold nothing else.
+    # Where windows may hold padding, one of them may hold nothing else. Else planes are rows.
     padded = window.get("padding") or window.get("ceil_mode")
     assert total.operands[0].node.op == ("max_pool_grad" if padded else "where")
+    assert total.operands[0].ndim == (4 if padded else 3)
     images, weight, bias = inputs(2)
     given = [images[..., :9, :8], weight[:3], bias[:3]]
     assert_close(run(after, given), run(before, given), str(window))

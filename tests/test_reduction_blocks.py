@@ -134,6 +134,35 @@ def test_of_columns(
     assert values[2].shape == np.sum(array, axis=axis, keepdims=True).shape
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((1000, 70), 0), ((5, 300, 33), 1), ((40, 30, 11), (0, 1)), ((1, 90), 0), ((0, 9), 0)],
+    ids=str,
+)
+def test_of_columns_of_unknown_length(
+    shape: tuple[int, ...], axis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = data(shape, "float32")
+    monkeypatch.setattr(blocks, "ASSUMED_ROWS", 1 << 20)
+
+    def build(x: Any) -> list[Any]:
+        return [sg.sum(x, axis=axis), sg.sum(x * x, axis=axis, keepdims=True)]
+
+    values, found = both_ways(build, array, True, monkeypatch)
+    assert all(f == found[0] for f in found)
+    x = sg.input("x", shape)
+    assert [v.tobytes() for v in sg.compile([x], build(x))(array)] == found[0]
+    sums = np.abs(array.astype(np.float64)).sum(axis)
+    assert np.all(np.abs(values[0] - array.sum(axis, dtype=np.float64)) <= 2e-5 * sums)
+
+
+def test_steps_of_a_batch_of_unknown_size() -> None:
+    """100 steps are many rows with any batch."""
+    x, y = sg.input("x", (100, "N", 384)), sg.input("y", ("N", 384))
+    assert kernels(sg.compile([x], sg.sum(x, axis=(0, 1)))) == ["sum", "sum_blocks"]
+    assert kernels(sg.compile([y], sg.sum(y, axis=0))) == ["sum"]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
 @pytest.mark.parametrize(
     ("shape", "axis"), [((20, 9001), 0), ((2, 67, 2, 4100), 1), ((3, 21, 4096), (0, 1))], ids=str

@@ -224,3 +224,16 @@ def test_wrong_use_names_the_line(call: Any, message: str, m: Model, session: An
     with pytest.raises(sg.StaticgradError, match=message) as error:
         call(session, m)
     assert "test_session.py" in str(error.value)
+
+
+def test_a_session_s_programs_use_the_threads_asked_for() -> None:
+    x = sg.input("x", (512, 512))
+    a = np.ones((512, 512), "float32")
+    found = []
+    for threads in (1, 3):
+        with sg.Session(threads=threads) as session:
+            found.append(session.run(sg.exp(x) @ x, {x: a}))
+            assert session.executable(sg.exp(x) @ x).bind({}).threads == threads
+    np.testing.assert_array_equal(*found)
+    with pytest.raises(sg.ArgumentError, match="threads: expected 1 to"):
+        sg.Session(threads=0)

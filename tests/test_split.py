@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,11 @@ def defined(text: str) -> list[str]:
 
 def test_units_hold_every_function_once() -> None:
     text = compile_stages(mlp(20, 30, 40, 10)).text
-    units = [u.text for u in split(text, 3)]
+    units = split(text, 3)
     assert len(units) >= 3
-    assert sorted(n for u in units for n in defined(u)) == sorted(defined(text))
-    lengths = [u.count("\n") for u in units if "sg_gemm_full" not in u and "@sg_share(" not in u]
-    assert min(lengths) >= PART_LINES
+    assert sorted(n for u in units for n in defined(u.text)) == sorted(defined(text))
+    *parts, _ = [u for u in units if "sg_gemm_full" not in u.text and not u.plain]
+    assert min(u.text.count("\n") for u in parts) >= PART_LINES
 
 
 def test_units_are_complete() -> None:
@@ -138,12 +139,45 @@ def test_what_is_begun_early_is_what_the_program_needs() -> None:
     assert stream._splitter.all(stream._module.declarations) != []  # type: ignore[union-attr]
 
 
-def test_long_drivers_are_compiled_plainly_and_short_ones_are_not() -> None:
-    plain = [u for u in split(compile_stages(mlp(20, 30, 40, 10)).text, 2) if u.plain]
-    assert [defined(u.text) for u in plain] == [["sg_share"]]
-    x = sg.input("x", ("N",))
-    text = compile_stages(sg.Graph([x], [sg.exp(x), sg.sum(x)])).text
-    assert not any(u.plain for u in split(text, 2))
+def test_what_has_no_loop_is_compiled_plainly_beside_a_long_driver() -> None:
+    made = compile_stages(mlp(20, 30, 40, 10))
+    (plain,) = [u for u in split(made.text, 2) if u.plain]
+    names = defined(plain.text)
+    assert {"sg_share", "sg_split", "sg_run"} < {*names}
+    products = {n for n in made.called if "matmul" in n}
+    assert products < {*names}  # calls of the products; their epilogues have loops
+    assert not any(re.search(r"(?m)^loop\d+:", text) for text in functions_of(plain.text, names))
+
+
+def functions_of(text: str, names: list[str]) -> list[str]:
+    """The texts of functions, the driver's left out."""
+    found = [re.search(rf"(?ms)^define [^@]*@{re.escape(n)}\(.*?^}}", text) for n in names]
+    return [m[0] for m in found if m is not None and "@sg_share(" not in m[0]]
+
+
+@pytest.mark.parametrize("products", [0, 1])
+def test_nothing_is_compiled_plainly_beside_a_short_driver(products: int) -> None:
+    x = sg.input("x", ("N", 8))
+    y = x @ sg.parameter(np.ones((8, 8), "float32")) if products else x
+    text = compile_stages(sg.Graph([x], [sg.exp(y), sg.sum(x)])).text
+    units = split(text, 2)
+    assert not any(u.plain for u in units)
+    assert sorted(n for u in units for n in defined(u.text)) == sorted(defined(text))
+
+
+def test_branches_that_lead_back_are_seen() -> None:
+    def straight(body: str) -> bool:
+        splitter = Splitter(1)
+        splitter.add([("f", f"define internal void @f() nounwind {{\nentry:\n{body}\n}}")])
+        return splitter._known["f"].is_straight
+
+    assert straight("  ret void")
+    assert straight("  br i1 true, label %a, label %b\na:\n  br label %b\nb:\n  ret void")
+    assert straight("  switch i64 1, label %a [ i64 0, label %b ]\na:\n  ret void\nb:\n  ret void")
+    assert not straight("  br label %a\na:\n  br label %a")
+    assert not straight("  br label %a\na:\n  br i1 true, label %b, label %a\nb:\n  ret void")
+    again = "switch i64 1, label %b [ i64 0, label %a ]"
+    assert not straight(f"  br label %a\na:\n  {again}\nb:\n  ret void")
 
 
 def crew_of(load: Any = None, threads: int = 2) -> tuple[Crew, list[str]]:
@@ -165,7 +199,7 @@ def crew_of(load: Any = None, threads: int = 2) -> tuple[Crew, list[str]]:
 def test_a_crew_generates_each_unit_once(threads: int) -> None:
     crew, generated = crew_of(threads=threads)
     names = [f"crew {threads} {i}" for i in range(9)]
-    crew.add_later(lambda: [Unit(n) for n in names[:2]])
+    crew.aside(lambda: crew.add([Unit(n) for n in names[:2]]))
     crew.add([Unit(n) for n in names[1:4]])
     keys = crew.add([Unit(n) for n in names])
     assert crew.objects(keys) == [n.encode() for n in names]
@@ -180,11 +214,71 @@ def test_a_crew_asks_the_cache_first() -> None:
 
 def test_a_crew_raises_what_failed_and_only_where_it_is_needed() -> None:
     crew, _ = crew_of()
-    crew.add_later(lambda: [Unit("a wrong guess")])
-    crew.add_later(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    crew.aside(lambda: crew.add([Unit("a wrong guess")]))
+    crew.aside(lambda: 1 / 0)
     assert crew.objects(crew.add([Unit("right")])) == [b"right"]
     with pytest.raises(RuntimeError, match="wrong unit"):
         crew.objects(crew.add([Unit("fine"), Unit("wrong unit")]))
+
+
+def test_a_unit_that_was_left_out_can_be_asked_for_again() -> None:
+    crew, generated = crew_of(threads=1)
+    crew.add([Unit("left out")])
+    assert crew.objects(crew.add([Unit("wanted")])) == [b"wanted"]
+    assert crew.objects(crew.add([Unit("left out")])) == [b"left out"]
+    assert generated == ["wanted", "left out"]
+
+
+def test_helpers_do_what_is_set_aside_and_nobody_waits_for_it() -> None:
+    crew, _ = crew_of(threads=2)
+    begun, go, done = (threading.Event() for _ in range(3))
+
+    def job() -> None:
+        begun.set()
+        go.wait(10)
+        done.set()
+
+    crew.aside(job)
+    assert begun.wait(10)
+    assert crew.objects(crew.add([Unit("a unit")])) == [b"a unit"]
+    assert not done.is_set()
+    go.set()
+    crew.rest()
+    assert done.is_set()
+    alone, _ = crew_of(threads=1)
+    alone.aside(begun.clear)
+    assert alone.objects([]) == [] and begun.is_set()
+
+
+def test_no_helper_is_at_work_when_a_program_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where compiling fails, either."""
+    from staticgrad.api import compile as driver
+
+    crews: list[Crew] = []
+    made = Crew.__init__
+
+    def noted(self: Crew, *args: Any, **named: Any) -> None:
+        made(self, *args, **named)
+        crews.append(self)
+
+    monkeypatch.setattr(Crew, "__init__", noted)
+    monkeypatch.setattr(driver, "usable_cpus", lambda: 3)
+    driver.compile_graph(mlp(20, 30, 10), cache=False)
+    with pytest.raises(sg.ArgumentError, match="no pass"):
+        driver.compile_graph(mlp(20, 30, 11), cache=False, disable=["no pass"])
+    assert [crew._free for crew in crews] == [2, 2]
+
+
+def test_a_helper_that_cannot_start_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    crew, generated = crew_of(threads=3)
+    crew.aside(lambda: generated.append("aside"))
+    assert crew.objects(crew.add([Unit("a"), Unit("b")])) == [b"a", b"b"]
+    crew.rest()
+    assert sorted(generated) == ["a", "b"]
 
 
 def test_equal_epilogues_are_one_function() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,8 @@ from staticgrad_runtime import binding, callcontext, workers
 from staticgrad_runtime.arena import address, aligned_words
 from staticgrad_runtime.cache import DiskCache
 from staticgrad_runtime.context import CONTEXT_WORDS, STATUS_OK, Word
-from staticgrad_runtime.pool_native import EXPORTS, PoolWord, build_pool, has_futex, pool_text
+from staticgrad_runtime.pool_native import EXPORTS, PoolWord, build_pool, pool_text
+from staticgrad_runtime.pool_system import has_futex
 from staticgrad_runtime.symbols import object_symbols
 from staticgrad_runtime.workers import MAX_THREADS, Pool, thread_count, usable_cpus
 
@@ -419,8 +421,8 @@ time.sleep(0.05)
 def test_processes_fork_and_end(more: str) -> None:
     root = Path(__file__).parents[1]
     ended = subprocess.run(
-        [sys.executable, "-c", _SCRIPT + more], cwd=root, capture_output=True, timeout=120,
-        text=True, check=False,
+        [sys.executable, "-W", "ignore:threads=3", "-c", _SCRIPT + more], cwd=root,
+        capture_output=True, timeout=120, text=True, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, "")
 
@@ -453,6 +455,27 @@ def test_default_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     for unset in ("", " "):  # as shells have it that can't unset
         monkeypatch.setenv(workers.NUM_THREADS, unset)
         assert thread_count() == usable_cpus()
+
+
+def test_more_threads_than_cores_are_taken_and_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many, x = usable_cpus() + 1, sg.input("x", (2,))
+    monkeypatch.setattr(workers, "_warned", False)
+    monkeypatch.setenv(workers.NUM_THREADS, str(many))
+    with pytest.warns(UserWarning, match=f"{workers.NUM_THREADS}={many}: this process") as told:
+        assert thread_count() == many
+        assert thread_count(many + 1) == many + 1
+    assert len(told) == 1
+    monkeypatch.setattr(workers, "_warned", False)
+    with pytest.warns(UserWarning, match=f"^threads={many}: ") as told:
+        program = sg.compile([x], x + 1, threads=many)
+    assert told[0].filename == __file__  # the user's line
+    np.testing.assert_array_equal(program(np.ones(2, np.float32)), [2, 2])
+    monkeypatch.setattr(workers, "_warned", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert thread_count(usable_cpus()) == usable_cpus()
 
 
 @pytest.mark.parametrize(

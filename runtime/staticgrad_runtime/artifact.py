@@ -20,14 +20,14 @@ import numpy as np
 from .dims import Dim, validate_dim
 from .errors import ArtifactError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAGIC = b"SGRAD\x00\r\n"
 _LENGTHS = struct.Struct("<QQQQQ")  # blob count, then bytes: manifest, blobs, object, entry
 _HEADER = struct.Struct("<8sI32s")  # magic, version, SHA-256 of all that follows
 
 DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
           "float32", "float64")  # fmt: skip
-BUFFER_KINDS = ("input", "output", "state", "constant", "temp")
+BUFFER_KINDS = ("input", "output", "state", "constant", "packed", "temp")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,18 @@ class ConstantSpec:
     dtype: str
     shape: list[int]
     blob: int
+
+
+@dataclass(frozen=True)
+class PackSpec:
+    """A buffer for a packed copy of the state in the buffer `state`, which `sg_pack` fills, called
+    with the pack's place in the manifest. Runs whose `rows` are not within `useful` (least, most)
+    do without: they find null in the buffer table, as all do before it is filled (`packed`)."""
+
+    buffer: int
+    state: int
+    rows: Dim
+    useful: list[int]
 
 
 @dataclass(frozen=True)
@@ -130,6 +142,7 @@ class Manifest:
     single: bool = False
     state: list[StateSpec] = field(default_factory=list)
     constants: list[ConstantSpec] = field(default_factory=list)
+    packs: list[PackSpec] = field(default_factory=list)
     buffers: list[BufferSpec] = field(default_factory=list)
     constraints: list[ConstraintSpec] = field(default_factory=list)
     messages: dict[int, MessageSpec] = field(default_factory=dict)
@@ -164,7 +177,7 @@ class Manifest:
         return manifest
 
     def to_json(self) -> str:
-        return json.dumps(self.to_plain(), sort_keys=True, separators=(",", ":"))
+        return json.dumps(vars(self), default=vars, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -187,6 +200,9 @@ class Manifest:
                         f"buffer {spec.buffer} belongs to a {owners[spec.buffer]} and a {kind}"
                     )
                 owners[spec.buffer] = kind
+        for pack in self.packs:
+            self._validate_pack(pack)
+            owners[pack.buffer] = "packed"
         for index, buffer in enumerate(self.buffers):
             if buffer.kind not in BUFFER_KINDS or (buffer.kind == "temp") == (index in owners):
                 raise ArtifactError(f"buffer {index} of kind {buffer.kind!r} has no owner")
@@ -210,6 +226,21 @@ class Manifest:
         if len(set(self.dims)) != len(self.dims):
             raise ArtifactError("a symbol is listed twice")
 
+    def _validate_pack(self, pack: PackSpec) -> None:
+        count = len(self.buffers)
+        kinds = [self.buffers[b].kind for b in (pack.buffer, pack.state) if 0 <= b < count]
+        if kinds != ["packed", "state"] or any(s.buffer == pack.state for s in self.written):
+            raise ArtifactError(f"buffer {pack.buffer} is no copy of state that is only read")
+        if not isinstance(self.buffers[pack.buffer].size_bytes, int):
+            raise ArtifactError(f"buffer {pack.buffer}: a packed copy of unknown size")
+        if len(pack.useful) != 2:
+            raise ArtifactError(f"buffer {pack.buffer} is useful for rows {pack.useful!r}")
+        validate_dim(pack.rows, self.dims)
+
+    @property
+    def written(self) -> list[StateSpec]:
+        return [spec for spec in self.state if spec.written]
+
     def _validate_array(
         self, kind: str, spec: InputSpec | OutputSpec | StateSpec | ConstantSpec
     ) -> None:
@@ -232,6 +263,7 @@ _SPECS: dict[str, Any] = {
     "outputs": OutputSpec,
     "state": StateSpec,
     "constants": ConstantSpec,
+    "packs": PackSpec,
     "buffers": BufferSpec,
     "constraints": ConstraintSpec,
 }

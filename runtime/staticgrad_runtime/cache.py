@@ -21,6 +21,7 @@ from pathlib import Path
 from .artifact import Artifact
 from .errors import ArgumentError, ArtifactError
 
+IMPORTED_NS = time.time_ns()  # what is imported now is as it was then
 ENTRY_VERSION = 1
 _MAGIC = b"SGCACHE\n"
 _HEADER = struct.Struct("<8sI32s")  # magic, version, SHA-256 of key and content

@@ -26,6 +26,7 @@ from .context import (
 from .interrupt import poll_addresses
 from .kept_memory import array_new
 from .layout import NativeInterface, data_address, descriptor_address
+from .packed import PackedCopies
 from .state import StateCell
 from .workers import pool
 
@@ -46,6 +47,7 @@ class CallContext:
         manifest: Manifest,
         cells: Sequence[StateCell],
         constants: Mapping[int, int],
+        packed: PackedCopies,
     ) -> None:
         self._dims = aligned_words(len(manifest.dims))
         self._buffers = aligned_words(len(manifest.buffers))
@@ -64,6 +66,10 @@ class CallContext:
             self._buffers[spec.buffer] = address(cell.view())
         for buffer, where in constants.items():
             self._buffers[buffer] = where
+        self._packed = packed
+        self._packs = aligned_words(len(manifest.packs))
+        self.words[Word.PACKS] = address(self._packs)
+        self.words[Word.PACK] = packed.function
         self._inputs, self._input_shapes = _records(manifest.inputs)
         self._outputs, self._output_shapes = _records(manifest.outputs)
         self._arrays = aligned_words(len(manifest.outputs))
@@ -125,6 +131,10 @@ class CallContext:
         self._arena.reserve(binding.plan.peak_bytes)
         self._buffers[self._temps] = self._arena.base + binding.plan.offsets
         self._dims[: len(binding.dims)] = list(binding.dims.values())
+        self._buffers[self._packed.buffers] = 0
+        read = self._packed.read_by(binding.dims)
+        self._packs[: len(read)] = read
+        self.words[Word.N_PACKS] = len(read)
         _fill(self._input_shapes, binding.input_shapes)
         _fill(self._output_shapes, binding.output_shapes)
         self._inputs[ArrayRecord.BYTES :: RECORD_WORDS] = binding.input_bytes

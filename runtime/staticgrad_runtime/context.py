@@ -81,9 +81,12 @@ class Word(IntEnum):
     INC_REF = 43  # Py_IncRef
     TUPLE_TYPE = 44  # PyTypeObject* of tuple
     OUT_NAME = 45  # PyObject* of the interned "out"
+    PACKS = 46  # pointer to a table of pointers to the records of packed copies, see PackRecord
+    N_PACKS = 47  # how many of them this binding reads
+    PACK = 48  # `void sg_pack(ptr context, i64 which)` of the program
 
 
-CONTEXT_WORDS = 48
+CONTEXT_WORDS = 56
 
 # Above this the GIL is released: giving it up and taking it back costs some 50 ns when nobody
 # waits, and up to a switch interval when somebody does.
@@ -111,6 +114,19 @@ class CellRecord(IntEnum):
     STOP = 3
 
 
+class PackRecord(IntEnum):
+    """Words of the record of one packed copy of a state cell, which all contexts of an executable
+    and its twins share; written with the GIL held, see `packed`."""
+
+    CELL = 0  # pointer to the cell's words
+    VERSION = 1  # of the cell that the copy holds, -1: none
+    SEEN = 2  # that the last call found
+    CALLS = 3  # and how many calls in a row have
+    MEMORY = 4
+    BUFFER = 5  # index in the buffer table
+    NUMBER = 6  # what `sg_pack` calls it
+
+
 class CellWord(IntEnum):
     """Words of a state cell. `NATIVE` is written by native entries alone, and only while they hold
     the GIL, so that test and set are one step; `CLAIM` by Python alone, under a mutex."""
@@ -122,6 +138,7 @@ class CellWord(IntEnum):
 
 RECORD_WORDS = 6  # of an input or output record
 CELL_RECORD_WORDS = 4
+PACK_RECORD_WORDS = 8
 CELL_WORDS = 8  # a cache line each
 
 
@@ -143,4 +160,6 @@ VECTORCALL_OFFSET_FLAG = 1 << 63
 
 RUN_SYMBOL = "sg_run"
 CALL_SYMBOL = "sg_call"
+PACK_SYMBOL = "sg_pack"
+REFRESH_SYMBOL = "sg_refresh"
 ENTRY_SYMBOL = "sg_entry"

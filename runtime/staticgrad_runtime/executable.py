@@ -24,13 +24,14 @@ from .arrays import Array, byte_range, dense, overlaps
 from .artifact import Artifact, Manifest
 from .binding import Binder, Binding, Shape, dims_key
 from .callcontext import CallContext
-from .context import CALL_SYMBOL, ENTRY_SYMBOL, RUN_SYMBOL
+from .context import CALL_SYMBOL, ENTRY_SYMBOL, PACK_SYMBOL, REFRESH_SYMBOL, RUN_SYMBOL
 from .dims import shape_text
 from .errors import BindError, ExecutionError, StateError
 from .interrupt import INTERRUPTED, raise_interrupt
 from .layout import Head, is_native_class, native_class, native_interface, set_call
 from .loader import Library, check_host
 from .objects import unpack
+from .packed import PackedCopies
 from .state import CellLocks, StateCell
 from .workers import thread_count
 
@@ -42,7 +43,7 @@ _REMEMBERED = 128
 # What an executable and its twins have in common.
 _SHARED = (
     "_binder", "_bindings", "_by_shapes", "_cells", "_constants", "_holding", "_library", "_locks",
-    "_native", "_releasing", "_state_ranges", "_written",
+    "_native", "_packed", "_refresh", "_releasing", "_state_ranges", "_written",
 )  # fmt: skip
 
 _executables: weakref.WeakSet[Executable] = weakref.WeakSet()
@@ -81,7 +82,9 @@ class Executable(Head):
         "_locks",
         "_mutex",
         "_native",
+        "_packed",
         "_published",
+        "_refresh",
         "_releasing",
         "_retired",
         "_state_ranges",
@@ -117,7 +120,7 @@ class Executable(Head):
         self._binder = Binder(manifest, thread_count(threads))
         self._bindings: dict[tuple[int, ...], Binding] = {}
         self._by_shapes: dict[tuple[Shape, ...], Binding] = {}
-        names = (RUN_SYMBOL, CALL_SYMBOL, ENTRY_SYMBOL)
+        names = (RUN_SYMBOL, CALL_SYMBOL, ENTRY_SYMBOL, PACK_SYMBOL, REFRESH_SYMBOL)
         objects = [*unpack(artifact.object_code), artifact.entry_code]
         objects = [code for code in objects if code]
         self._library = Library(objects, names, extra_symbols or {})
@@ -128,6 +131,11 @@ class Executable(Head):
             native and _wants_native() and is_native_class(type(self))
             and ENTRY_SYMBOL in self._library
         )  # fmt: skip
+        self._packed = PackedCopies(manifest, cells, self._library)
+        self._refresh = None  # elsewhere nothing keeps two threads from packing at once
+        if manifest.packs and self._native:
+            refresh = self._library.address(REFRESH_SYMBOL)
+            self._refresh = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(refresh)
         self._contexts: list[CallContext] = []  # all, so that what native code uses stays alive
         self._reset_contexts()
         _executables.add(self)
@@ -194,11 +202,15 @@ class Executable(Head):
             context.point(manifest.outputs, outputs)
             context.reset_status()
             with self._locks:
+                if self._refresh is not None:
+                    self._refresh(context.address)
                 run = self._releasing if binding.release_gil else self._holding
+                for cell in self._written:
+                    cell.bump()
                 failed = run(context.address) != 0
-                if not failed:
+                if failed:
                     for cell in self._written:
-                        cell.bump()
+                        cell.bump(-1)
             failure = context.failure() if failed else (0, 0, 0)
         finally:
             self._give_back(context)
@@ -258,7 +270,7 @@ class Executable(Head):
                 self._retired = [context for context in self._retired if context.busy]
             if self._free:
                 return self._free.pop()
-            context = CallContext(self.manifest, self._cells, self._constants)
+            context = CallContext(self.manifest, self._cells, self._constants, self._packed)
             if self._native:
                 interface = native_interface()
                 assert interface is not None

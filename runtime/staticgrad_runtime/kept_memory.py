@@ -31,7 +31,7 @@ from numpy._core.multiarray import get_handler_name as handler_name
 
 from .arena import address, aligned_words
 from .layout import NativeInterface, array_api, new_array
-from .loader import compile_text, libc_address
+from .loader import compile_text, host_code, libc_address
 
 # Below this malloc keeps the memory itself (its threshold for mmap begins at 128 KiB and follows
 # what is freed up to 32 MiB, but the top of the heap is trimmed).
@@ -293,6 +293,7 @@ out:
 }
 """
 
+_LEVEL = 1  # of optimisation
 _EXPORTS = ("sg_array_new", "sg_malloc", "sg_calloc", "sg_realloc", "sg_free", "sg_release")
 
 
@@ -321,7 +322,7 @@ class _Keeper:
         hooks |= {"PyDataMem_SetHandler": api["PyDataMem_SetHandler"]}
         python: Any = ctypes.pythonapi
         hooks["Py_DecRef"] = ctypes.cast(python.Py_DecRef, ctypes.c_void_p).value or 0
-        self._library = library = compile_text(_text(), _EXPORTS, hooks, level=1)
+        self._library = library = compile_text(_text(), _EXPORTS, hooks, level=_LEVEL)
         self.array_new = library.address("sg_array_new")
         self.release = ctypes.PYFUNCTYPE(None)(library.address("sg_release"))
         functions = [
@@ -353,6 +354,12 @@ def _text() -> str:
 
 
 _keeper_lock = threading.Lock()
+
+
+def generate() -> None:
+    """Begins what the first large output waits for, on whichever thread calls."""
+    if sys.platform == "linux":
+        host_code(_text(), _LEVEL)
 
 
 @functools.cache

@@ -24,8 +24,12 @@ LIBC_SYMBOLS = ("memcpy", "memmove", "memset")
 
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
+Host = tuple[str, str, str]  # what code is generated for: triple, CPU, features
+
 _lock = threading.Lock()
 _names = itertools.count()
+_fixed: dict[str, bytes] = {}  # what `fixed_code` has generated, by key
+_turns: dict[str, threading.Lock] = {}  # whose turn it is to generate it
 
 
 @functools.cache
@@ -123,20 +127,38 @@ def compile_text(
     text: str, exports: Iterable[str], hooks: Mapping[str, int] | None = None, *, level: int = 2
 ) -> Library:
     """A library of the runtime's own LLVM text, compiled for this host. `hooks` are addresses of
-    what it may call beside the C library's three, `level` how much is optimised. Its object code,
-    the same in every process, is kept on disk: 5 ms for the pool's, 14 for the planner's."""
-    import llvmlite.binding as llvm
+    what it may call beside the C library's three, `level` how much is optimised."""
+    library = Library([host_code(text, level)], exports, hooks or {})
+    _fixed.pop(_fixed_key(text, _host(), level), None)  # it is in use, and on disk
+    return library
 
-    host = (llvm.get_default_triple(), llvm.get_host_cpu_name(), _host_feature_text())
-    parts = ("runtime", _llvmlite_version(), *host, str(level), text)
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    store = DiskCache.default()
-    code = None if store is None else store.load(key)
-    if code is None:
-        code = _object_code(text, *host, level)
-        if store is not None:
-            store.store(key, code)
-    return Library([code], exports, hooks or {})
+
+def host_code(text: str, level: int = 2) -> bytes:
+    """Object code for this host of a text that is the same in every process: it is kept on disk.
+    The pool's takes 5 ms, the planner's 14."""
+    return fixed_code(text, _host(), level, DiskCache.default())
+
+
+def fixed_code(text: str, target: Host, level: int, store: DiskCache | None = None) -> bytes:
+    """Object code for a target, generated once in a process: a thread that asks for what another
+    has begun waits for it."""
+    key = _fixed_key(text, target, level)
+    with _lock:
+        turn = _turns.setdefault(key, threading.Lock())
+    with turn:
+        if key not in _fixed:
+            code = None if store is None else store.load(key)
+            if code is None:
+                code = _object_code(text, *target, level)
+                if store is not None:
+                    store.store(key, code)
+            _fixed[key] = code
+        return _fixed[key]
+
+
+def _fixed_key(text: str, target: Host, level: int) -> str:
+    parts = ("runtime", _llvmlite_version(), *target, str(level), text)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _object_code(text: str, triple: str, cpu: str, features: str, level: int) -> bytes:
@@ -148,17 +170,47 @@ def _object_code(text: str, triple: str, cpu: str, features: str, level: int) ->
         cpu=cpu, features=features, opt=level, reloc="pic"
     )
     start = time.perf_counter()
-    code: bytes = machine.emit_object(llvm.parse_assembly(text))
+    code = emit_object(machine, llvm.parse_assembly(text, llvm.create_context()))
     count_code_generation(1e3 * (time.perf_counter() - start))
     return code
 
 
+def emit_object(machine: Any, module: Any) -> bytes:
+    """Object code of a module in a context of its own. llvmlite guards its calls by one lock;
+    modules that share no context need none, so this one goes by the function behind the guard."""
+    generate = _unguarded_emit()
+    if generate is None:
+        guarded: bytes = machine.emit_object(module)
+        return guarded
+    from llvmlite.binding import ffi
+
+    with ffi.OutputString() as problem:
+        buffer = generate(machine, module, 1, problem)
+        if not buffer:
+            raise RuntimeError(str(problem))
+    try:
+        start, size = ffi.lib.LLVMPY_GetBufferStart(buffer), ffi.lib.LLVMPY_GetBufferSize(buffer)
+        return ctypes.string_at(start, size)
+    finally:
+        ffi.lib.LLVMPY_DisposeMemoryBuffer(buffer)
+
+
 @functools.cache
-def _host_feature_text() -> str:
+def _unguarded_emit() -> Any:
+    """None where llvmlite looks otherwise."""
+    from llvmlite.binding import ffi
+
+    return getattr(ffi.lib.LLVMPY_TargetMachineEmitToMemory, "_cfn", None)
+
+
+@functools.cache
+def _host() -> Host:
     import llvmlite.binding as llvm
 
-    text: str = llvm.get_host_cpu_features().flatten()
-    return text
+    return (
+        llvm.get_default_triple(), llvm.get_host_cpu_name(),
+        llvm.get_host_cpu_features().flatten(),
+    )  # fmt: skip
 
 
 def _llvmlite_version() -> str:
@@ -167,10 +219,11 @@ def _llvmlite_version() -> str:
     return str(llvmlite.__version__)
 
 
-def _reset_lock_after_fork() -> None:
+def _reset_locks_after_fork() -> None:
     global _lock
     _lock = threading.Lock()
+    _turns.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_lock_after_fork)
+    os.register_at_fork(after_in_child=_reset_locks_after_fork)

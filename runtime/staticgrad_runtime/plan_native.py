@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arena import aligned_bytes
-from .loader import compile_text
+from .loader import compile_text, host_code
 
 Ints = NDArray[np.int64]
 _LANES = 16
@@ -142,6 +142,11 @@ exit:
   ret void
 }
 """
+
+
+def generate() -> None:
+    """Begins what the first plan waits for, on whichever thread calls."""
+    host_code(_TEXT)
 
 
 @functools.cache

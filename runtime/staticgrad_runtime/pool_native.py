@@ -33,12 +33,12 @@ from __future__ import annotations
 
 import functools
 import platform
-import sys
 from enum import IntEnum
 
 from .context import STATUS_OK, Word
-from .loader import Library, compile_text, libc_address
+from .loader import Library, compile_text, host_code, libc_address
 from .pool_placement import HOOK, MASK_WORDS, placement_text
+from .pool_system import has_futex, system_calls, system_text
 
 LINE_WORDS = 16  # 128 bytes: adjacent cache lines are fetched in pairs
 
@@ -83,87 +83,6 @@ class SlotWord(IntEnum):
 SOON_NS = 100_000
 
 EXPORTS = ("sg_dispatch", "sg_barrier", "sg_worker", "sg_stop", "sg_pause")
-
-_MXCSR_DEFAULT = 0x1F80  # every exception masked, round to nearest, no FTZ, no DAZ
-
-_FUTEX_NUMBERS = {"x86_64": 202, "amd64": 202, "aarch64": 98, "arm64": 98}
-_FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # private to the process
-
-_FUTEX = """
-declare i64 @syscall(i64, ...)
-
-; sleeps while the low half of *word is that of %seen; true after a wake
-define internal i1 @sleep_on(ptr %word, i64 %seen, i32 %us) nounwind {{
-  %low = trunc i64 %seen to i32
-  %r = call i64 (i64, ...) @syscall(i64 {number}, ptr %word, i32 {wait}, i32 %low, ptr null)
-  %woken = icmp eq i64 %r, 0
-  ret i1 %woken
-}}
-
-define internal void @wake_all(ptr %word) nounwind {{
-  %r = call i64 (i64, ...) @syscall(i64 {number}, ptr %word, i32 {wake}, i32 2147483647)
-  ret void
-}}
-"""
-
-_POLL_POSIX = """
-declare i32 @usleep(i32)
-
-define internal i1 @sleep_on(ptr %word, i64 %seen, i32 %us) nounwind {
-  %r = call i32 @usleep(i32 %us)
-  ret i1 false
-}
-
-define internal void @wake_all(ptr %word) nounwind {
-  ret void
-}
-"""
-
-_POLL_WINDOWS = """
-declare void @Sleep(i32)
-
-define internal i1 @sleep_on(ptr %word, i64 %seen, i32 %us) nounwind {
-  %ms = udiv i32 %us, 1000
-  call void @Sleep(i32 %ms)
-  ret i1 false
-}
-
-define internal void @wake_all(ptr %word) nounwind {
-  ret void
-}
-"""
-
-_X86 = """
-declare void @llvm.x86.sse2.pause()
-declare void @llvm.x86.sse.ldmxcsr(ptr)
-
-define internal void @relax() nounwind {{
-  call void @llvm.x86.sse2.pause()
-  ret void
-}}
-
-define internal void @set_arithmetic() nounwind {{
-  %place = alloca i32
-  store i32 {mxcsr}, ptr %place
-  call void @llvm.x86.sse.ldmxcsr(ptr %place)
-  ret void
-}}
-"""
-
-_AARCH64 = """
-declare void @llvm.aarch64.hint(i32)
-declare void @llvm.aarch64.set.fpcr(i64)
-
-define internal void @relax() nounwind {
-  call void @llvm.aarch64.hint(i32 1)
-  ret void
-}
-
-define internal void @set_arithmetic() nounwind {
-  call void @llvm.aarch64.set.fpcr(i64 0)
-  ret void
-}
-"""
 
 # $name$ stands for a number of the tables above; %pool, %slot and %job are pointers to words.
 _COMMON = """
@@ -596,12 +515,6 @@ done:
 
 def pool_text(*, futex: bool) -> str:
     """The pool's LLVM text for this host; without `futex` waiters poll."""
-    machine = platform.machine().lower()
-    if futex:
-        hooks = _FUTEX.format(number=_FUTEX_NUMBERS[machine], wait=_FUTEX_WAIT, wake=_FUTEX_WAKE)
-    else:
-        hooks = _POLL_WINDOWS if sys.platform == "win32" else _POLL_POSIX
-    x86 = machine in ("x86_64", "amd64")
     common = _COMMON.replace("$DISPATCH$", _DISPATCH_MEASURED if futex else _DISPATCH_PLAIN)
     numbers = {word.name: int(word) for word in PoolWord}
     numbers |= {
@@ -617,27 +530,24 @@ def pool_text(*, futex: bool) -> str:
                  Word.ESTIMATE, Word.TOGETHER, Word.ALONE, Word.SPENT, Word.ENDED):  # fmt: skip
         numbers[word.name] = int(word)
     numbers["RUN_WORDS"] = Word.RUN_LAST + 1
-    placement = placement_text(machine if futex else None)
-    arithmetic = _X86.format(mxcsr=_MXCSR_DEFAULT) if x86 else _AARCH64
-    text = hooks + arithmetic + placement + common
+    placement = placement_text(platform.machine().lower() if futex else None)
+    text = system_text(futex=futex) + placement + common
     for name, number in numbers.items():
         text = text.replace(f"${name}$", str(number))
     return text
 
 
-def has_futex() -> bool:
-    """Whether waiters can sleep until they are woken."""
-    return sys.platform == "linux" and platform.machine().lower() in _FUTEX_NUMBERS
-
-
 def build_pool(*, futex: bool) -> Library:
     """The pool, compiled for this host. Without optimisation: 5 ms against 20, and a call that
     dispatches and joins takes the same 430 ns, a barrier 155 ns, as cache lines travel."""
-    hooks = ["syscall", "clock_gettime", HOOK] if futex else ["usleep"]
-    if sys.platform == "win32":
-        hooks = ["Sleep"]
-    addresses = {hook: libc_address(hook) for hook in hooks}
+    calls = [*system_calls(futex=futex), *(["clock_gettime", HOOK] if futex else [])]
+    addresses = {call: libc_address(call) for call in calls}
     return compile_text(pool_text(futex=futex), EXPORTS, addresses, level=0)
+
+
+def generate() -> None:
+    """Begins what the first program on several threads waits for, on whichever thread calls."""
+    host_code(pool_text(futex=has_futex()), level=0)
 
 
 @functools.cache

@@ -99,12 +99,13 @@ class StateCell:
         except ConversionError as error:
             raise StateError(f"state {self.name!r}: expected {expected}, got {error}") from None
         with CellLocks([(self, True)]):
-            np.copyto(self._array, source)
             self.bump()
+            np.copyto(self._array, source)
 
-    def bump(self) -> None:
-        """Counts a write; called with the writer's lock held."""
-        self._words[CellWord.VERSION] += 1
+    def bump(self, count: int = 1) -> None:
+        """Counts a write; called with the writer's lock held, and before the write, which an
+        interrupt may cut short. -1 takes it back, for a write that was none."""
+        self._words[CellWord.VERSION] += count
 
     def __repr__(self) -> str:
         return f"StateCell({self.name!r}, {self.dtype} {shape_text(self.shape)})"

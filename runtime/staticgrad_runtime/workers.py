@@ -13,8 +13,10 @@ import ctypes
 import functools
 import math
 import os
+import sys
 import threading
 import time
+import warnings
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,7 +46,8 @@ NUDGED_SPIN_US = WAKE_NS / 1e3
 
 def thread_count(threads: Any = None) -> int:
     """The number of threads to use: `threads`, else STATICGRAD_NUM_THREADS, else as many as there
-    are cores that this process may use. Raises ArgumentError."""
+    are cores that this process may use. More than that are taken, as OpenMP does, but warned of
+    once a process. Raises ArgumentError."""
     if threads is None:
         text = os.environ.get(NUM_THREADS, "").strip()
         if not text:
@@ -53,12 +56,39 @@ def thread_count(threads: Any = None) -> int:
             raise ArgumentError(
                 f"{NUM_THREADS}={text!r}: expected a number from 1 to {MAX_THREADS}"
             )
+        _warn_if_crowded(int(text), NUM_THREADS)
         return int(text)
     if isinstance(threads, bool) or not isinstance(threads, int):
         raise ArgumentError(f"threads: expected None or an int, got {threads!r}")
     if not 1 <= threads <= MAX_THREADS:
         raise ArgumentError(f"threads: expected 1 to {MAX_THREADS}, got {threads}")
+    _warn_if_crowded(threads, "threads")
     return threads
+
+
+_warned = False
+
+
+def _warn_if_crowded(threads: int, name: str) -> None:
+    """Threads that share a core wait for each other at every barrier."""
+    global _warned
+    cores = usable_cpus()
+    if threads <= cores or _warned:
+        return
+    _warned = True
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"{name}={threads}: this process may use {cores} core{'s' if cores > 1 else ''}; more "
+        "threads give the same results, more slowly",
+        UserWarning,
+        stacklevel=level,
+    )
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in ("staticgrad", "staticgrad_runtime")
 
 
 def usable_cpus() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from staticgrad_runtime import executable as runtime
-from staticgrad_runtime.artifact import Artifact
+from staticgrad_runtime.artifact import Artifact, ConstantSpec, StateSpec
 from staticgrad_runtime.code_pages import count_code_generation
 from staticgrad_runtime.workers import thread_count, usable_cpus
 
-from staticgrad.ir.errors import ArgumentError
+from staticgrad.ir.errors import ArgumentError, BindError
 from staticgrad.ir.graph import Graph as IrGraph
 from staticgrad.ir.graph import subgraphs
 from staticgrad.kernels.program import Program
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 # The stages are imported where they are used: 25 ms of the 170 that `import staticgrad` took.
 
 # Passes of this driver, after the graph's own.
-LATE_PASSES = ("prepack", "in_place", "by_rows")
+LATE_PASSES = ("prepack", "in_place", "by_rows", "nontemporal")
 
 Observe = Callable[[int, str, IrGraph], None]
 
@@ -119,8 +120,9 @@ class Compiled:
 
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
-    """Compiling makes many nodes that live until it ends: looking for garbage among them took a
-    quarter of the time at 70,000 nodes (13.1 against 9.6 s)."""
+    """Compiling makes many nodes that live until it ends, as do the modules that the first one
+    imports: looking for garbage among them took a quarter of the time at 70,000 nodes (13.1 against
+    9.6 s), and 9 ms of a first compilation where it fell into the imports."""
     if not gc.isenabled():
         yield
         return
@@ -143,6 +145,7 @@ def compile_stages(
     from staticgrad.passes.lowering.by_rows import by_rows
     from staticgrad.passes.lowering.prepack import prepack
     from staticgrad.passes.names import with_free_names
+    from staticgrad.passes.nontemporal import nontemporal
     from staticgrad.passes.pipeline import run_pipeline
     from staticgrad.passes.schedule import schedule
 
@@ -161,6 +164,8 @@ def compile_stages(
     program = schedule(program, in_place="in_place" not in off)
     if "by_rows" not in off:
         program = by_rows(program, target)
+    if "nontemporal" not in off:
+        program = nontemporal(program, target)
     program.names = names
     lowered = time.perf_counter()
     text, called = emit_program(program, target, stream or (lambda module: None))
@@ -182,6 +187,7 @@ def compile_graph(
     return build(graph, effects, training=training, threads=threads, cache=cache, disable=disable)
 
 
+@_without_collection()
 def build(
     graph: IrGraph, effects: Effects | None = None, *, training: bool | None = None,
     threads: int | None = None, cache: bool = True, disable: Iterable[str] = (),
@@ -194,7 +200,9 @@ def build(
     if store is not None and _remembers_graphs():
         key, found, compile_ms = _looked_up(store, graph, training, disable)
     if found is None:
-        artifact, cells, called, text = _compiled(graph, training, disable, store, key, compile_ms)
+        artifact, cells, called, text = _compiled(
+            graph, training, disable, store, key, compile_ms, thread_count(threads)
+        )
     else:
         (artifact, cells), called, text = found, [], None
     start = time.perf_counter()
@@ -250,24 +258,29 @@ def _looked_up(
 
 def _compiled(
     graph: IrGraph, training: bool | None, disable: Iterable[str], store: DiskCache | None,
-    key: GraphKey | None, compile_ms: dict[str, float],
+    key: GraphKey | None, compile_ms: dict[str, float], threads: int,
 ) -> tuple[Artifact, list[StateCell], list[CFunction], str]:  # fmt: skip
     """The program of a graph by way of all stages; kept under `key`, if there is one."""
-    stream = _begun(graph, store)  # before the imports: half of what follows takes another core
-    from staticgrad.codegen.entry import entry_object
-    from staticgrad.passes.lowering.manifest import build_manifest
+    with _begun(graph, store) as stream:  # before the imports: half of the work has another core
+        from staticgrad_runtime.ahead import generators
 
-    made = compile_stages(graph, training=training, disable=disable, stream=stream)
-    code, object_key, times = _object_code(made, store, stream)
-    compile_ms.update(made.compile_ms | times)
-    report = {"compile_ms": dict(compile_ms)}
-    manifest, blobs = build_manifest(made.program, made.graph, made.target, made.called, report)
-    artifact = Artifact(manifest, code, blobs, entry_code=entry_object(made.target))
-    called = c_functions_of(made.program)
-    if store is not None and key is not None and not called:
-        from . import known
+        from staticgrad.codegen.entry import entry_object
+        from staticgrad.passes.lowering.manifest import build_manifest
 
-        known.keep(store, key, artifact, object_key)
+        made = compile_stages(graph, training=training, disable=disable, stream=stream)
+        manifest, blobs = build_manifest(made.program, made.graph, made.target, made.called, {})
+        stream.aside(lambda: entry_object(made.target))
+        for generate in generators(manifest, threads):
+            stream.aside(generate)
+        code, object_key, times = _object_code(made, store, stream)
+        compile_ms.update(made.compile_ms | times)
+        manifest.report["compile_ms"] = dict(compile_ms)
+        artifact = Artifact(manifest, code, blobs, entry_code=entry_object(made.target))
+        called = c_functions_of(made.program)
+        if store is not None and key is not None and not called:
+            from . import known
+
+            known.keep(store, key, artifact, object_key)
     return artifact, [v.node.payload for v in made.graph.state], called, made.text
 
 
@@ -276,7 +289,8 @@ MOST_THREADS = 4  # for code generation: a program has few parts that are long
 compilations = 0  # object code generated by this process; tests count it
 
 
-def _begun(graph: IrGraph, store: DiskCache | None) -> Stream:
+@contextlib.contextmanager
+def _begun(graph: IrGraph, store: DiskCache | None) -> Iterator[Stream]:
     """Who generates code while the text is emitted. What all matrix products share, a third of a
     small model's code, is begun at once: on another core it is done when the passes are."""
     from staticgrad.codegen.assemble import Crew, Stream
@@ -287,9 +301,12 @@ def _begun(graph: IrGraph, store: DiskCache | None) -> Stream:
     target, threads = host_target(), min(usable_cpus(), MOST_THREADS)
     crew = Crew(target, threads=threads, load=None if store is None else store.load)
     dtypes = sorted(_product_dtypes(graph))
-    if dtypes:
-        crew.add_later(lambda: shared_units(products_text(target, dtypes)))
-    return Stream(crew)
+    try:
+        if dtypes:
+            crew.aside(lambda: crew.add(shared_units(products_text(target, dtypes))))
+        yield Stream(crew)
+    finally:
+        crew.rest()
 
 
 def _product_dtypes(graph: IrGraph) -> set[str]:
@@ -365,11 +382,12 @@ class Executable(runtime.Executable):
         def figure(expr: Any) -> Any:
             return evaluate_int(expr, dims) if not missing else _dim_text(expr)
 
+        unknown = sorted(dims.keys() - set(m.dims))
+        if unknown:
+            known = ", ".join(m.dims) or "none"
+            raise BindError(f"report: no symbol is called {', '.join(unknown)}; known: {known}")
         missing = [d for d in m.dims if d not in dims]
         peak: Any = f"needs {', '.join(missing)}" if missing else self.peak_bytes(**dims)
-        state = sum(
-            int(np.prod(s.shape, dtype=np.int64)) * np.dtype(s.dtype).itemsize for s in m.state
-        )
         kernels = [
             {**k, **{name: figure(k[name]) for name in ("flops", "bytes", "times")}}
             for k in m.kernels
@@ -380,7 +398,9 @@ class Executable(runtime.Executable):
             "flops": figure(m.cost.flops),
             "bytes": figure(m.cost.bytes),
             "peak_bytes": peak,
-            "state_bytes": state,
+            "state_bytes": sum(_bytes(s) for s in m.state),
+            "constant_bytes": sum(_bytes(s) for s in m.constants),
+            "packed_bytes": sum(m.buffers[p.buffer].size_bytes for p in m.packs),
             "compile_ms": dict(self.compile_ms),
         })  # fmt: skip
 
@@ -402,6 +422,10 @@ class TappedExecutable(Executable):
         if out is not None:
             out = self.effects.extended(out)
         return self.effects.finish(super().__call__(*arrays, out=out, **named))
+
+
+def _bytes(spec: StateSpec | ConstantSpec) -> int:
+    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
 
 
 def _dim_text(expr: Any) -> Any:

@@ -18,11 +18,11 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from staticgrad_runtime.cache import IMPORTED_NS
 from staticgrad_runtime.state import StateCell
 
 from staticgrad.ir.dim import Dim, DimCall
@@ -46,8 +46,7 @@ class NoKeyError(Exception):
     """The graph holds something that no key can stand for."""
 
 
-@dataclass(frozen=True)
-class GraphKey:
+class GraphKey(NamedTuple):
     """`digest` and what it leaves out: the cells of the state, by their ids, and the texts of the
     user's lines, in the order of file and line."""
 
@@ -77,7 +76,8 @@ def graph_key(
 @functools.cache
 def code_versions() -> tuple[Any, ...] | None:
     """All code that a program depends on: versions, and of our own sources the sizes and times, so
-    that whoever edits a pass gets what it makes. None where the sources are no files."""
+    that whoever edits a pass gets what it makes. None where the sources are no files, or are not
+    what this process has imported."""
     import llvmlite
     import staticgrad_runtime
 
@@ -88,17 +88,36 @@ def code_versions() -> tuple[Any, ...] | None:
         if package.__file__ is None:
             return None
         try:
-            sources = list(_sources(Path(package.__file__).parent))
+            sources = _versions_of(Path(package.__file__).parent)
         except OSError:
             return None
-        if not any(size >= 0 for _, size, _ in sources):  # bytecode alone
+        if sources is None:
             return None
         found += sources
     return tuple(found)
 
 
+def _versions_of(package: Path) -> list[Any] | None:
+    """Names, sizes and times of a package's sources: what Python trusts its own bytecode by.
+
+    Where all times are the same, some packager has set them, and an edit may leave the sizes alone:
+    the contents count (8 ms). None where there is only bytecode, and where a source is newer than
+    this process, which runs the old one: its programs must not be found by the new one's key.
+    """
+    sources = list(_sources(package))
+    times = {time for _, size, time in sources if size >= 0}
+    if not times or max(times) >= IMPORTED_NS:
+        return None
+    if len(times) > 1:
+        return sources
+    contents = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        contents.update(path.read_bytes())
+    return [*sources, contents.hexdigest()]
+
+
 def _sources(directory: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of each module below: what Python trusts its own bytecode by."""
+    """Name, size and time of each module below."""
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
             if entry.name.endswith(".py"):

@@ -10,7 +10,8 @@ class Report:
     """Figures of one executable. `to_dict()` for programs, `str()` for people.
 
     flops and bytes are those of one call (elements touched, each buffer of a kernel counted once);
-    expressions where they depend on symbolic dims. peak_bytes is the arena of temporaries.
+    expressions where they depend on symbolic dims. peak_bytes is the arena of temporaries;
+    packed_bytes are copies of state as matrix products read it, made where calls find it unchanged.
     """
 
     def __init__(self, plain: Mapping[str, Any]) -> None:
@@ -30,7 +31,8 @@ class Report:
         lines = [
             f"{len(p['kernels'])} kernels, {p['distinct_kernels']} distinct; "
             f"flops {_number(p['flops'])}, bytes {_number(p['bytes'])}, "
-            f"peak_bytes {_number(p['peak_bytes'])}, state_bytes {_number(p['state_bytes'])}",
+            f"peak_bytes {_number(p['peak_bytes'])}, state_bytes {_number(p['state_bytes'])}"
+            + "".join(f", {k} {_number(p[k])}" for k in ("constant_bytes", "packed_bytes") if p[k]),
             "compile: " + ", ".join(f"{k} {v:.1f} ms" for k, v in p["compile_ms"].items()),
         ]
         width = max((len(k["name"]) for k in p["kernels"]), default=0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from staticgrad_runtime.arrays import ConversionError, cast_checked, is_masked
 from staticgrad_runtime.state import StateCell
+from staticgrad_runtime.workers import thread_count
 
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, BindError
 from staticgrad.ir.graph import reachable
@@ -86,9 +87,11 @@ class Session:
     Only what the fetches need is compiled and computed. A program is kept for each combination of
     fetches and fed tensors. State belongs to the parameters, not to the session: all sessions and
     compiled programs see the same values. A session is a context manager that closes itself.
+    `threads` is how many a run may use, as `compile` has it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, threads: int | None = None) -> None:
+        self._threads = None if threads is None else thread_count(threads)
         self._programs: dict[Any, _Compiled] = {}
         self._changes = taps.changes()
         self._closed = False
@@ -182,7 +185,7 @@ class Session:
         key = (*request.key(), fed)
         made = self._programs.get(key)
         if made is None:
-            made = self._programs[key] = _compile(request, feed)
+            made = self._programs[key] = _compile(request, feed, self._threads)
         return made
 
 
@@ -229,7 +232,7 @@ def _label(t: Tensor) -> str:
     return f"{kind}{name} (declared at {locs_text(t.node.locs)})"
 
 
-def _compile(request: _Request, feed: Mapping[Any, Any]) -> _Compiled:
+def _compile(request: _Request, feed: Mapping[Any, Any], threads: int | None) -> _Compiled:
     updates = checked_updates(request.updates)
     roots = [*request.outputs, *(new for _, new in updates)]
     keys = {_named_input(key, roots) if isinstance(key, str) else key: key for key in feed}
@@ -249,7 +252,7 @@ def _compile(request: _Request, feed: Mapping[Any, Any]) -> _Compiled:
             )
     graph = Graph(inputs, outputs, pairs)
     # What follows from a value that is fed would be computed from its own inputs.
-    program = build(*tapped(graph, derived=not cut))
+    program = build(*tapped(graph, derived=not cut), threads=threads)
     for state, _ in _written(graph):
         cell = state.node.payload
         if cell not in _first_values:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from staticgrad_runtime.workers import thread_count
 
 from staticgrad.ir.dim import Dim, size_reader
 from staticgrad.ir.errors import ArgumentTypeError, GraphError
@@ -20,7 +21,7 @@ from staticgrad.ir.graph import Graph, reachable
 from staticgrad.ir.node import Value
 from staticgrad.ops import leaves as graph_leaves
 from staticgrad.ops.convert import as_tensor, constant_array
-from staticgrad.ops.public import dynamic, public, shown
+from staticgrad.ops.public import checked_scalar, dynamic, public, shown
 from staticgrad.ops.tensor import Tensor
 from staticgrad.ops.values import is_known, known_values
 from staticgrad.ops.weak import weak_type
@@ -63,13 +64,14 @@ class Traced:
     def __init__(
         self, fn: Callable[..., Any], build: Callable[..., Any], *, label: str = "jit",
         static_argnums: Sequence[int] = (), static_argnames: Sequence[str] = (),
-        is_operation: bool = False,
+        is_operation: bool = False, threads: int | None = None,
     ) -> None:  # fmt: skip
         # An operation builds graph on constants too, as sg.sin does; a transform computes.
         self.is_operation = is_operation
         functools.update_wrapper(self, fn, updated=())
         self.__name__: str = getattr(fn, "__name__", type(fn).__name__)
         self.fn, self.build, self.label = fn, build, label
+        self._threads = threads
         self._parameters = parameters(fn)
         self._static = static_places(label, fn, tuple(static_argnums), tuple(static_argnames))
         self._families: dict[Hashable, Family] = {}
@@ -134,6 +136,8 @@ class Traced:
         if foreign is not None:
             inputs = [v for v, n in zip(leaves, usual) if not isinstance(n, Static)]
             return pytree.unflatten(entry.form, foreign.run(entry.graph, inputs))
+        if entry.executable is None:  # traced for foreign tensors
+            entry.executable = self._executable(entry.graph)
         self._remember(form, leaves, call, entry)
         if not kwargs and len(args) == len(leaves) and all(a is b for a, b in zip(args, leaves)):
             self._remember(None, leaves, call, entry)
@@ -303,8 +307,13 @@ class Traced:
         guards = list(recorder.guards.values())
         entry = Entry(pattern, graph, form, guards, numbers, captured, reason)
         if call.compiled:
-            entry.executable = _executable(graph)
+            entry.executable = self._executable(graph)
         return entry
+
+    def _executable(self, graph: Graph) -> Callable[..., Any]:
+        if not graph.outputs:
+            return lambda *arrays: ()
+        return compile_graph(graph, threads=self._threads)
 
     # Names
 
@@ -424,17 +433,11 @@ def _outputs_of(result: Iterable[Any], form: pytree.Structure, label: str) -> li
 # Running
 
 
-def _executable(graph: Graph) -> Callable[..., Any]:
-    return compile_graph(graph) if graph.outputs else lambda *arrays: ()
-
-
 def _run(entry: Entry, inputs: Sequence[Any]) -> Any:
     if entry.numbers:
         inputs = list(inputs)
         for at, dtype in entry.numbers:
             inputs[at] = np.array(inputs[at], dtype)
-    if entry.executable is None:  # traced for foreign tensors
-        entry.executable = _executable(entry.graph)
     found = entry.executable(*inputs)
     form = entry.form
     if form is pytree.LEAF:
@@ -451,7 +454,7 @@ def _listed(value: Any) -> tuple[Any, ...]:
 
 def jit(
     fn: Callable[..., Any] | None = None, *, static_argnums: int | Sequence[int] = (),
-    static_argnames: str | Sequence[str] = (),
+    static_argnames: str | Sequence[str] = (), threads: int | None = None,
 ) -> Any:  # fmt: skip
     """`fn`, traced and compiled: a call with arrays runs one native program.
 
@@ -460,6 +463,9 @@ def jit(
     static_argnums   positions of arguments that the function gets as they are; a call with another
     static_argnames  value is traced again. They must be hashable. Strings, functions, None and
                      other hashable objects that are no numbers are static by themselves
+    threads          how many a call may use, as `compile` has it; None: STATICGRAD_NUM_THREADS,
+                     else all cores that this process may use. Where the function is traced as a
+                     part of another one, that one's count
 
     Python numbers are values of the program (a new learning rate is not traced again) and stay
     weak: they take the dtype of arrays beside them. Where the function reads one (`range(n)`,
@@ -473,15 +479,18 @@ def jit(
     `ArgumentTypeError` for arguments and results that are neither arrays nor trees of them, and
     what the function raises.
     """
+    if threads is not None:
+        threads = thread_count(checked_scalar(threads, ("int",), "jit: threads"))
     if fn is None:
         return functools.partial(
-            jit, static_argnums=static_argnums, static_argnames=static_argnames
+            jit, static_argnums=static_argnums, static_argnames=static_argnames, threads=threads
         )
     if not callable(fn):
         raise ArgumentTypeError(f"jit: expected a function, got {shown(fn)}")
     return Traced(
-        fn, fn, static_argnums=_listed(static_argnums), static_argnames=_listed(static_argnames)
-    )
+        fn, fn, static_argnums=_listed(static_argnums), static_argnames=_listed(static_argnames),
+        threads=threads,
+    )  # fmt: skip
 
 
 __all__ = ["Traced", "jit", "tracing"]

@@ -1,23 +1,20 @@
 """LLVM text -> object code. No mid-end pass runs: the text is in its final form.
 
-A long module is compiled in units (`split`) on several threads. llvmlite guards its calls by one
-lock; code generation of modules that share no context needs none, so that one call goes by the
-function behind the guard. Object code of units that other programs have too is kept by their text.
+A long module is compiled in units (`split`) on several threads. Object code of units that other
+programs have too is kept by their text.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import ctypes
-import functools
 import hashlib
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from staticgrad_runtime.loader import emit_object
 from staticgrad_runtime.objects import pack
 
 from .builder import Module
@@ -28,8 +25,7 @@ Load = Callable[[str], bytes | None]
 Store = Callable[[str, bytes], object]
 
 
-@dataclass(frozen=True)
-class Assembled:
+class Assembled(NamedTuple):
     """`object_code` is one object file or several, packed. Times are those of all threads."""
 
     object_code: bytes
@@ -76,6 +72,7 @@ class Crew:
         self._generate = _compile
         self._free = threads - 1  # helpers that can be started
         self._turn = threading.Condition()
+        self._aside: collections.deque[Callable[[], object]] = collections.deque()
         self._todo: dict[str, Unit] = {}
         self._keys: set[str] = set()
         self._done: dict[str, bytes | BaseException] = {}
@@ -86,12 +83,13 @@ class Crew:
         for unit in units:
             key = self._key(unit)
             keys.append(key)
+            if key in self._keys:
+                continue
+            found = _known.get(key) or (self._load(key) if self._load is not None else None)
             with self._turn:
                 if key in self._keys:
                     continue
                 self._keys.add(key)
-            found = _known.get(key) or (self._load(key) if self._load is not None else None)
-            with self._turn:
                 if found is not None:
                     self._done[key] = found
                 else:
@@ -99,26 +97,28 @@ class Crew:
         with self._turn:
             wanted = min(self._free, len(self._todo))
         for _ in range(wanted):
-            self._start(self._work)
+            self._start()
         return keys
 
-    def add_later(self, make: Callable[[], Iterable[Unit]]) -> None:
-        """Units whose text a helper makes, where there is one. They are only a guess: what fails
-        here will fail again where it is needed, or is not needed."""
-
-        def work() -> None:
-            with contextlib.suppress(Exception):
-                self.add(make())
-            self._work()
-
-        if self._free > 0:
-            self._start(work)
+    def aside(self, job: Callable[[], object]) -> None:
+        """Has a helper, where there is one, do something that will be wanted later: only a guess.
+        What fails here will fail again where it is needed, or is not needed."""
+        if self.threads == 1:
+            return
+        with self._turn:
+            self._aside.append(job)
+            wanted = self._free > 0
+        if wanted:
+            self._start()
 
     def objects(self, keys: Sequence[str]) -> list[bytes]:
         """The object code of these units and no others. Raises what code generation raised."""
         with self._turn:
-            self._todo = {key: unit for key, unit in self._todo.items() if key in keys}
-        self._work()
+            for key in self._todo.keys() - set(keys):
+                del self._todo[key]
+                self._keys.remove(key)
+        while self._generate_next():
+            pass
         with self._turn:
             while not all(key in self._done for key in keys):
                 self._turn.wait()
@@ -128,36 +128,59 @@ class Crew:
                 raise code
         return [code for code in found if isinstance(code, bytes)]
 
-    def _start(self, work: Callable[[], None]) -> None:
+    def rest(self) -> None:
+        """Drops what nobody has begun and waits for the helpers: the process may fork or end as
+        soon as a program is compiled."""
+        with self._turn:
+            self._aside.clear()
+            self._todo.clear()
+            while self._free < self.threads - 1:
+                self._turn.wait()
+
+    def _start(self) -> None:
+        """Starts a helper."""
         with self._turn:
             self._free -= 1
 
-        def run() -> None:
-            try:
-                work()
-            finally:
-                with self._turn:
-                    self._free += 1
-
         # No daemon: LLVM must not be taken down with a thread in it.
-        with contextlib.suppress(RuntimeError):  # "can't start new thread": others do the work
-            threading.Thread(target=run, name="staticgrad-codegen").start()
+        try:
+            threading.Thread(target=self._help, name="staticgrad-codegen").start()
+        except RuntimeError:  # "can't start new thread": others do the work
+            self._leave()
 
-    def _work(self) -> None:
-        """Generates until nothing is left to begin, long units first."""
+    def _leave(self) -> None:
+        with self._turn:
+            self._free += 1
+            self._turn.notify_all()
+
+    def _help(self) -> None:
         while True:
             with self._turn:
-                if not self._todo:
+                job = self._aside.popleft() if self._aside else None
+                if job is None and not self._todo:
+                    self._leave()
                     return
-                key = max(self._todo, key=lambda k: self._todo[k].effort)
-                unit = self._todo.pop(key)
-            try:
-                level = 0 if unit.plain else self._level
-                code, parse_ms, codegen_ms = self._generate(unit.text, self.target, level)
-            except BaseException as error:  # raised again by the thread that asked
-                self._finish(key, error, 0.0, 0.0)
+            if job is None:
+                self._generate_next()
             else:
-                self._finish(key, code, parse_ms, codegen_ms)
+                with contextlib.suppress(Exception):
+                    job()
+
+    def _generate_next(self) -> bool:
+        """Generates a unit's code, a long one's first; -> whether there was one to begin."""
+        with self._turn:
+            if not self._todo:
+                return False
+            key = max(self._todo, key=lambda k: self._todo[k].effort)
+            unit = self._todo.pop(key)
+        try:
+            level = 0 if unit.plain else self._level
+            code, parse_ms, codegen_ms = self._generate(unit.text, self.target, level)
+        except BaseException as error:  # raised again by the thread that asked
+            self._finish(key, error, 0.0, 0.0)
+        else:
+            self._finish(key, code, parse_ms, codegen_ms)
+        return True
 
     def _finish(
         self, key: str, result: bytes | BaseException, parse_ms: float, codegen_ms: float
@@ -193,8 +216,12 @@ class Stream:
             self._crew.add(self._splitter.shared(module.declarations))
         self._crew.add(self._splitter.complete(module.declarations))
 
+    def aside(self, job: Callable[[], object]) -> None:
+        """Has the crew do something else while code is emitted."""
+        self._crew.aside(job)
+
     def _take(self, module: Module) -> None:
-        new = list(itertools.islice(module.functions.items(), self._taken, None))
+        new = module.functions_after(self._taken)
         self._taken += len(new)
         self._splitter.add(new)
 
@@ -247,36 +274,9 @@ def _compile(text: str, target: Target, level: int) -> tuple[bytes, float, float
     start = time.perf_counter()
     module = llvm.parse_assembly(text, llvm.create_context())
     parsed = time.perf_counter()
-    emit = _unguarded_emit()
-    code = machine.emit_object(module) if emit is None else emit(machine, module)
+    code = emit_object(machine, module)
     done = time.perf_counter()
     return code, 1e3 * (parsed - start), 1e3 * (done - parsed)
-
-
-@functools.cache
-def _unguarded_emit() -> Callable[[Any, Any], bytes] | None:
-    """Code generation without llvmlite's lock; None where llvmlite looks otherwise."""
-    from llvmlite.binding import ffi
-
-    generate = getattr(ffi.lib.LLVMPY_TargetMachineEmitToMemory, "_cfn", None)
-    if generate is None:
-        return None
-
-    def emit(machine: Any, module: Any) -> bytes:
-        with ffi.OutputString() as problem:
-            buffer = generate(machine, module, 1, problem)
-            if not buffer:
-                raise RuntimeError(str(problem))
-        try:
-            start, size = (
-                ffi.lib.LLVMPY_GetBufferStart(buffer),
-                ffi.lib.LLVMPY_GetBufferSize(buffer),
-            )
-            return ctypes.string_at(start, size)
-        finally:
-            ffi.lib.LLVMPY_DisposeMemoryBuffer(buffer)
-
-    return emit
 
 
 def assembly_text(text: str, target: Target, *, level: int = 2) -> str:

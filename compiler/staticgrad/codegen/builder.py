@@ -89,6 +89,7 @@ class Module:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._functions: dict[str, str] = {}
+        self._order: list[str] = []  # their names
         self._declarations: dict[str, str] = {}
         self._names: dict[str, str] = {}  # of functions, by their text without the name
 
@@ -96,6 +97,10 @@ class Module:
     def functions(self) -> Mapping[str, str]:
         """The texts of the functions that are finished, by name and in their order."""
         return self._functions
+
+    def functions_after(self, count: int) -> list[tuple[str, str]]:
+        """Names and texts of the functions that were finished after the first `count`."""
+        return [(name, self._functions[name]) for name in self._order[count:]]
 
     @property
     def declarations(self) -> list[str]:
@@ -109,6 +114,7 @@ class Module:
         if name in self._functions:
             raise ValueError(f"function {name} is defined twice")
         self._functions[name] = text
+        self._order.append(name)
 
     def same(self, name: str, nameless: str) -> str:
         """The name of the function that was first told with this text, else `name`."""

@@ -34,30 +34,40 @@ functions have orders of their own, which depend on the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from staticgrad.ir.dim import DimLike, floor_div
 
 from .builder import Module
+from .conv_channels import (
+    channels_workspace_bytes,
+    prefers_channels,
+    require_channels_pass,
+    require_pack_terms,
+)
 from .conv_depthwise import (
     depthwise_workspace_bytes,
     require_depthwise_pass,
     require_depthwise_weight_pass,
 )
-from .conv_emit import COLD, Code, Geometry, Plan
-from .conv_pack import require_pack_weights
-from .conv_pass import pass_workspace_bytes, require_pass
-from .conv_plane import POSITIONS
-from .conv_rows import require_rows_tile, tile_rows
-from .conv_weight import channel_block, require_weight_pass, weight_workspace_bytes
-from .conv_wide import (
-    prefers_wide,
-    require_pack_terms,
-    require_wide_pass,
-    wide_workspace_bytes,
+from .conv_emit import Code, Geometry, Plan, with_lanes
+from .conv_im2col import im2col_workspace_bytes, require_im2col_pass
+from .conv_im2col_pack import require_im2col_weights
+from .conv_plan import (
+    Sizes,
+    emit_set_phase,
+    forward_values,
+    input_values,
+    new_plan,
+    require_phase_axis,
 )
-from .gemm_emit import Element
+from .conv_plane import POSITIONS
+from .conv_tile import require_tile, tile_rows
+from .conv_weight import channel_block, require_weight_pass, weight_workspace_bytes
+from .gemm_emit import CONTROL, Element
 from .target import Target
 
+LEAST_ROWS = 8  # accumulators that hide what a multiply-add takes, at two a cycle
 CONV_PARAMS = ("ptr geometry, ptr x, ptr w, ptr y, ptr workspace, ptr epilogue, ptr context, "
                "i64 begin, i64 end")  # fmt: skip
 
@@ -65,76 +75,32 @@ CONV_PARAMS = ("ptr geometry, ptr x, ptr w, ptr y, ptr workspace, ptr epilogue, 
 def workspace_bytes(target: Target, dtype: str) -> int:
     """The scratch memory that one call of any of the three functions needs, whatever its sizes."""
     return max(
-        pass_workspace_bytes(target, dtype),
+        im2col_workspace_bytes(target, dtype),
         weight_workspace_bytes(target, dtype),
-        wide_workspace_bytes(target, dtype),
+        channels_workspace_bytes(target, dtype),
         depthwise_workspace_bytes(Element.of(dtype, target)),
     )
 
 
-class _Sizes:
-    """The geometry's values and the products that strides are made of, as emitted names."""
-
-    def __init__(self, f: Code) -> None:
-        values = dict(zip(Geometry, f.slots("%geometry", *Geometry)))
-        self.value = values
-        self.group_c = f.div(values[Geometry.C], values[Geometry.GROUPS])
-        self.group_o = f.div(values[Geometry.O], values[Geometry.GROUPS])
-        self.plane = f.mul(values[Geometry.H], values[Geometry.W])
-        self.positions = f.mul(values[Geometry.OH], values[Geometry.OW])
-        self.taps = f.mul(values[Geometry.KH], values[Geometry.KW])
-        self.products = f.mul(self.group_c, self.taps)  # terms of one output element
-
-    def __getitem__(self, slot: Geometry) -> str:
-        return self.value[slot]
+# From so many vectors of sums on `conv_im2col` is worth being compiled for short ones: it wins 1 to
+# 3 ns with each, and takes LLVM 30 ms where the program has the other way too.
+WORTH_IM2COL = 1 << 16
 
 
-def _new_plan(f: Code, values: dict[Plan, str | int]) -> str:
-    plan = f.emit(f"alloca [{len(Plan)} x i64], align 64")
-    for slot, value in values.items():
-        f.set_slot(plan, slot, value)
-    return plan
-
-
-def _forward_values(f: Code, sizes: _Sizes) -> dict[Plan, str | int]:
-    """The plan that takes x to y, for one group."""
-    G = Geometry
-    return {
-        Plan.SRC_IMAGE: f.mul(sizes[G.C], sizes.plane),
-        Plan.SRC_CHANNEL: sizes.plane,
-        Plan.SRC_H: sizes[G.H],
-        Plan.SRC_W: sizes[G.W],
-        Plan.CHANNELS: sizes.group_c,
-        Plan.TAPS_H: sizes[G.KH],
-        Plan.TAPS_W: sizes[G.KW],
-        Plan.ROW_0: f.sub(0, sizes[G.PAD_TOP]),
-        Plan.ROW_STEP: sizes[G.DILATION_H],
-        Plan.COL_0: f.sub(0, sizes[G.PAD_LEFT]),
-        Plan.COL_STEP: sizes[G.DILATION_W],
-        Plan.STRIDE_H: sizes[G.STRIDE_H],
-        Plan.STRIDE_W: sizes[G.STRIDE_W],
-        Plan.OUT_W: sizes[G.OW],
-        Plan.POSITIONS: sizes.positions,
-        Plan.ROWS: sizes.group_o,
-        Plan.DST_IMAGE: f.mul(sizes[G.O], sizes.positions),
-        Plan.DST_ROW: sizes.positions,
-        Plan.DST_RUN: sizes.positions,
-        Plan.DST_COL: 1,
-        Plan.RUN: sizes.positions,
-        Plan.W_ROW: sizes.products,
-        Plan.W_CHANNEL: sizes.taps,
-        Plan.W_TAP_H: sizes[G.KW],
-        Plan.W_TAP_W: 1,
-    }
-
-
-def wide_rows(target: Target, dtype: str, channels: object, sizes: Sequence[object]) -> int:
-    """The argument `rows` for a pass that sums `channels` channels of a group at planes of so many
-    positions: of the tile along channels, 0 for the other one. It changes no bit."""
-    if not prefers_wide(Element.of(dtype, target), channels):
+def wide_rows(
+    target: Target, dtype: str, channels: object, sizes: Sequence[object], terms: object
+) -> int:
+    """The argument `rows` for a pass to `channels` channels of a group on images of these sizes
+    (how many, and of what), whose elements are sums of so many terms: of the tile along channels, 0
+    for the other one. It changes no bit."""
+    element = Element.of(dtype, target)
+    known = [size for size in (channels, *sizes) if isinstance(size, int)]
+    if len(known) == 1 + len(sizes) and prod(known) < WORTH_IM2COL * element.lanes:
+        terms = None
+    if not prefers_channels(element, channels, terms):
         return 0
     count = 1
-    for size in reversed(sizes):
+    for size in reversed(sizes[1:]):
         if not isinstance(size, int):
             return tile_rows(target, None)
         count *= min(size, max(POSITIONS // max(count, 1), 1))
@@ -149,9 +115,9 @@ def _name(kind: str, element: Element, depthwise: bool, rows: int) -> str:
 def _pass_of(module: Module, element: Element, depthwise: bool, rows: int) -> tuple[str, str]:
     """The function of a pass, and its arguments that only the one along channels has."""
     if rows and not depthwise:
-        tile = require_rows_tile(module, element, rows)
-        return require_wide_pass(module, element), f", ptr @{tile}, i64 {rows}"
-    return (require_depthwise_pass if depthwise else require_pass)(module, element), ""
+        tile = require_tile(module, element, rows)
+        return require_channels_pass(module, element), f", ptr @{tile}, i64 {rows}"
+    return (require_depthwise_pass if depthwise else require_im2col_pass)(module, element), ""
 
 
 def require_conv_forward(
@@ -164,9 +130,9 @@ def require_conv_forward(
     if module.has(name):
         return name
     run, more = _pass_of(module, element, depthwise, rows)
-    f = Code(module, name, CONV_PARAMS, element, COLD)
-    sizes = _Sizes(f)
-    plan = _new_plan(f, _forward_values(f, sizes))
+    f = Code(module, name, CONV_PARAMS, element, CONTROL)
+    sizes = Sizes(f)
+    plan = new_plan(f, forward_values(f, sizes))
     with f.loop(0, sizes[Geometry.GROUPS]) as g:
         o = f.mul(g, sizes.group_o)
         f.set_slot(plan, Plan.FIRST_ROW, o)
@@ -179,6 +145,27 @@ def require_conv_forward(
     f.leave()
     f.finish()
     return name
+
+
+def weight_tile(target: Target, dtype: str, outputs: object, taps: object) -> dict[str, int]:
+    """The arguments `rows` and `lanes` for the gradient of the weights of `outputs` channels of a
+    group, each of so many taps. They change no bit. Taps of one tile make two, so that two threads
+    gain by sharing them (25 taps, 64 x 28 x 28: 0.45 ms on one and on two; 0.47 and 0.28).
+
+    Vectors that the channels fill by half at most are halved: a CPU that computes 512 bits in two
+    parts takes two vectors of 256 in that time, and any other loses nothing. The offsets of few
+    rows stay in registers, as they must where each cycle wants two elements from memory (8 channels
+    on Zen 4, GFLOP/s of 117: whole vectors 54, halves with 24 rows 63, with 8 to 10 rows 88).
+    """
+    lanes = Element.of(dtype, target).lanes
+    few = isinstance(outputs, int) and 2 * outputs <= lanes and target.vector_bits >= 512
+    rows = tile_rows(target, taps, halved=few)
+    if isinstance(taps, int):
+        rows = min(rows, max(taps, LEAST_ROWS))
+        half = -(-taps // 2)
+        if taps <= rows and half >= LEAST_ROWS:  # a thread's share would take the whole tile's time
+            rows = half
+    return {"rows": rows, "lanes": lanes // 2 if few else lanes}
 
 
 def weight_parts(
@@ -194,21 +181,21 @@ def weight_parts(
 
 
 def require_conv_grad_weight(
-    module: Module, dtype: str, *, depthwise: bool = False, rows: int = 0
+    module: Module, dtype: str, *, depthwise: bool = False, rows: int = 0, lanes: int = 0
 ) -> str:
     """Makes sure of `sg_conv_grad_weight_<rows>_<dtype>` (reads x and y, the gradient of the
-    output; writes w; a range of `weight_parts`), whose tile has so many rows: `tile_rows` of the
-    number of taps is a good one."""
-    element = Element.of(dtype, module.target)
+    output; writes w; a range of `weight_parts`), with a tile of so many rows, which are vectors of
+    so many `lanes`: see `weight_tile`."""
+    element = with_lanes(Element.of(dtype, module.target), lanes)
     height = rows or tile_rows(module.target, None)
     name = _name("grad_weight", element, depthwise, height)
     if module.has(name):
         return name
     run = (require_depthwise_weight_pass if depthwise else require_weight_pass)(module, element)
-    tile = require_rows_tile(module, element, height)
-    f = Code(module, name, CONV_PARAMS, element, COLD)
-    sizes = _Sizes(f)
-    plan = _new_plan(f, _forward_values(f, sizes))
+    tile = require_tile(module, element, height)
+    f = Code(module, name, CONV_PARAMS, element, CONTROL)
+    sizes = Sizes(f)
+    plan = new_plan(f, forward_values(f, sizes))
     # The parts of a block are its taps; of depthwise weights a block is a channel, of one part.
     block = "1" if depthwise else str(channel_block(element))
     parts = "1" if depthwise else f.maximum(sizes.products, 1)
@@ -243,14 +230,14 @@ def require_conv_grad_input(
     if module.has(name):
         return name
     run, more = _pass_of(module, element, depthwise, rows)
-    pack = (require_pack_terms if more else require_pack_weights)(module, element)
-    axis = _require_phase_axis(module, element)
-    f = Code(module, name, CONV_PARAMS, element, COLD)
+    pack = (require_pack_terms if more else require_im2col_weights)(module, element)
+    axis = require_phase_axis(module, element)
+    f = Code(module, name, CONV_PARAMS, element, CONTROL)
     G = Geometry
-    sizes = _Sizes(f)
+    sizes = Sizes(f)
     slots = f.emit("alloca [10 x i64], align 64")
     rows_of, cols_of = slots, f.emit(f"getelementptr i64, ptr {slots}, i64 5")
-    plan = _new_plan(f, _input_values(f, sizes))
+    plan = new_plan(f, input_values(f, sizes))
     phases_h = f.minimum(sizes[G.STRIDE_H], sizes[G.H])
     phases_w = f.minimum(sizes[G.STRIDE_W], sizes[G.W])
     single = f.both(f.compare("eq", phases_h, 1), f.compare("eq", phases_w, 1))
@@ -265,7 +252,7 @@ def require_conv_grad_input(
                 G.KH, G.STRIDE_H, G.PAD_TOP, G.DILATION_H)))  # fmt: skip
             f.call(axis, ("ptr", cols_of), ("i64", v), *(("i64", sizes[s]) for s in (
                 G.KW, G.STRIDE_W, G.PAD_LEFT, G.DILATION_W)))  # fmt: skip
-            first_tap = _emit_set_phase(f, plan, sizes, (rows_of, cols_of), (h, v), single)
+            first_tap = emit_set_phase(f, plan, sizes, (rows_of, cols_of), (h, v), single)
             to_x = f.at(x, f.add(f.mul(h, sizes[G.W]), v))
             f.stmt(
                 f"call void @{run}(ptr {plan}, ptr @{pack}, ptr {y}, ptr {f.at(w, first_tap)}, "
@@ -283,95 +270,3 @@ def require_conv_grad_input(
     f.leave()
     f.finish()
     return name
-
-
-def _input_values(f: Code, sizes: _Sizes) -> dict[Plan, str | int]:
-    """The part of the plan that takes y to x which all phases share, for one group."""
-    G = Geometry
-    return {
-        Plan.SRC_IMAGE: f.mul(sizes[G.O], sizes.positions),
-        Plan.SRC_CHANNEL: sizes.positions,
-        Plan.SRC_H: sizes[G.OH],
-        Plan.SRC_W: sizes[G.OW],
-        Plan.CHANNELS: sizes.group_o,
-        Plan.STRIDE_H: 1,
-        Plan.STRIDE_W: 1,
-        Plan.ROWS: sizes.group_c,
-        Plan.DST_IMAGE: f.mul(sizes[G.C], sizes.plane),
-        Plan.DST_ROW: sizes.plane,
-        Plan.DST_COL: sizes[G.STRIDE_W],
-        Plan.W_ROW: sizes.taps,
-        Plan.W_CHANNEL: sizes.products,
-    }
-
-
-# What `sg_conv_phase` writes: the first tap of a phase, the distance to its next one, how many
-# there are, the position of y that the first one reads at the phase's first position, and the
-# change of that position from tap to tap.
-TAP, TAP_STEP, TAP_COUNT, START, START_STEP = range(5)
-
-
-def _require_phase_axis(module: Module, element: Element) -> str:
-    """`void @sg_conv_phase(out, phase, taps, stride, pad, dilation)`: along one axis, the taps k
-    with phase + pad - k * dilation = 0 modulo stride, and the positions of y that they read.
-
-    They are an arithmetic progression of distance stride / gcd(stride, dilation).
-    """
-    name = "sg_conv_phase"
-    if module.has(name):
-        return name
-    params = "ptr out, i64 phase, i64 taps, i64 stride, i64 pad, i64 dilation"
-    f = Code(module, name, params, element, COLD)
-    # Euclid's algorithm; a turn of the loop for each bit is more than it can need.
-    with f.carrying(0, 64, ("i64", "%stride"), ("i64", "%dilation")) as turn:
-        a, b = turn.values
-        more = f.compare("ne", b, 0)
-        remainder = f.rem(a, f.select(more, b, 1))
-        turn.following = [f.select(more, b, a), f.select(more, remainder, 0)]
-        turn.step = f.select(more, 1, 64)
-    divisor = turn.after[0]
-    step = f.div("%stride", divisor)
-    origin = f.add("%phase", "%pad")
-    with f.carrying(0, f.minimum(step, "%taps"), ("i64", "-1")) as turn:
-        offset = f.sub(origin, f.mul(turn.index, "%dilation"))
-        fits = f.compare("eq", f.emit(f"srem i64 {offset}, %stride"), 0)
-        turn.following = [f.select(fits, turn.index, turn.values[0])]
-    some = f.compare("sge", turn.after[0], 0)
-    tap = f.maximum(turn.after[0], 0)
-    start = f.sub(origin, f.mul(tap, "%dilation"))
-    f.set_slot("%out", TAP, tap)
-    f.set_slot("%out", TAP_STEP, step)
-    f.set_slot("%out", TAP_COUNT, f.select(some, f.ceil_div(f.sub("%taps", tap), step), 0))
-    f.set_slot("%out", START, f.emit(f"sdiv i64 {start}, %stride"))
-    f.set_slot("%out", START_STEP, f.sub(0, f.div("%dilation", divisor)))
-    f.leave()
-    f.finish()
-    return name
-
-
-def _emit_set_phase(
-    f: Code, plan: str, sizes: _Sizes, axes: tuple[str, str], phase: tuple[str, str], single: str
-) -> str:
-    """Completes the plan for one phase; -> the offset of its first tap in the weights."""
-    G = Geometry
-    out_h = f.ceil_div(f.sub(sizes[G.H], phase[0]), sizes[G.STRIDE_H])
-    out_w = f.ceil_div(f.sub(sizes[G.W], phase[1]), sizes[G.STRIDE_W])
-    positions = f.mul(out_h, out_w)
-    f.set_slot(plan, Plan.OUT_W, out_w)
-    f.set_slot(plan, Plan.POSITIONS, positions)
-    # The only phase covers x without gaps, so a whole image is one run.
-    f.set_slot(plan, Plan.RUN, f.select(single, positions, out_w))
-    f.set_slot(plan, Plan.DST_COL, f.select(single, 1, sizes[G.STRIDE_W]))
-    f.set_slot(plan, Plan.DST_RUN, f.mul(sizes[G.STRIDE_H], sizes[G.W]))
-    targets = [
-        (Plan.TAPS_H, Plan.ROW_0, Plan.ROW_STEP, Plan.W_TAP_H, sizes[G.KW]),
-        (Plan.TAPS_W, Plan.COL_0, Plan.COL_STEP, Plan.W_TAP_W, "1"),
-    ]
-    first = []
-    for axis, (count, start, start_step, tap_step, distance) in zip(axes, targets):
-        f.set_slot(plan, count, f.slot(axis, TAP_COUNT))
-        f.set_slot(plan, start, f.slot(axis, START))
-        f.set_slot(plan, start_step, f.slot(axis, START_STEP))
-        f.set_slot(plan, tap_step, f.mul(f.slot(axis, TAP_STEP), distance))
-        first.append(f.mul(f.slot(axis, TAP), distance))
-    return f.add(*first)

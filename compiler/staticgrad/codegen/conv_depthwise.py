@@ -1,42 +1,53 @@
 """Depthwise convolution: every channel with a window of its own, straight from the image.
 
-One row of weights does not pay for packing: 16 x 64 planes of 28 x 28 under 3 x 3 windows took 2.8
-ms packed. Here four rows of the output, one vector wide, are summed in registers under masks that
-a table holds for each vector of a row and each tap column. A sum goes over tap rows and, in each,
-tap columns.
+    for an image, for four rows of the output, for a vector of positions of a row:
+        forward: for a tap row, for a tap column: add to the four rows' sums in registers
+        weights: for a tap row, for a tap column: add all four rows to the tap's vector in memory
+
+Loads are under masks, which a table holds for each vector of a row and each tap column. One row of
+weights does not pay for packing: 16 x 64 planes of 28 x 28 under 3 x 3 windows took 2.8 ms packed.
 """
 
 from __future__ import annotations
 
-from .builder import Module
-from .conv_emit import COLD, KC, Code, Plan, multiply_add
-from .conv_lanes import GROUP, require_finish
-from .conv_pack import emit_inside, emit_lane_code, emit_load_lanes, kinds_of
-from .conv_pass import PASS_PARAMS, aligned, require_pass
-from .conv_tile import emit_broadcast, emit_in_register, emit_to_memory
+from .builder import Module, vector, width
+from .conv_emit import (
+    KC,
+    Code,
+    Plan,
+    aligned,
+    emit_add,
+    emit_broadcast,
+    emit_in_register,
+    emit_to_memory,
+    multiply_add,
+)
+from .conv_im2col import PASS_PARAMS, require_im2col_pass
+from .conv_lanes import emit_inside, emit_lane_code, emit_load_lanes, kinds_of
 from .conv_weight import PASS_PARAMS as WEIGHT_PARAMS
 from .conv_weight import require_weight_pass
-from .gemm_emit import Element
+from .gemm_emit import CONTROL, Element
 
 ROWS = 4  # rows of the output at a time
 PIECES = 64  # vectors of a row at a time: 1024 columns of float32
 TAPS_W = 16  # at most so many tap columns; wider windows are packed
+GROUP = 8  # accumulators whose lanes are added up together
 TABLE_BYTES = PIECES * TAPS_W * 8
 ROW_PARAMS = "ptr plan, ptr table, ptr src, ptr weights, ptr dst, i64 i, i64 j0, i64 j1"
 
 
 def require_depthwise_pass(module: Module, element: Element) -> str:
-    """Makes sure of `void @sg_conv_depthwise_<dtype>(plan, ...)`, which does what `require_pass`'s
-    function does, and by calling it where a plan is not one channel by one, or its windows or
-    strides are too wide. Targets without masks get that function itself."""
-    general = require_pass(module, element)
+    """Makes sure of `void @sg_conv_depthwise_<dtype>(plan, ...)`, which does what the function of
+    `require_im2col_pass` does, and by calling it where a plan is not one channel by one, or its
+    windows or strides are too wide. Targets without masks get that function itself."""
+    general = require_im2col_pass(module, element)
     name = f"sg_conv_depthwise_{element.dtype}"
     if module.has(name) or not element.has_masks:
         return name if element.has_masks else general
     kinds = kinds_of(element)[:-1]
     functions = [_require_rows(module, element, kind) for kind in kinds]
     fill = _require_masks(module, element)
-    f = Code(module, name, PASS_PARAMS, element, COLD)
+    f = Code(module, name, PASS_PARAMS, element, CONTROL)
     _emit_unless_applicable(f, general, PASS_PARAMS)
     image, dst_image, positions, first, stride_w = f.slots(
         "%plan", Plan.SRC_IMAGE, Plan.DST_IMAGE, Plan.POSITIONS, Plan.FIRST_ROW, Plan.STRIDE_W
@@ -63,8 +74,8 @@ def require_depthwise_weight_pass(module: Module, element: Element) -> str:
     if module.has(name) or not element.has_masks:
         return name if element.has_masks else general
     functions = [_require_taps(module, element, kind) for kind in kinds_of(element)[:-1]]
-    fill, finish = _require_masks(module, element), require_finish(module, element)
-    f = Code(module, name, WEIGHT_PARAMS, element, COLD)
+    fill, add_up = _require_masks(module, element), _require_lane_sums(module, element)
+    f = Code(module, name, WEIGHT_PARAMS, element, CONTROL)
     _emit_unless_applicable(f, general, WEIGHT_PARAMS)
     image, y_image, taps_h, taps_w, first, stride_w = f.slots(
         "%plan", Plan.SRC_IMAGE, Plan.DST_IMAGE, Plan.TAPS_H, Plan.TAPS_W, Plan.FIRST_ROW,
@@ -81,8 +92,7 @@ def require_depthwise_weight_pass(module: Module, element: Element) -> str:
     with f.loop(0, "%images") as n:
         operands = (f.at("%x", f.mul(n, image)), f.at("%y", f.mul(n, y_image)), sums)
         _emit_plane(f, function, fill, table, operands, f.compare("eq", n, 0))
-    f.call(finish, ("ptr", sums), ("i64", vectors), ("i64", 1), ("ptr", "%w"), ("i64", 0),
-           ("i64", 0), ("i64", 1), ("i64", taps))  # fmt: skip
+    f.call(add_up, ("ptr", sums), ("i64", vectors), ("ptr", "%w"), ("i64", taps))
     some = f.both(f.emit("icmp ne ptr %epilogue, null"), f.compare("sgt", taps, 0))
     with f.when(some):
         f.stmt(f"call void %epilogue(ptr %context, i64 0, i64 {first}, i64 {f.add(first, 1)}, "
@@ -136,9 +146,10 @@ def _emit_plane(
 
 
 def _require_masks(module: Module, element: Element) -> str:
-    """`void @sg_conv_masks_<dtype>(plan, table, j0, j1)`: table[piece, tap column] = the code of
-    the lanes inside of the image (`emit_lane_code`), for a row's vectors from column j0 to j1."""
-    name = f"sg_conv_masks_{element.dtype}"
+    """`void @sg_conv_depthwise_masks_<dtype>(plan, table, j0, j1)`: table[piece, tap column] = the
+    code of the lanes inside of the image (`emit_lane_code`), for a row's vectors from column j0 to
+    j1."""
+    name = f"sg_conv_depthwise_masks_{element.dtype}"
     if module.has(name):
         return name
     f = Code(module, name, "ptr plan, ptr table, i64 j0, i64 j1", element)
@@ -158,26 +169,36 @@ def _require_masks(module: Module, element: Element) -> str:
     return name
 
 
-def _emit_source_rows(f: Code, h: str, col: str) -> tuple[list[str], list[str]]:
+def _emit_source_rows(
+    f: Code, h: str, col: str, rows: str | None = None
+) -> tuple[list[str], list[str]]:
     """Where the four rows that tap row h reads start at column `col` of the image, and for each a
-    mask of all bits where the image has the row."""
+    mask of all bits where the image has it.
+
+    A row that an output of `rows` rows lacks may well lie in the image: what is there, times a
+    gradient of zero, is no zero if it is infinite. It lies behind the last row that the tap row
+    reads. (That costs 3 %; a comparison more for each of the four cost 13.)
+    """
     stride_h, row_0, row_step, src_h, src_w = f.slots(
         "%plan", Plan.STRIDE_H, Plan.ROW_0, Plan.ROW_STEP, Plan.SRC_H, Plan.SRC_W
     )
-    row = f.add(f.multiply_sum(("%i", stride_h), (h, row_step)), row_0)
+    tap = f.add(f.mul(h, row_step), row_0)
+    row = f.add(f.mul("%i", stride_h), tap)
+    if rows is not None:
+        last = f.add(f.mul(f.sub(rows, 1), stride_h), tap)
+        src_h = f.maximum(f.minimum(src_h, f.add(last, 1)), 0)
     pointers, there = [], []
     for u in range(ROWS):
         at = f.add(row, f.mul(stride_h, u)) if u else row
-        inside = f.compare("ult", at, src_h)
         pointers.append(f.at("%src", f.add(f.mul(at, src_w), col)))
-        there.append(f.emit(f"sext i1 {inside} to i64"))
+        there.append(f.emit(f"sext i1 {f.compare('ult', at, src_h)} to i64"))
     return pointers, there
 
 
 def _require_rows(module: Module, element: Element, kind: str) -> str:
-    """`void @sg_conv_rows4_<dtype>_<kind>(plan, table, src, weights, dst, i, j0, j1)`: rows i to
-    i + 3 of one plane, columns j0 to j1."""
-    name = f"sg_conv_rows4_{element.dtype}_{kind}"
+    """`void @sg_conv_depthwise_rows_<kind>_<dtype>(plan, table, src, weights, dst, i, j0, j1)`:
+    rows i to i + 3 of one plane, columns j0 to j1."""
+    name = f"sg_conv_depthwise_rows_{kind}_{element.dtype}"
     if module.has(name):
         return name
     f = Code(module, name, ROW_PARAMS, element)
@@ -244,10 +265,10 @@ def _emit_store_rows(f: Code, buffer: str, j: str, sums: list[str]) -> None:
 
 
 def _require_taps(module: Module, element: Element, kind: str) -> str:
-    """`void @sg_conv_taps4_<dtype>_<kind>(plan, table, src, weights, dst, i, j0, j1)`: adds to the
-    vector of each tap, at `dst`, what rows i to i + 3 and columns j0 to j1 of the output's
-    gradient, at `weights`, give with the image at `src`."""
-    name = f"sg_conv_taps4_{element.dtype}_{kind}"
+    """`void @sg_conv_depthwise_taps_<kind>_<dtype>(plan, table, src, weights, dst, i, j0, j1)`:
+    adds to the vector of each tap, at `dst`, what rows i to i + 3 and columns j0 to j1 of the
+    output's gradient, at `weights`, give with the image at `src`."""
+    name = f"sg_conv_depthwise_taps_{kind}_{element.dtype}"
     if module.has(name):
         return name
     f = Code(module, name, ROW_PARAMS, element)
@@ -270,7 +291,7 @@ def _require_taps(module: Module, element: Element, kind: str) -> str:
             gradients.append(emit_in_register(f, f.masked_load(pointer, masked)))
         col = f.add(f.mul(piece.index, stride_w), col_0)
         with f.carrying(0, taps_h, ("ptr", "%dst")) as row:
-            pointers, there = _emit_source_rows(f, row.index, col)
+            pointers, there = _emit_source_rows(f, row.index, col, rows)
             start = [("ptr", row.values[0]), *[("ptr", p) for p in pointers]]
             with f.carrying(0, taps_w, *start) as tap:
                 sums, *sources = tap.values
@@ -288,3 +309,56 @@ def _require_taps(module: Module, element: Element, kind: str) -> str:
     f.leave()
     f.finish()
     return name
+
+
+def _require_lane_sums(module: Module, element: Element) -> str:
+    """`void @sg_conv_depthwise_sums_<dtype>(sums, vectors, out, count)`: out[i] = the sum of the
+    lanes of vector i, for `count` of `vectors` (a multiple of GROUP) vectors, which it overwrites.
+
+    Lanes are added in pairs of neighbours."""
+    name = f"sg_conv_depthwise_sums_{element.dtype}"
+    f = Code(module, name, "ptr sums, i64 vectors, ptr out, i64 count", element)
+    ty = element.register_vector
+    with f.loop(0, "%vectors", GROUP) as first:
+        values = [
+            f.load(ty, f.emit(f"getelementptr {ty}, ptr %sums, i64 {f.add(first, i)}"))
+            for i in range(GROUP)
+        ]
+        at = f.at("%sums", first)
+        for result, value in _emit_lane_sums(f, values):
+            f.store(result, value, at)
+            at = f.at(at, width(result))
+    with f.loop(0, "%count") as i:
+        f.store(element.memory, f.load(element.memory, f.at("%sums", i)), f.at("%out", i))
+    f.leave()
+    f.finish()
+    return name
+
+
+def _emit_lane_sums(f: Code, values: list[str]) -> list[tuple[str, str]]:
+    """The sum of each vector's lanes, as vectors (type, value) of consecutive sums in memory's
+    type. Each level adds neighbours: of two vectors into one while there are two, else of one."""
+    element = f.element
+    lanes, left = element.lanes, element.lanes
+    ty = element.register_vector
+    while left > 1:
+        pairs = list(zip(values[::2], values[1::2])) or [(values[0], "poison")]
+        span = 2 * lanes if len(values) > 1 else lanes
+        even, odd = (
+            f"<{span // 2} x i32> <{', '.join(f'i32 {i}' for i in range(first, span, 2))}>"
+            for first in (0, 1)
+        )
+        result = vector(element.register, span // 2)
+        values = [
+            emit_add(
+                f, result,
+                f.emit(f"shufflevector {ty} {a}, {ty} {b}, {even}"),
+                f.emit(f"shufflevector {ty} {a}, {ty} {b}, {odd}"),
+            )
+            for a, b in pairs
+        ]  # fmt: skip
+        ty, lanes, left = result, span // 2, left // 2
+    if element.memory == element.register:
+        return [(ty, value) for value in values]
+    narrow = f"<{lanes} x {element.memory}>"
+    return [(narrow, f.emit(f"trunc {ty} {value} to {narrow}")) for value in values]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import IntEnum
 
-from .gemm_emit import Emitter
+from .gemm_emit import Element, Emitter
 
 KC = 768  # at most this many products to a block of the sum: see `emit_box_steps`
-
-
-# For functions that run few instructions of their own: LLVM then takes a third of the time.
-COLD = "nounwind noinline optnone"
 
 
 class Geometry(IntEnum):
@@ -181,11 +178,59 @@ class Turn:
         self.step: str | int = 1
 
 
+def with_lanes(element: Element, lanes: int) -> Element:
+    """An element of shorter vectors, which the names of its functions tell; 0 is any."""
+    if lanes in (0, element.lanes):
+        return element
+    return replace(element, dtype=f"{element.dtype}x{lanes}", lanes=lanes)
+
+
 def multiply_add(f: Code, ty: str, a: str, b: str, c: str) -> str:
     """a * b + c: fused and rounded once for floats, wrapping for integers."""
     if f.element.is_float:
         return f.call_intrinsic("llvm.fma", ty, a, b, c)
     return f.emit(f"add {ty} {f.emit(f'mul {ty} {a}, {b}')}, {c}")
+
+
+def emit_vector(f: Code, pointer: str) -> str:
+    """One vector from memory, in the type that is computed with."""
+    return emit_in_register(f, f.load(f.element.memory_vector, pointer))
+
+
+def emit_in_register(f: Code, value: str) -> str:
+    """A vector of memory's type in the type that is computed with."""
+    element = f.element
+    if element.memory == element.register:
+        return value
+    return f.emit(f"zext {element.memory_vector} {value} to {element.register_vector}")
+
+
+def emit_to_memory(f: Code, value: str) -> str:
+    """A vector that was computed, in memory's type."""
+    element = f.element
+    if element.memory == element.register:
+        return value
+    return f.emit(f"trunc {element.register_vector} {value} to {element.memory_vector}")
+
+
+def emit_broadcast(f: Code, pointer: str) -> str:
+    """One element from memory in all lanes, in the type that is computed with."""
+    element = f.element
+    value = f.load(element.memory, pointer)
+    if element.memory != element.register:
+        value = f.emit(f"zext {element.memory} {value} to {element.register}")
+    return f.splat(value, element.register_vector)
+
+
+def emit_add(f: Code, ty: str, a: str, b: str) -> str:
+    return f.emit(f"{'fadd' if f.element.is_float else 'add'} {ty} {a}, {b}")
+
+
+def aligned(f: Code, pointer: str) -> str:
+    """The first address on a 64-byte line from `pointer` on."""
+    address = f.emit(f"ptrtoint ptr {pointer} to i64")
+    gap = f.emit(f"and i64 {f.sub(0, address)}, 63")
+    return f.at_byte(pointer, gap)
 
 
 def emit_box_steps(

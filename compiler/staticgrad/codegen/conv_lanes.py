@@ -1,78 +1,59 @@
-"""Sums of the lanes of many accumulators, for sums that run along positions."""
+"""The lanes of a vector of positions that a tap finds inside of the image: which they are, and how
+they are loaded without touching the others."""
 
 from __future__ import annotations
 
-from .builder import Module, vector, width
 from .conv_emit import Code
-from .conv_tile import emit_add
 from .gemm_emit import Element
 
-GROUP = 8  # accumulators whose lanes are added up together
+
+def kinds_of(element: Element) -> list[str]:
+    """The ways to load a piece: `dense` (stride 1) and `halves` (stride 2: the even elements of two
+    vectors) under masks, and `each`, element by element, for all else."""
+    if not element.has_masks:
+        return ["each"]
+    return ["dense", "halves", "each"] if element.lanes <= 16 else ["dense", "each"]
 
 
-def require_finish(module: Module, element: Element) -> str:
-    """`void @sg_conv_finish_<dtype>(sums, vectors, rows, out, out_rs, accumulate, count, cols)`:
-    adds up the lanes of each of `vectors` (a multiple of GROUP) accumulators [columns, rows], in
-    place, and writes or adds the results to out.
-
-    Lanes are added in pairs of neighbours, whatever the tile.
-    """
-    name = f"sg_conv_finish_{element.dtype}"
-    if module.has(name):
-        return name
-    params = ("ptr sums, i64 vectors, i64 rows, ptr out, i64 out_rs, i64 accumulate, i64 count, "
-              "i64 cols")  # fmt: skip
-    f = Code(module, name, params, element)
-    ty = element.register_vector
-    with f.loop(0, "%vectors", GROUP) as first:
-        values = [
-            f.load(ty, f.emit(f"getelementptr {ty}, ptr %sums, i64 {f.add(first, i)}"))
-            for i in range(GROUP)
-        ]
-        at = f.at("%sums", first)
-        for result, value in _emit_lane_sums(f, values):
-            f.store(result, value, at)
-            at = f.at(at, width(result))
-    add = f.compare("ne", "%accumulate", 0)
-    start = [("ptr", "%sums"), ("ptr", "%out")]
-    with f.carrying(0, "%count", *start) as r:
-        with f.carrying(0, "%cols", *[("ptr", v) for v in r.values]) as c:
-            source, out = c.values
-            value = f.load(element.memory, source)
-            with f.choice(add) as adding:
-                total = emit_add(f, element.memory, f.load(element.memory, out), value)
-            f.store(element.memory, adding.phi(element.memory, total, value), out)
-            c.following = [f.at(source, "%rows"), f.at(out, 1)]
-        r.following = [f.at(r.values[0], 1), f.at(r.values[1], "%out_rs")]
-    f.leave()
-    f.finish()
-    return name
+def emit_inside(f: Code, col: str, src_w: str, stride_w: str, length: str) -> tuple[str, str]:
+    """The lanes [low, high) of a piece whose columns col + l * stride_w lie in [0, src_w)."""
+    before, after = f.maximum(f.sub(0, col), 0), f.maximum(f.sub(src_w, col), 0)
+    with f.choice(f.compare("ne", stride_w, 1)) as strided:
+        low_s, high_s = f.ceil_div(before, stride_w), f.ceil_div(after, stride_w)
+    low = strided.phi("i64", low_s, before)
+    high = f.minimum(strided.phi("i64", high_s, after), length)
+    return f.minimum(low, high), high
 
 
-def _emit_lane_sums(f: Code, values: list[str]) -> list[tuple[str, str]]:
-    """The sum of each vector's lanes, as vectors (type, value) of consecutive sums in memory's
-    type. Each level adds neighbours: of two vectors into one while there are two, else of one."""
-    element = f.element
-    lanes, left = element.lanes, element.lanes
-    ty = element.register_vector
-    while left > 1:
-        pairs = list(zip(values[::2], values[1::2])) or [(values[0], "poison")]
-        span = 2 * lanes if len(values) > 1 else lanes
-        even, odd = (
-            f"<{span // 2} x i32> <{', '.join(f'i32 {i}' for i in range(first, span, 2))}>"
-            for first in (0, 1)
-        )
-        result = vector(element.register, span // 2)
-        values = [
-            emit_add(
-                f, result,
-                f.emit(f"shufflevector {ty} {a}, {ty} {b}, {even}"),
-                f.emit(f"shufflevector {ty} {a}, {ty} {b}, {odd}"),
-            )
-            for a, b in pairs
-        ]  # fmt: skip
-        ty, lanes, left = result, span // 2, left // 2
-    if element.memory == element.register:
-        return [(ty, value) for value in values]
-    narrow = f"<{lanes} x {element.memory}>"
-    return [(narrow, f.emit(f"trunc {ty} {value} to {narrow}")) for value in values]
+def emit_lane_code(f: Code, stride_w: str, low: str, high: str) -> str:
+    """The lanes [low, high) as the kind of this stride reads them; 0 is none. `dense` and `halves`
+    want the mask of the elements to load, `each` wants low and high in 32 bits each."""
+    code = f.emit(f"or i64 {low}, {f.emit(f'shl i64 {high}, 32')}")
+    kinds = kinds_of(f.element)
+    if "halves" in kinds:
+        low_2, high_2 = f.add(low, low), f.add(high, high)
+        # The odd element after the last even one is left out: it may lie outside of the image.
+        end = f.emit(f"lshr i64 {f.emit(f'shl i64 1, {high_2}')}, 1")
+        bits = f.sub(end, f.emit(f"shl i64 1, {low_2}"))
+        bits = f.select(f.compare("slt", low, high), bits, 0)
+        code = f.select(f.compare("eq", stride_w, 2), bits, code)
+    if "dense" in kinds:
+        bits = f.sub(f.emit(f"shl i64 1, {high}"), f.emit(f"shl i64 1, {low}"))
+        code = f.select(f.compare("eq", stride_w, 1), bits, code)
+    return code
+
+
+def emit_load_lanes(f: Code, kind: str, pointer: str, code: str) -> str:
+    """One vector of a piece (`dense` or `halves`): zero but for the lanes of `code`."""
+    lanes, ty = f.element.lanes, f.element.memory_vector
+    masks = []
+    for part in range(1 if kind == "dense" else 2):
+        bits = f.emit(f"lshr i64 {code}, {part * lanes}") if part else code
+        narrow = f.emit(f"trunc i64 {bits} to i{lanes}")
+        masks.append(f.emit(f"bitcast i{lanes} {narrow} to <{lanes} x i1>"))
+    first = f.masked_load(pointer, masks[0])
+    if kind == "dense":
+        return first
+    second = f.masked_load(f.at(pointer, lanes), masks[1])
+    even = ", ".join(f"i32 {2 * i}" for i in range(lanes))
+    return f.emit(f"shufflevector {ty} {first}, {ty} {second}, <{lanes} x i32> <{even}>")

@@ -10,10 +10,10 @@ from __future__ import annotations
 from enum import IntEnum
 
 from .builder import Module
-from .conv_emit import COLD, Code, Plan
-from .conv_pack import emit_inside, emit_lane_code, emit_load_lanes
-from .conv_rows import MOST_ROWS
-from .gemm_emit import Element
+from .conv_emit import Code, Plan
+from .conv_lanes import emit_inside, emit_lane_code, emit_load_lanes
+from .conv_tile import MOST_ROWS
+from .gemm_emit import CONTROL, Element
 
 PLANE_BYTES = 256 * 1024  # of all channels of a block together: a part of L2
 POSITIONS = 512  # at most so many to a block: their panel and a channel's plane fit L1
@@ -160,11 +160,16 @@ def _emit_layout(f: Code, block: str, sizes: tuple[str, str, str]) -> str:
     return of_channel
 
 
-def emit_position_table(f: Code, block: str, table: str, spare: int) -> None:
-    """table[p] = the bytes from the plane's start to what position p of a block reads with the tap
-    at offset 0; parts of a block are its beginning. `spare` entries more are 0."""
+def require_position_table(module: Module, element: Element) -> str:
+    """Makes sure of `void @sg_conv_positions_<dtype>(plan, block, table, spare)`: table[p] = the
+    bytes from the plane's start to what position p of a block reads with the tap at offset 0; parts
+    of a block are its beginning. `spare` entries more are 0."""
+    name = f"sg_conv_positions_{element.dtype}"
+    if module.has(name):
+        return name
+    f = Code(module, name, "ptr plan, ptr block, ptr table, i64 spare", element, CONTROL)
     images, rows, cols, wide, image, fit = f.slots(
-        block, Block.IMAGES, Block.ROWS, Block.COLS, Block.WIDE, Block.IMAGE, Block.CHANNELS
+        "%block", Block.IMAGES, Block.ROWS, Block.COLS, Block.WIDE, Block.IMAGE, Block.CHANNELS
     )
     stride_h, stride_w = f.slots("%plan", Plan.STRIDE_H, Plan.STRIDE_W)
     size = f.element.itemsize
@@ -172,7 +177,7 @@ def emit_position_table(f: Code, block: str, table: str, spare: int) -> None:
     steps = (f.mul(image, size), f.mul(f.mul(stride_h, wide), size), f.mul(stride_w, size))
     flat = (f.mul(f.mul(rows, cols), size), f.mul(cols, size), str(size))
     by_n, by_i, by_j = (f.select(planes, a, b) for a, b in zip(steps, flat))
-    start = [("ptr", table), ("i64", "0")]
+    start = [("ptr", "%table"), ("i64", "0")]
     with f.carrying(0, images, *start) as n:
         with f.carrying(0, rows, *[(t, v) for (t, _), v in zip(start, n.values)]) as i:
             with f.carrying(0, cols, *[(t, v) for (t, _), v in zip(start, i.values)]) as j:
@@ -180,15 +185,24 @@ def emit_position_table(f: Code, block: str, table: str, spare: int) -> None:
                 j.following = [f.at_byte(j.values[0], 8), f.add(j.values[1], by_j)]
             i.following = [j.after[0], f.add(i.values[1], by_i)]
         n.following = [i.after[0], f.add(n.values[1], by_n)]
-    with f.loop(0, spare) as at:
+    with f.loop(0, "%spare") as at:
         f.set_slot(n.after[0], at, 0)
+    f.leave()
+    f.finish()
+    return name
 
 
-def emit_tap_table(f: Code, block: str, table: str, begin: str, end: str, spare: int) -> None:
-    """table[t - begin] = the bytes that tap t (channel, tap row, tap column) adds to a position's;
+def require_tap_table(module: Module, element: Element) -> str:
+    """Makes sure of `void @sg_conv_taps_<dtype>(plan, block, table, begin, end, spare)`:
+    table[t - begin] = the bytes that tap t (channel, tap row, tap column) adds to a position's;
     `spare` entries more are the last one over again."""
+    name = f"sg_conv_taps_{element.dtype}"
+    if module.has(name):
+        return name
+    params = "ptr plan, ptr block, ptr table, i64 begin, i64 end, i64 spare"
+    f = Code(module, name, params, element, CONTROL)
     wide, channel, fit, low_h, low_w, row_of_tap = f.slots(
-        block, Block.WIDE, Block.CHANNEL, Block.CHANNELS, Block.LOW_H, Block.LOW_W, Block.TAP_ROW
+        "%block", Block.WIDE, Block.CHANNEL, Block.CHANNELS, Block.LOW_H, Block.LOW_W, Block.TAP_ROW
     )
     taps_h, taps_w, row_step, col_step = f.slots(
         "%plan", Plan.TAPS_H, Plan.TAPS_W, Plan.ROW_STEP, Plan.COL_STEP
@@ -196,12 +210,12 @@ def emit_tap_table(f: Code, block: str, table: str, begin: str, end: str, spare:
     size = f.element.itemsize
     planes = f.compare("sgt", fit, 0)
     taps = f.maximum(f.mul(taps_h, taps_w), 1)  # of no taps there is no table
-    first = f.div(begin, taps)
-    count = f.sub(end, begin)
-    entries = f.select(f.compare("sgt", count, 0), f.add(count, spare), 0)
-    with f.carrying(0, entries, ("ptr", table)) as turn:
+    first = f.div("%begin", taps)
+    count = f.sub("%end", "%begin")
+    entries = f.select(f.compare("sgt", count, 0), f.add(count, "%spare"), 0)
+    with f.carrying(0, entries, ("ptr", "%table")) as turn:
         at = f.minimum(turn.index, f.sub(count, 1))
-        t = f.add(begin, at)
+        t = f.add("%begin", at)
         c, rest = f.div(t, taps), f.rem(t, taps)
         h, w = f.div(rest, taps_w), f.rem(rest, taps_w)
         row, col = f.sub(f.mul(h, row_step), low_h), f.sub(f.mul(w, col_step), low_w)
@@ -209,10 +223,13 @@ def emit_tap_table(f: Code, block: str, table: str, begin: str, end: str, spare:
         offset = f.select(planes, inside, f.mul(at, row_of_tap))
         f.set_slot(turn.values[0], 0, f.mul(offset, size))
         turn.following = [f.at_byte(turn.values[0], 8)]
+    f.leave()
+    f.finish()
+    return name
 
 
-def require_pack_plane(module: Module, element: Element) -> str:
-    """Makes sure of `void @sg_conv_plane_<dtype>(plan, src, dst, channels, channel_rs, row, rows,
+def _require_pack_plane(module: Module, element: Element) -> str:
+    """`void @sg_conv_plane_<dtype>(plan, src, dst, channels, channel_rs, row, rows,
     col, width)`.
 
     dst[c * channel_rs + i * width + j] = the source's element (c, row + i, col + j), zero outside
@@ -258,29 +275,57 @@ def _emit_plane_vector(f: Code, row: tuple[str, str], j: str, src_w: str, there:
             f.store(element.memory, f.load(element.memory, f.at(source, lane)), f.at(target, lane))
 
 
-def emit_pack_block(
-    f: Code, block: str, ends: tuple[str, str], start: tuple[str, str, str],
-    counts: tuple[str, str, str],
-) -> None:  # fmt: skip
-    """Packs what the taps (terms) %first to %last read at a block of positions, from and to `ends`:
-    the planes of their channels, or each tap as a row where not one plane has room. The block
-    starts at image, row and column `start`, and has `counts` of them."""
-    element = f.element
-    planes = f.compare("sgt", f.slot(block, Block.CHANNELS), 0)
+def require_pack_block(module: Module, element: Element) -> str:
+    """Makes sure of `void @sg_conv_pack_<dtype>(plan, block, src, dst, n, i, j, images, rows, cols,
+    first, last)`: packs what the taps (terms) first to last read at a block of positions, which
+    starts at image n, row i and column j and has so many of them: the planes of their channels, or
+    each tap as a row where not one plane has room."""
+    name = f"sg_conv_pack_{element.dtype}"
+    if module.has(name):
+        return name
+    plane, tap = _require_pack_plane(module, element), _require_pack_tap(module, element)
+    params = ("ptr plan, ptr block, ptr src, ptr dst, i64 n, i64 i, i64 j, i64 images, i64 rows, "
+              "i64 cols, i64 first, i64 last")  # fmt: skip
+    f = Code(module, name, params, element, CONTROL)
+    planes = f.compare("sgt", f.slot("%block", Block.CHANNELS), 0)
+    image, step = f.slot("%plan", Plan.SRC_IMAGE), f.slot("%block", Block.TAP_ROW)
+    source = f.at("%src", f.mul("%n", image))
     with f.when(planes):
-        pack = require_pack_plane(f.module, element)
-        _emit_pack_planes(f, pack, block, ends, start, counts)
-    with f.when(f.negate(planes)):
-        n, i, j = start
-        source = f.at(ends[0], f.mul(n, f.slot("%plan", Plan.SRC_IMAGE)))
-        step = f.slot(block, Block.TAP_ROW)
-        with f.loop(0, counts[0]) as m, f.carrying("%first", "%last", ("ptr", ends[1])) as t:
-            positions = f.mul(m, f.mul(counts[1], counts[2]))
-            f.call(_require_pack_tap(f.module, element), ("ptr", "%plan"),
-                   ("ptr", f.at(source, f.mul(m, f.slot("%plan", Plan.SRC_IMAGE)))),
-                   ("ptr", f.at(t.values[0], positions)), ("i64", t.index), ("i64", i), ("i64", j),
-                   ("i64", counts[1]), ("i64", counts[2]))  # fmt: skip
-            t.following = [f.at(t.values[0], step)]
+        _emit_pack_planes(f, plane, source, image)
+    images = f.select(planes, 0, "%images")
+    with f.loop(0, images) as m, f.carrying("%first", "%last", ("ptr", "%dst")) as t:
+        positions = f.mul(m, f.mul("%rows", "%cols"))
+        f.call(tap, ("ptr", "%plan"), ("ptr", f.at(source, f.mul(m, image))),
+               ("ptr", f.at(t.values[0], positions)), ("i64", t.index), ("i64", "%i"),
+               ("i64", "%j"), ("i64", "%rows"), ("i64", "%cols"))  # fmt: skip
+        t.following = [f.at(t.values[0], step)]
+    f.leave()
+    f.finish()
+    return name
+
+
+def _emit_pack_planes(f: Code, pack: str, source: str, image: str) -> None:
+    """Packs the planes of the channels of taps %first to %last, image by image."""
+    row_0, col_0, stride_h, stride_w, channel, taps_h, taps_w = f.slots(
+        "%plan", Plan.ROW_0, Plan.COL_0, Plan.STRIDE_H, Plan.STRIDE_W, Plan.SRC_CHANNEL,
+        Plan.TAPS_H, Plan.TAPS_W,
+    )  # fmt: skip
+    rows, high, wide, channel_rs, image_rs, low_h, low_w = f.slots(
+        "%block", Block.ROWS, Block.HIGH, Block.WIDE, Block.CHANNEL, Block.IMAGE, Block.LOW_H,
+        Block.LOW_W,
+    )  # fmt: skip
+    taps = f.maximum(f.mul(taps_h, taps_w), 1)
+    first = f.div("%first", taps)
+    channels = f.sub(f.ceil_div("%last", taps), first)
+    row = f.sum(f.mul("%i", stride_h), row_0, low_h)
+    col = f.sum(f.mul("%j", stride_w), col_0, low_w)
+    # The last block of an image may have fewer rows.
+    high = f.sub(high, f.mul(f.sub(rows, "%rows"), stride_h))
+    start = f.at(source, f.mul(first, channel))
+    with f.loop(0, "%images") as m:
+        f.call(pack, ("ptr", "%plan"), ("ptr", f.at(start, f.mul(m, image))),
+               ("ptr", f.at("%dst", f.mul(m, image_rs))), ("i64", channels), ("i64", channel_rs),
+               ("i64", row), ("i64", high), ("i64", col), ("i64", wide))  # fmt: skip
 
 
 def _require_pack_tap(module: Module, element: Element) -> str:
@@ -290,7 +335,7 @@ def _require_pack_tap(module: Module, element: Element) -> str:
     if module.has(name):
         return name
     params = "ptr plan, ptr src, ptr dst, i64 t, i64 i, i64 j, i64 high, i64 wide"
-    f = Code(module, name, params, element, COLD)
+    f = Code(module, name, params, element, CONTROL)
     row_0, row_step, stride_h, src_h, taps_h, col_0, col_step, stride_w, src_w, taps_w, channel = (
         f.slots(
             "%plan", Plan.ROW_0, Plan.ROW_STEP, Plan.STRIDE_H, Plan.SRC_H, Plan.TAPS_H, Plan.COL_0,
@@ -317,30 +362,3 @@ def _require_pack_tap(module: Module, element: Element) -> str:
     f.leave()
     f.finish()
     return name
-
-
-def _emit_pack_planes(
-    f: Code, pack: str, block: str, ends: tuple[str, str], start: tuple[str, str, str],
-    counts: tuple[str, str, str],
-) -> None:  # fmt: skip
-    row_0, col_0, stride_h, stride_w, image, channel, taps_h, taps_w = f.slots(
-        "%plan", Plan.ROW_0, Plan.COL_0, Plan.STRIDE_H, Plan.STRIDE_W, Plan.SRC_IMAGE,
-        Plan.SRC_CHANNEL, Plan.TAPS_H, Plan.TAPS_W,
-    )  # fmt: skip
-    rows, high, wide, channel_rs, image_rs, low_h, low_w = f.slots(
-        block, Block.ROWS, Block.HIGH, Block.WIDE, Block.CHANNEL, Block.IMAGE, Block.LOW_H,
-        Block.LOW_W,
-    )  # fmt: skip
-    n, i, j = start
-    taps = f.maximum(f.mul(taps_h, taps_w), 1)
-    first = f.div("%first", taps)
-    channels = f.sub(f.ceil_div("%last", taps), first)
-    row = f.sum(f.mul(i, stride_h), row_0, low_h)
-    col = f.sum(f.mul(j, stride_w), col_0, low_w)
-    # The last block of an image may have fewer rows.
-    high = f.sub(high, f.mul(f.sub(rows, counts[1]), stride_h))
-    with f.loop(0, counts[0]) as m:
-        source = f.add(f.mul(f.add(n, m), image), f.mul(first, channel))
-        f.call(pack, ("ptr", "%plan"), ("ptr", f.at(ends[0], source)),
-               ("ptr", f.at(ends[1], f.mul(m, image_rs))), ("i64", channels), ("i64", channel_rs),
-               ("i64", row), ("i64", high), ("i64", col), ("i64", wide))  # fmt: skip

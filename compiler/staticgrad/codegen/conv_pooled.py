@@ -1,6 +1,9 @@
 """Gradients of a convolution whose result went through max pooling: a window has one element that
 counts, so of 2 x 2 windows a quarter of the products are left.
 
+    for a vector of channels, for up to 28 taps (their sums or weights stay in registers):
+        for a window: multiply and add, for each tap
+
 An image lies as [position][channel], so that the taps of one position are vectors of channels; from
 tap to tap along a row their distance is known. `place` tells, for each window, where the first tap
 of its position is.
@@ -11,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .builder import Module
-from .conv_emit import Code, multiply_add
-from .conv_tile import emit_broadcast, emit_to_memory, emit_vector
+from .conv_emit import Code, emit_broadcast, emit_to_memory, emit_vector, multiply_add
 from .gemm_emit import Element
 
 Taps = list[tuple[int, int]]  # tap row, and the distance along it
@@ -23,15 +25,15 @@ PARAMS = "ptr x, ptr ct, ptr place, ptr taps, i64 count, i64 channels, i64 row"
 def require_pooled(
     module: Module, dtype: str, kind: str, kernel: tuple[int, int], step: int
 ) -> str:
-    """Makes sure of one of `void @sg_conv_pooled_<kind>_<kernel>_<step>_<dtype>(x, ct, place, taps,
-    count, channels, row)`, where taps is [tap][channel], `channels` a multiple of the lanes, and
-    offset(tap) = tap row * row + tap column * step.
+    """Makes sure of one of `void @sg_conv_tile_pooled_<kind>_<kernel>_<step>_<dtype>(x, ct, place,
+    taps, count, channels, row)`, where taps is [tap][channel], `channels` a multiple of the lanes,
+    and offset(tap) = tap row * row + tap column * step.
 
     taps: taps[t] += sum over windows q < count of ct[q] * x[place[q] + offset(t)], by fma
     spread: x[place[q] + offset(t)] += ct[q] * taps[t], one window after another
     """
     element = Element.of(dtype, module.target)
-    name = f"sg_conv_pooled_{kind}_{kernel[0]}x{kernel[1]}_{step}_{element.dtype}"
+    name = f"sg_conv_tile_pooled_{kind}_{kernel[0]}x{kernel[1]}_{step}_{element.dtype}"
     if module.has(name):
         return name
     f = Code(module, name, PARAMS, element)

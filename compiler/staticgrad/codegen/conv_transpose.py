@@ -8,7 +8,7 @@ from .gemm_emit import Element
 
 
 def require_transpose(module: Module, element: Element) -> str:
-    """Makes sure of `void @sg_conv_transpose_<dtype>(src, src_rs, dst, dst_rs, rows, cols)`:
+    """Makes sure of `void @sg_conv_transpose_<dtype>(src, dst, src_rs, dst_rs, rows, cols)`:
     dst[c * dst_rs + r] = src[r * src_rs + c].
 
     Whole squares go through registers: as many stages as the vector has bits of a lane's number,
@@ -17,7 +17,7 @@ def require_transpose(module: Module, element: Element) -> str:
     name = f"sg_conv_transpose_{element.dtype}"
     if module.has(name):
         return name
-    params = "ptr src, i64 src_rs, ptr dst, i64 dst_rs, i64 rows, i64 cols"
+    params = "ptr src, ptr dst, i64 src_rs, i64 dst_rs, i64 rows, i64 cols"
     f = Code(module, name, params, element)
     lanes, ty = element.lanes, element.memory_vector
     rows, cols = (f.emit(f"and i64 {extent}, {-lanes}") for extent in ("%rows", "%cols"))

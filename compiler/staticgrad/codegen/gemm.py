@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from staticgrad.ir.dim import DimLike
+from staticgrad.ir.dim import DimLike, dim_max, dim_min, floor_div, product
 
 from .builder import Module
 from .gemm_emit import CONTROL, Element, Emitter, split_params
@@ -63,6 +63,8 @@ SWAP_DEPTH = 64
 # Columns of products of so few rows to a block: the sums have room in the workspace and stay in L1.
 ROW_COLS = 2048
 PANEL_GAP = 128  # bytes between packed panels, which else were whole multiples of 4096 apart
+_PART_OF_A, _PART_OF_B = 2, 8
+LINE_BYTES = 64
 STRIDE_PERIOD = 4096  # bytes after which addresses fall on the same set of an L1 cache
 
 
@@ -79,56 +81,99 @@ def emit_k_block(f: Emitter) -> str:
     return f.div(f.sub(f.add("%k", blocks), 1), blocks)
 
 
-def block_bytes(target: Target) -> int:
-    """Room for the packed block of B: half of the L2 cache."""
-    return min(max(target.l2_bytes // 2, 256 * 1024), 1024 * 1024)
+def block_bounds(target: Target) -> tuple[int, int]:
+    """Least and most room for the packed block of B.
+
+    Up to twice the L2 cache, with a strip of A: the L3 cache keeps up, and A is gone through, and
+    its strips are often copied, once a block. 2048 x 2048 x 2048 does 86 GFLOP/s with 512 KiB, 98
+    with 832, 104 with 1984.
+    """
+    cache = min(max(target.l2_bytes, 256 * 1024), 1024 * 1024)
+    return cache // 16 * 3, cache // 16 * 31
 
 
-def room_bytes(element: Element) -> int:
-    """Room for a strip of A, or the sums of one row, with which the workspace begins."""
-    strip = strip_bytes(element, longest_k_block(element))
-    return _aligned(max(strip, ROW_COLS * element.itemsize))
+def emit_block_bytes(f: Emitter, m: str) -> str:
+    """Room for the block, within the bounds: half of what A has, so that a small A, which stays in
+    the cache, costs no memory; and of a large B so much that its rows are read in long pieces (32 x
+    4096 x 1024 on two threads: 1.9 ms with 256 KiB, 1.5 with 512)."""
+    least, most = block_bounds(f.module.target)
+    a_bytes = f.mul(f.mul(m, "%k"), f.element.itemsize)
+    b_bytes = f.mul(f.mul("%n", "%k"), f.element.itemsize)
+    wanted = f.maximum(f.div(a_bytes, _PART_OF_A), f.div(b_bytes, _PART_OF_B))
+    return f.minimum(f.maximum(wanted, least), most)
+
+
+def _block_bytes(element: Element, m: DimLike, n: DimLike, k: DimLike) -> DimLike:
+    """What `emit_block_bytes` computes, at most."""
+    least, most = block_bounds(element.target)
+    part_of_a = floor_div(m * k * element.itemsize, _PART_OF_A)
+    part_of_b = floor_div(n * k * element.itemsize, _PART_OF_B)
+    return dim_min(dim_max(part_of_a, dim_max(part_of_b, least)), most)
+
+
+def _room_bytes(element: Element, kc: DimLike) -> DimLike:
+    """Room for a strip of A by a block of k, or the sums of one row, with which the workspace
+    begins."""
+    return dim_max(strip_bytes(element, kc), ROW_COLS * element.itemsize)
+
+
+def _emit_room_bytes(f: Emitter, kc: str) -> str:
+    """What `_room_bytes` computes."""
+    lines = f.add(f.div(f.mul(kc, f.element.itemsize), LINE_BYTES), 2)
+    mr, _ = tile_shape(f.module.target, f.element.dtype)
+    return f.maximum(f.mul(lines, mr * LINE_BYTES), ROW_COLS * f.element.itemsize)
 
 
 def workspace_bytes(
     target: Target, dtype: str, sizes: tuple[DimLike, DimLike, DimLike] | None = None, *,
-    unbroken: bool = False,
-) -> int:  # fmt: skip
-    """Bytes that one call needs for itself; 64-byte aligned. With sizes (m, n, k) no more than a
-    product of those touches, or of parts of the rows, or along the longer of m and n; `unbroken` if
-    B has unit column stride."""
+    unbroken: bool = False, up_to: bool = False,
+) -> DimLike:  # fmt: skip
+    """Bytes that one call needs for itself. With sizes (m, n, k) no more than a product of those
+    touches, or of parts of the rows, or along the longer of m and n, or with `up_to` of any smaller
+    sizes; `unbroken` if B has unit column stride. Sizes may be symbolic: the result then is, and at
+    their values no other."""
     element = Element.of(dtype, target)
-    room, block = room_bytes(element), block_bytes(target)
-    known = [s for s in sizes or () if isinstance(s, int)]
-    if len(known) < 3:
-        return room + block
-    m, n, k = known
+    longest = longest_k_block(element)
+    if sizes is None:
+        return _room_bytes(element, longest) + block_bounds(target)[1]
+    m, n, k = sizes
+    block = _block_bytes(element, m, n, k)
+    (mr, nr), lanes, size = tile_shape(target, dtype), element.lanes, element.itemsize
     in_place = unbroken and element.has_masks
-    if m <= 1 and in_place:
-        return _aligned(min(n, ROW_COLS) * element.itemsize)
-    mr, nr = tile_shape(target, dtype)
-    few = max(EDGE_ROWS, SINGLE_COLS)
-    columns = n if n > few or n >= m else m  # few: the transposed product may be computed
-    single = m <= mr and few <= mr
-    panel = _k_block(element, k) * nr * element.itemsize + PANEL_GAP
-    panels = 1 if single else -(-columns // nr)
-    small = 0
-    if not in_place and 0 < k <= longest_k_block(element):
-        lanes = -(-min(n, SMALL_PRODUCT // k) // element.lanes) * element.lanes
-        small = k * lanes * element.itemsize
-    if m * n * k <= SMALL_PRODUCT and k <= longest_k_block(element):
-        return _aligned(small)
-    return _aligned(max(room + min(panels * panel, block), small))
+    depth = dim_min(k, longest)
+    kc = depth if up_to else _k_block(element, k)
+    panel = kc * (nr * size) + PANEL_GAP
+    few = max(EDGE_ROWS, SINGLE_COLS)  # columns up to which the transposed product may be computed
+    if few <= mr:  # which then is one strip: that needs one panel
+        panels = 1 + _above(m, mr) * (_ceil_div(n, nr) - 1)
+    else:
+        is_few = 1 if up_to else 1 - _above(n, few)
+        panels = _ceil_div(dim_max(n, is_few * m), nr)
+    needed = _room_bytes(element, kc) + dim_min(panels * panel, block)
+    if in_place:
+        row = dim_min(n, ROW_COLS) * size
+        needed = row + _above(m, 1) * (needed - row)
+    if product(tuple(d for d in sizes if isinstance(d, int))) <= SMALL_PRODUCT:
+        blocked = dim_max(m * n * k - SMALL_PRODUCT, 0) + dim_max(k - longest, 0)
+        needed = dim_min(1, blocked) * needed
+    if not in_place:
+        copied = dim_min(depth * _ceil_div(n, lanes) * lanes, SMALL_PRODUCT + depth * (lanes - 1))
+        needed = dim_max(needed, copied * size)
+    return needed
 
 
-def _aligned(size_bytes: int) -> int:
-    return max(-(-size_bytes // 64) * 64, 64)
+def _above(size: DimLike, limit: int) -> DimLike:
+    """1 where a size is above the limit, else 0."""
+    return dim_min(1, dim_max(0, size - limit))
 
 
-def _k_block(element: Element, k: int) -> int:
+def _ceil_div(a: DimLike, b: DimLike) -> DimLike:
+    return floor_div(a + (b - 1), b)
+
+
+def _k_block(element: Element, k: DimLike) -> DimLike:
     """What `emit_k_block` computes."""
-    blocks = max(1, -(-k // longest_k_block(element)))
-    return -(-k // blocks)
+    return _ceil_div(k, dim_max(1, _ceil_div(k, longest_k_block(element))))
 
 
 def require_gemm(module: Module, dtype: str) -> str:
@@ -235,8 +280,8 @@ class Frame:
 
     FIELDS = (*DESC, "m", "n", "whole_k", "kc", "nc", "a", "b", "c", "a_row", "a_col", "b_row",
               "b_col", "r0", "c0", "swap", "unit", "single", "copied", "tiled_rows", "panel_bytes",
-              "workspace", "block_a", "block_b", "block_c", "cols", "start")  # fmt: skip
-    POINTERS = ("a", "b", "c", "workspace", "block_a", "block_b", "block_c")
+              "workspace", "packed", "block_a", "block_b", "block_c", "cols", "start")  # fmt: skip
+    POINTERS = ("a", "b", "c", "workspace", "packed", "block_a", "block_b", "block_c")
     FLAGS = ("swap", "unit", "single", "copied")
 
     def __init__(self, f: Emitter, *more: str) -> None:
@@ -317,10 +362,11 @@ def _emit_setup(f: Emitter, x: Frame) -> None:
     x["tiled_rows"] = f.select(single, m, emit_tiled_rows(f, m, x["n"]))
     x["copied"] = emit_is_copied(f, x)
     kc = emit_k_block(f)
+    x["packed"] = f.at_byte("%workspace", _emit_room_bytes(f, kc))
     panel_bytes = f.add(f.mul(kc, nr * size), PANEL_GAP)
-    nc = f.mul(f.div(block_bytes(f.module.target), panel_bytes), nr)
+    nc = f.mul(f.div(emit_block_bytes(f, m), panel_bytes), nr)
     x["kc"], x["panel_bytes"] = kc, panel_bytes
-    x["nc"] = f.select(f.compare("sle", m, SINGLE_ROWS), ROW_COLS, nc)
+    x["nc"] = f.select(single, ROW_COLS, nc)
 
 
 def emit_tiled_rows(f: Emitter, m: str, n: str) -> str:
@@ -360,11 +406,6 @@ def emit_room(f: Emitter, x: Frame) -> str:
     return x["workspace"]
 
 
-def _emit_block(f: Emitter, x: Frame) -> str:
-    """The rest of it: for the packed block of B."""
-    return f.at_byte(x["workspace"], room_bytes(f.element))
-
-
 def _emit_single_rows(f: Emitter, x: Frame) -> None:
     """Very few rows, each by itself, as far as whole vectors of columns go: to `start`."""
     element = f.element
@@ -395,7 +436,7 @@ def _emit_pack_unit(f: Emitter, x: Frame) -> None:
     _, nr = tile_shape(f.module.target, f.element.dtype)
     with f.when(f.both(x["unit"], f.negate(x["single"]))):
         f.call(require_pack_block(f.module, f.element), ("ptr", x["block_b"]),
-               ("i64", x["b_row"]), ("ptr", _emit_block(f, x)), ("i64", x["panel_bytes"]),
+               ("i64", x["b_row"]), ("ptr", x["packed"]), ("i64", x["panel_bytes"]),
                ("i64", x["k"]), ("i64", f.div(x["cols"], nr)))  # fmt: skip
 
 
@@ -459,7 +500,7 @@ def _emit_strip(f: Emitter, x: Frame, i: str, rows: str) -> None:
             in_place = f.both(packed, single)
         # A lone strip uses each panel at once, and all of them in the same place.
         offset = f.select(single, 0, f.mul(f.div(j, nr), x["panel_bytes"]))
-        panel = f.at_byte(_emit_block(f, x), offset)
+        panel = f.at_byte(x["packed"], offset)
         here = f.at_byte(x["block_b"], f.mul(j, x["b_col"]))
         with f.when(f.both(f.compare("eq", i, 0), f.negate(packed))):
             pack = require_pack(f.module, element)

@@ -3,8 +3,9 @@
 A kernel holds rows x vectors accumulators in registers. A is read by scalar broadcasts through
 any two strides, so the same code takes A where it lies and A packed; B is rows of vectors. There
 are three: the full tile, one of 8 rows, and one of up to 8 rows by one vector, masked, for all that
-is no such tile. A sum to be accumulated, and a C without unit column stride, go through a small
-buffer and `merge`; that keeps the kernels short.
+is no such tile. Few rows of a B that is packed before have kernels of their own. A sum to be
+accumulated, and a C without unit column stride, go through a small buffer and `merge`; that keeps
+the kernels short.
 
 What stays the same from call to call is in a descriptor in memory (`DESC`), so that a call passes
 all that varies in registers.
@@ -175,6 +176,32 @@ def _require_edge_kernel(module: Module, element: Element) -> str:
                    ("i64", f.add(last, 1)), ("i64", f.minimum(cols, element.lanes)))  # fmt: skip
             f.branch(next_)
             f.label(next_)
+    f.leave()
+    f.finish()
+    return name
+
+
+def require_few_rows_kernel(module: Module, element: Element, most: int) -> str:
+    """Makes sure of `void @sg_prepack_rows<most>_<dtype>(..)`, with the parameters of
+    `require_strip`: 1 to `most` rows by a whole panel of B, which is packed.
+
+    Rows that are not there are the last one over again. The edge kernel takes twice as long for
+    four rows, and goes through the panel twice: 4 x 1024 x 1024 203 us, 75 so.
+    """
+    name = f"sg_prepack_rows{most}_{element.dtype}"
+    if module.has(name):
+        return name
+    _, width = tile_shape(module.target, element.dtype)
+    f = Emitter(module, name, KERNEL_PARAMS, element)
+    buffer = f.emit(f"alloca [{most * width} x {element.memory}], align 64")
+    a_rs, last = get_field(f, "%desc", "a_rs"), f.sub("%rows", 1)
+    offsets = ["", *(f.mul(f.minimum(last, r), a_rs) for r in range(1, most))]
+    sums = _emit_k_loop(f, [("%a", offset) for offset in offsets], "%b", VECTORS)
+    for i, row in enumerate(sums):
+        for j, value in enumerate(row):
+            emit_store_sum(f, value, f.at(buffer, i * width + j * element.lanes))
+    f.call(require_merge(module, element), ("ptr", "%desc"), ("ptr", buffer), ("i64", width),
+           ("ptr", "%c"), ("i64", "%rows"), ("i64", width))  # fmt: skip
     f.leave()
     f.finish()
     return name

@@ -7,6 +7,8 @@ held, and what is computed from them is never stored.
 
 from __future__ import annotations
 
+from staticgrad.ir.dim import DimLike, floor_div
+
 from .builder import Module
 from .gemm_emit import CONTROL, Element, Emitter
 from .gemm_kernel import set_field, tile_shape
@@ -150,10 +152,10 @@ def _emit_shuffle(f: Emitter, a: str, b: str, lanes: list[int]) -> str:
     return f.emit(f"shufflevector {ty} {a}, {ty} {b}, <{len(lanes)} x i32> <{mask}>")
 
 
-def strip_bytes(element: Element, k: int) -> int:
+def strip_bytes(element: Element, k: DimLike) -> DimLike:
     """Room for a packed strip of A of k columns, see `require_pack_strip`."""
     mr, _ = tile_shape(element.target, element.dtype)
-    return mr * (k * element.itemsize + 128)
+    return (floor_div(k * element.itemsize, 64) + 2) * (mr * 64)
 
 
 def require_pack_strip(module: Module, element: Element) -> str:

@@ -1,20 +1,28 @@
 """Matrix products whose B was packed before: a loop packs the weights of its products once, and not
-in every iteration (32 x 128 x 384 took 39 us with the packing, 6 of them for that).
+in every iteration (32 x 128 x 384 took 39 us with the packing, 6 of them for that); constants are
+packed when compiling, parameters once for many calls.
 
 All of B is packed as one product packs a block of it (`gemm_pack`): for each block of k its panels,
 one after another. The bits are those of `sg_gemm`: the same blocks of k, the same micro-kernels.
+Few rows gain most where the columns of B lie unbroken, as in `x @ weight.T`: 1 x 1024 x 1024 took
+156 us and takes 60, 4 x 1024 x 1024 took 352 and takes 76.
 """
 
 from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from staticgrad.ir.dim import DimLike, dim_min, floor_div
 
 from .builder import Module
 from .gemm import (
     GEMM_PARAMS,
     PANEL_GAP,
-    SINGLE_ROWS,
     SMALL_PRODUCT,
     Frame,
-    block_bytes,
+    emit_block_bytes,
     emit_finished,
     emit_is_copied,
     emit_k_block,
@@ -25,9 +33,12 @@ from .gemm import (
     require_gemm,
 )
 from .gemm_emit import CONTROL, Element, Emitter, split_params
-from .gemm_kernel import require_strip, tile_shape
-from .gemm_pack import require_pack, require_pack_block
+from .gemm_kernel import EDGE_ROWS, require_few_rows_kernel, require_strip, tile_shape
+from .gemm_pack import require_pack, require_pack_block, strip_bytes
 from .target import Target
+
+# Rows that are no tile, of `EDGE_ROWS` either, go through a panel by so many at a time.
+FEW_ROWS = 4
 
 PACK_PARAMS = "i64 n, i64 k, ptr b, i64 b_rs, i64 b_cs, ptr panels, i64 begin, i64 end"
 
@@ -38,18 +49,59 @@ def panel_count(target: Target, dtype: str, n: int) -> int:
     return -(-n // nr)
 
 
-def reads_panels(m: int, n: int, k: int) -> bool:
-    """Whether a product of these sizes would pack anything at all."""
-    return m > SINGLE_ROWS and m * n * k > SMALL_PRODUCT
+def least_rows(cs: DimLike) -> int:
+    """With fewer rows, panels gain nothing over a B of this column stride. Where that is unit, one
+    row by 256 x 256 takes 3.1 us either way, two rows 5.8 and 5.5, four 11.5 and 5.5."""
+    return 2 if cs == 1 else 1
+
+
+def needs_panels(target: Target, dtype: str, m: int | None, n: int, k: int, cs: DimLike) -> bool:
+    """Whether a product of these sizes (`m` rows, or any number), whose B has the column stride
+    `cs`, would pack B or read it worse than its panels. Less than half a panel gains nothing, and
+    takes more memory than it is worth."""
+    _, nr = tile_shape(target, dtype)
+    if 2 * n < nr:
+        return False
+    return m is None or (m * n * k > SMALL_PRODUCT and m >= least_rows(cs))
 
 
 def prepacked_bytes(target: Target, dtype: str, n: int, k: int) -> int:
     """Room for a packed B of [k, n], k > 0."""
+    kc, panel_bytes = _block(target, dtype, k)
+    return -(-k // kc) * panel_count(target, dtype, n) * panel_bytes
+
+
+def strips_bytes(target: Target, dtype: str, m: DimLike, k: int) -> DimLike:
+    """The workspace of a product with panels: for the copy of a strip of A, if m rows make one."""
+    mr, _ = tile_shape(target, dtype)
+    kc, _ = _block(target, dtype, k)
+    return dim_min(1, floor_div(m, mr)) * strip_bytes(Element.of(dtype, target), kc)
+
+
+def _block(target: Target, dtype: str, k: int) -> tuple[int, int]:
+    """The k of a block (`emit_k_block`), and the distance of its panels."""
     element = Element.of(dtype, target)
     _, nr = tile_shape(target, dtype)
     blocks = -(-k // longest_k_block(element))
-    panel_bytes = -(-k // blocks) * nr * element.itemsize + PANEL_GAP
-    return blocks * panel_count(target, dtype, n) * panel_bytes
+    kc = -(-k // blocks)
+    return kc, kc * nr * element.itemsize + PANEL_GAP
+
+
+def prepacked(target: Target, b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What `sg_prepack` makes of a B [k, n], with zeros in the gaps: for constants."""
+    (k, n), dtype = b.shape, b.dtype.name
+    kc, panel_bytes = _block(target, dtype, k)
+    _, nr = tile_shape(target, dtype)
+    memory = np.zeros(prepacked_bytes(target, dtype, n, k), np.uint8)
+    row_bytes, at = nr * b.itemsize, 0
+    for pc in range(0, k, kc):
+        rows = b[pc : pc + kc]
+        for j in range(0, n, nr):
+            part = rows[:, j : j + nr]
+            strides = (row_bytes, b.itemsize)
+            np.copyto(np.ndarray(part.shape, b.dtype, memory.data, at, strides), part)
+            at += panel_bytes
+    return memory
 
 
 def require_prepack(module: Module, dtype: str) -> str:
@@ -90,8 +142,8 @@ def require_prepack(module: Module, dtype: str) -> str:
 
 def require_prepacked(module: Module, dtype: str) -> str:
     """Makes sure of `sg_prepacked_<dtype>`, which has the parameters and the meaning of `sg_gemm`
-    (`gemm.require_gemm`) and one more, `ptr panels`: all of B, packed by `sg_prepack`. B itself is
-    still there, for very few rows."""
+    (`gemm.require_gemm`), for k > 0, and one more, `ptr panels`: all of B, packed by `sg_prepack`.
+    Where that is null, the product is computed from B itself, which otherwise is not read."""
     element = Element.of(dtype, module.target)
     name = f"sg_prepacked_{element.dtype}"
     if module.has(name):
@@ -99,12 +151,11 @@ def require_prepacked(module: Module, dtype: str) -> str:
     plain = require_gemm(module, dtype)
     f = Emitter(module, name, GEMM_PARAMS + ", ptr panels", element, CONTROL)
     args = ", ".join(f"{ty} %{p}" for ty, p in split_params(GEMM_PARAMS))
-    rows = f.sub("%r1", "%r0")
-    with f.when(f.either(f.compare("sle", rows, SINGLE_ROWS), f.compare("eq", "%k", 0))):
+    with f.when(f.emit("icmp eq ptr %panels, null")):
         f.stmt(f"call void @{plain}({args})")
         f.leave()
-    x = Frame(f, "panels", "block")
-    _emit_setup(f, x, rows)
+    x = Frame(f, "block")
+    _emit_setup(f, x)
     with f.loop(x["start"], "%c1", x["nc"]) as jc:
         x["cols"] = f.minimum(x["nc"], f.sub("%c1", jc))
         with f.loop(0, "%k", x["kc"]) as pc:
@@ -127,10 +178,10 @@ def require_prepacked(module: Module, dtype: str) -> str:
     return name
 
 
-def _emit_setup(f: Emitter, x: Frame, rows: str) -> None:
+def _emit_setup(f: Emitter, x: Frame) -> None:
     """Fills in the frame's fields that stay. `start` is the first column of the first panel that
     is needed; of that panel the columns from c0 on are."""
-    size = f.element.itemsize
+    size, rows = f.element.itemsize, f.sub("%r1", "%r0")
     _, nr = tile_shape(f.module.target, f.element.dtype)
     x["a_row"], x["a_col"] = f.mul("%a_rs", size), f.mul("%a_cs", size)
     x["a"] = f.at_byte("%a", f.mul("%r0", x["a_row"]))
@@ -142,21 +193,32 @@ def _emit_setup(f: Emitter, x: Frame, rows: str) -> None:
     kc = emit_k_block(f)
     panel_bytes = f.add(f.mul(kc, nr * size), PANEL_GAP)
     x["kc"], x["panel_bytes"] = kc, panel_bytes
-    x["nc"] = f.mul(f.div(block_bytes(f.module.target), panel_bytes), nr)
+    x["nc"] = f.mul(f.div(emit_block_bytes(f, rows), panel_bytes), nr)
     x["start"] = f.mul(f.div("%c0", nr), nr)
 
 
 def _emit_strip(f: Emitter, x: Frame, i: str, rows: str, jc: str) -> None:
     """A strip of A, from row i, times the panels of the columns jc on."""
     element = f.element
-    _, nr = tile_shape(f.module.target, element.dtype)
+    mr, nr = tile_shape(f.module.target, element.dtype)
     a = emit_strip_of_a(f, x, i, rows)
     c = f.at(x["c"], f.mul(i, "%c_rs"))
-    strip = require_strip(f.module, element.dtype)
+    one, few = (require_few_rows_kernel(f.module, element, most) for most in (1, FEW_ROWS))
+    few = f.select(f.compare("eq", rows, 1), f"@{one}", f"@{few}", "ptr")
+    is_few = f.compare("slt", rows, min(mr, EDGE_ROWS))
     with f.loop(0, x["cols"], nr) as j:
         first = f.maximum(f.add(jc, j), "%c0")
         skipped = f.sub(first, f.add(jc, j))
         width = f.sub(f.minimum(f.sub(x["cols"], j), nr), skipped)
         panel = f.at_byte(x["block"], f.mul(f.div(j, nr), x["panel_bytes"]))
-        f.call(strip, ("ptr", x.pointer), ("ptr", a), ("ptr", f.at(panel, skipped)),
-               ("ptr", f.at(c, first)), ("i64", rows), ("i64", width))  # fmt: skip
+        by_few = f.both(is_few, f.compare("eq", width, nr))
+        with f.loop(0, f.select(by_few, rows, 0), FEW_ROWS) as row:
+            here, there = f.at_byte(a, f.mul(row, x["a_row"])), f.at(c, f.mul(row, "%c_rs"))
+            f.stmt(
+                f"call void {few}(ptr {x.pointer}, ptr {here}, ptr {panel}, "
+                f"ptr {f.at(there, first)}, i64 {f.minimum(f.sub(rows, row), FEW_ROWS)}, i64 {nr})"
+            )
+        with f.when(f.negate(by_few)):
+            f.call(require_strip(f.module, element.dtype), ("ptr", x.pointer), ("ptr", a),
+                   ("ptr", f.at(panel, skipped)), ("ptr", f.at(c, first)), ("i64", rows),
+                   ("i64", width))  # fmt: skip

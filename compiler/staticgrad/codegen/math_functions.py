@@ -13,7 +13,7 @@ log1p 0.97, sigmoid 0.97, erfc 0.94, exp 0.89, exp2 0.87, expm1 0.86, softplus 0
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from staticgrad.ir.errors import UnsupportedError
 
@@ -32,8 +32,7 @@ from .builder import Function, element, mangled
 from .math_lanes import Lanes
 
 
-@dataclass(frozen=True)
-class MathFunction:
+class MathFunction(NamedTuple):
     """How one function is emitted: inline for the scalars in `inline`, where it has up to 70
     instructions, else as a call of a shared function. Calls clobber the vector registers: gelu
     takes 37 cycles a vector with erfc inline, 41 without."""

@@ -8,7 +8,7 @@ cycles a vector of 16 lanes, where two branches with exp and a division took 23;
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .builder import literal, vector, width
 from .math_exp import EXP_TAIL
@@ -26,8 +26,7 @@ from .math_lanes import (
 Columns = tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True)
-class Intervals:
+class Intervals(NamedTuple):
     """f(u) for u >= 0 in float32 as f(p) + d c(d), d = u - p.
 
     Which interval u lies in is told by the exponent and the upper mantissa bits of u + `offset`:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from staticgrad_runtime.arena import ALIGN_BYTES
-from staticgrad_runtime.context import RUN_SYMBOL, STATUS_OK, Word
+from staticgrad_runtime.context import PACK_SYMBOL, RUN_SYMBOL, STATUS_OK, Word
 from staticgrad_runtime.interrupt import INTERRUPTED
 
 from staticgrad.ir.dim import Dim, DimCall, DimLike
@@ -30,23 +30,27 @@ MOST_UNASKED = 1 << 20
 
 
 def emit_program(
-    program: Program, target: Target, finished: Callable[[Module], object] = lambda module: None
-) -> tuple[str, list[str]]:
+    program: Program, target: Target, finished: Callable[[Module], object] = lambda module: None,
+    driver: type[Driver] | None = None,
+) -> tuple[str, list[str]]:  # fmt: skip
     """The module's text, and the function that each step calls.
 
     `i32 @sg_run(ptr context)` runs the steps in order; after the last that can fail it returns 1 if
     one did, so that no state has been written. Where the context asks for several threads, all of
-    them go through `@sg_share`, each with its part of every shared step. `finished` is called with
-    the module when the functions that programs share stand, and after each kernel.
+    them go through `@sg_share`, each with its part of every shared step. Programs with packed
+    copies of state have `void @sg_pack(ptr context, i64 which)` to make one. `finished` is called
+    with the module when the functions that programs share stand, and after each kernel. `driver`
+    emits the calls of the steps (None: `Driver`).
     """
     module = Module(target)
-    for step in program.steps:
+    steps = (*program.steps, *(pack.step for pack in program.packs))
+    for step in steps:
         for template in _templates(step.kernel.body):
             require_function(module, template)
     finished(module)
     functions: dict[str, str] = {}
     called: list[str] = []
-    for step in program.steps:
+    for step in steps:
         key = kernel_key(step.kernel)
         name = functions.get(key)
         if name is None:
@@ -54,10 +58,13 @@ def emit_program(
             emit_kernel(module, step.kernel, name)
             finished(module)
         called.append(name)
+    called, packing = called[: len(program.steps)], called[len(program.steps) :]
+    if program.packs:
+        _emit_pack(module, program, packing)
     sharing = share(program)
     if any(sharing.shared):
         _emit_split(module)
-    _emit_share(module, program, sharing, called)
+    _emit_share(module, program, sharing, called, driver or Driver)
     _emit_run(module)
     return module.to_text(), called
 
@@ -79,6 +86,26 @@ def _emit_run(module: Module) -> None:
     f.stmt(f"ret i32 {f.emit(f'tail call i32 {dispatch}(ptr %context, ptr @{SHARE})')}")
     f.label("one")
     f.stmt(f"ret i32 {f.emit(f'tail call i32 @{SHARE}(ptr %context, i64 0, i64 1)')}")
+    f.finish()
+
+
+def _emit_pack(module: Module, program: Program, called: Sequence[str]) -> None:
+    """`void @sg_pack(ptr context, i64 which)`: all of one of the program's `packs`."""
+    f = Function(module, PACK_SYMBOL, [("ptr", "context"), ("i64", "which")], linkage="")
+    table = _load_word(f, Word.BUFFERS, "ptr")
+    labels = [f.new_label("pack") for _ in called]
+    cases = " ".join(f"i64 {i}, label %{label}" for i, label in enumerate(labels[:-1]))
+    f.stmt(f"switch i64 %which, label %{labels[-1]} [ {cases} ]")
+    for pack, name, label in zip(program.packs, called, labels):
+        f.label(label)
+        step, words = pack.step, []
+        for index in (pack.state, pack.buffer):
+            place = f.emit(f"getelementptr ptr, ptr {table}, i64 {index}")
+            words.append(f"ptr {f.emit(f'load ptr, ptr {place}')}")
+        words += [f"i64 {size}" for size in step.sizes]
+        words += ["ptr %context", "i64 0", f"i64 {step.extent}"]
+        f.stmt(f"call void @{name}({', '.join(words)})")
+        f.stmt("ret void")
     f.finish()
 
 
@@ -131,16 +158,17 @@ def _pair(f: Function, first: str, second: str) -> str:
     return f.emit(f"insertvalue {{ i64, i64 }} {one}, i64 {second}, 1")
 
 
-def _emit_share(module: Module, program: Program, sharing: Sharing, called: list[str]) -> None:
+def _emit_share(
+    module: Module, program: Program, sharing: Sharing, called: list[str], driver: type[Driver]
+) -> None:
     """`i32 @sg_share(ptr context, i64 tid, i64 n)`: thread `tid`'s part of all steps."""
     f = Function(module, SHARE, [("ptr", "context"), ("i64", "tid"), ("i64", "n")], "i32")
-    driver = _Driver(f, program, sharing, called)
-    driver.program_items()
+    driver(f, program, sharing, called).program_items()
     f.stmt("ret i32 0")
     f.finish()
 
 
-class _Driver:
+class Driver:
     """Emits the steps. Values that more than one step uses are emitted outside of branches."""
 
     def __init__(self, f: Function, program: Program, sharing: Sharing, called: list[str]) -> None:
@@ -150,7 +178,7 @@ class _Driver:
         self.table = _load_word(f, Word.BUFFERS, "ptr")
         self.dims = _load_word(f, Word.DIMS, "ptr") if program.dims else ""
         self.first = f.emit("icmp eq i64 %tid, 0")
-        self.alone = f.emit("icmp eq i64 %n, 1")
+        self.alone = f.emit("icmp eq i64 %n, 1")  # whether no thread waits for another
         self.can_fail = can_stop(program)
         self.at = 0  # the number of the next step
         self._sizes: dict[object, str] = {}
@@ -207,7 +235,7 @@ class _Driver:
             if isinstance(item, Step):
                 name = self.called[self.at]
                 self.at += 1
-                self._run(item, name, "0", self.size(item.extent))
+                self.alone_step(item, name)
             else:
                 self._region(item, alone=True)
 
@@ -229,8 +257,11 @@ class _Driver:
         latch = f.new_label("again")
         asked = self._asks(region)
         count = f"%count.{head}"
-        if region.by_rows:
+        lone = self.alone
+        if region.by_rows != 0:
             self.barrier()
+            kept = f.emit(f"icmp ne i64 {self.size(region.by_rows)}, 0")
+            free = f.emit(f"or i1 {lone}, {kept}")  # of waiting for others
         before = f.block
         f.branch(head)
         f.label(head)
@@ -242,8 +273,11 @@ class _Driver:
         if region.reverse and length is not None:
             number = f.emit(f"sub i64 {f.emit(f'sub i64 {length}, 1')}, {count}")
         self._sizes[region.symbol] = number
-        if region.by_rows:
+        if region.by_rows != 0:
             vote = self._ask(count, asked, meet=True) if asked else ""
+            self.alone = free
+            if region.by_rows != 1:
+                self.barrier()
         else:
             vote = self._vote(region, count, asked)
             vote = vote if alone else self.barrier(vote)
@@ -257,7 +291,7 @@ class _Driver:
             f.label(body)
         known = dict(self._sizes)
         self._part(region.items, alone)
-        self._sizes = known
+        self._sizes, self.alone = known, lone
         f.branch(latch)
         f.label(latch)
         f.stmt(f"{count}.next = add i64 {count}, 1")
@@ -300,16 +334,18 @@ class _Driver:
     def shared_step(self, step: Step, name: str) -> None:
         """Every thread does a part, unless it is empty."""
         f = self.f
-        extent = self.size(step.extent)
-        part = f.emit(
-            f"call {{ i64, i64 }} @{SPLIT}(i64 {extent}, i64 %tid, i64 %n, i64 {share_unit(step)})"
-        )
+        extent, unit = self.size(step.extent), self.size(share_unit(step))
+        part = f.emit(f"call {{ i64, i64 }} @{SPLIT}(i64 {extent}, i64 %tid, i64 %n, i64 {unit})")
         begin, end = (f.emit(f"extractvalue {{ i64, i64 }} {part}, {i}") for i in (0, 1))
         self._guarded(f.emit(f"icmp slt i64 {begin}, {end}"), step, name, begin, end)
 
     def lone_step(self, step: Step, name: str) -> None:
         """Thread 0 does all of it."""
         self._guarded(self.first, step, name, "0", self.size(step.extent))
+
+    def alone_step(self, step: Step, name: str) -> None:
+        """All of it, in a region that only thread 0 goes through."""
+        self._run(step, name, "0", self.size(step.extent))
 
     def _guarded(self, condition: str, step: Step, name: str, begin: str, end: str) -> None:
         f = self.f
@@ -494,6 +530,11 @@ class _Driver:
         return self._sizes[name]
 
     def _call(self, atom: DimCall) -> str:
+        if atom not in self._sizes:
+            self._sizes[atom] = self._computed_call(atom)
+        return self._sizes[atom]
+
+    def _computed_call(self, atom: DimCall) -> str:
         a, b = self.size(atom.left), self.size(atom.right)
         if atom.op in ("max", "min"):
             return self.f.call_intrinsic(f"llvm.s{atom.op}", "i64", a, b)

@@ -23,6 +23,7 @@ from staticgrad.kernels.order import (
     reduce_lanes,
 )
 
+from . import extrema
 from .builder import constant, register_type, vector
 from .scalar import emit_scalar
 from .values import Lane, Scope
@@ -89,6 +90,54 @@ class ReduceEmitter:
             for op, d, x, y in zip(self.ops, self.dtypes, a, b)
         ]
 
+    # --- parts: what lanes carry from element to element, of some accumulators several ------------
+
+    def _in_parts(self, i: int) -> bool:
+        return self.s.vector and self.ops[i] in ("max", "min") and self.dtypes[i].is_float
+
+    def _part_types(self, lanes: int) -> list[str]:
+        found: list[str] = []
+        for i, ty in enumerate(self._types(lanes)):
+            found += extrema.part_types(ty) if self._in_parts(i) else (ty,)
+        return found
+
+    def _no_parts(self) -> list[str]:
+        found: list[str] = []
+        for i, (ty, start) in enumerate(zip(self._types(self.lanes), self._identities(self.lanes))):
+            found += extrema.no_parts(self.ops[i], ty) if self._in_parts(i) else (start,)
+        return found
+
+    def _parts_of(self, values: list[str]) -> list[str]:
+        found: list[str] = []
+        for i, (ty, value) in enumerate(zip(self._types(self.lanes), values)):
+            split = self._in_parts(i)
+            found += extrema.parts_of(self.em.f, ty, value) if split else (value,)
+        return found
+
+    def _merged(self, lanes: int, a: list[str], b: list[str]) -> list[str]:
+        """The parts of what is in `a` and then in `b`."""
+        f = self.em.f
+        found: list[str] = []
+        left, right = iter(a), iter(b)
+        for i, (op, d, ty) in enumerate(zip(self.ops, self.dtypes, self._types(lanes))):
+            if self._in_parts(i):
+                x, y = ((next(p), next(p), next(p)) for p in (left, right))
+                found += extrema.merged(f, op, ty, y, x)
+            else:
+                pair = [next(left), next(right)]
+                found.append(emit_scalar(f, combine_op(op), str(d), [str(d), str(d)], lanes, pair))
+        return found
+
+    def _whole(self, parts: list[str]) -> list[str]:
+        """The accumulators that a row's parts, in scalars by now, stand for."""
+        left, found = iter(parts), []
+        for i, (op, ty) in enumerate(zip(self.ops, self._types(1))):
+            if self._in_parts(i):
+                found.append(extrema.whole(self.em.f, op, ty, (next(left), next(left), next(left))))
+            else:
+                found.append(next(left))
+        return found
+
     # --- blocks -----------------------------------------------------------------------------------
 
     def _one_axis(self) -> list[str]:
@@ -109,10 +158,8 @@ class ReduceEmitter:
         steps = block_steps(s.extents, self.lanes if s.vector else None)
 
         def block(start: str, stop: str) -> list[str]:
-            accumulated = self._identities(self.lanes)
-            opened = em.open_loop(
-                s.vars[0], start, stop, 1, list(zip(self._types(self.lanes), accumulated))
-            )
+            carried = list(zip(self._part_types(self.lanes), self._no_parts()))
+            opened = em.open_loop(s.vars[0], start, stop, 1, carried)
             found = self._inner(1, opened.phis)
             em.close_loop(opened, found)
             return self._fold(opened.phis)
@@ -169,42 +216,38 @@ class ReduceEmitter:
         extent = s.extents[axis]
         if axis == len(s.vars) - 1:
             return self._axis(s.vars[axis], "0", em.integer(extent), extent, accumulated)
-        opened = em.open_loop(
-            s.vars[axis], "0", em.integer(extent), 1,
-            list(zip(self._types(self.lanes), accumulated)),
-        )  # fmt: skip
+        carried = list(zip(self._part_types(self.lanes), accumulated))
+        opened = em.open_loop(s.vars[axis], "0", em.integer(extent), 1, carried)
         found = self._inner(axis + 1, opened.phis)
         em.close_loop(opened, found)
         return opened.phis
 
-    def _fold(self, accumulated: list[str]) -> list[str]:
-        """The lanes of a row's accumulators, folded by halves."""
+    def _fold(self, parts: list[str]) -> list[str]:
+        """The accumulators of a row's parts, whose lanes are folded by halves."""
         if not self.s.vector:
-            return accumulated
+            return parts
         f, lanes = self.em.f, self.lanes
         while lanes > 1:
             half = lanes // 2
             low = ", ".join(f"i32 {i}" for i in range(half))
             high = ", ".join(f"i32 {i}" for i in range(half, lanes))
             a, b = [], []
-            for name, d in zip(accumulated, self.dtypes):
-                ty = vector(register_type(d), lanes)
+            for name, ty in zip(parts, self._part_types(lanes)):
                 pick = f"shufflevector {ty} {name}, {ty} poison, <{half} x i32> "
                 a.append(f.emit(f"{pick}<{low}>"))
                 b.append(f.emit(f"{pick}<{high}>"))
-            accumulated = self._combine(half, a, b) if half > 1 else self._last(a, b)
+            parts = self._merged(half, a, b) if half > 1 else self._last(a, b)
             lanes = half
-        return accumulated
+        return self._whole(parts)
 
     def _last(self, a: list[str], b: list[str]) -> list[str]:
-        """Two vectors of one lane each: combined as scalars."""
+        """Two vectors of one lane each: merged as scalars."""
         f = self.em.f
         first, second = [], []
-        for x, y, d in zip(a, b, self.dtypes):
-            ty = f"<1 x {register_type(d)}>"
-            first.append(f.emit(f"extractelement {ty} {x}, i32 0"))
-            second.append(f.emit(f"extractelement {ty} {y}, i32 0"))
-        return self._combine(1, first, second)
+        for x, y, ty in zip(a, b, self._part_types(1)):
+            first.append(f.emit(f"extractelement <1 x {ty}> {x}, i32 0"))
+            second.append(f.emit(f"extractelement <1 x {ty}> {y}, i32 0"))
+        return self._merged(1, first, second)
 
     # --- one axis ---------------------------------------------------------------------------------
 
@@ -214,13 +257,13 @@ class ReduceEmitter:
     ) -> list[str]:  # fmt: skip
         """Accumulates over `[begin, end)` of one axis."""
         if accumulated is None:
-            accumulated = self._identities(self.lanes)
+            accumulated = self._no_parts()
         if self.s.vector:
             return self._axis_lanes(var, begin, end, extent, accumulated)
         em = self.em
-        opened = em.open_loop(var, begin, end, 1, list(zip(self._types(self.lanes), accumulated)))
-        values = self._step(opened.phis)
-        em.close_loop(opened, values)
+        carried = list(zip(self._part_types(self.lanes), accumulated))
+        opened = em.open_loop(var, begin, end, 1, carried)
+        em.close_loop(opened, self._step(opened.phis))
         return opened.phis
 
     def _step(self, accumulated: list[str]) -> list[str]:
@@ -231,7 +274,7 @@ class ReduceEmitter:
         for a in self.s.accumulators:
             lane = em.value(a.value)
             values.append(em.spread(lane) if self.lanes > 1 else lane.name)
-        return self._combine(self.lanes, accumulated, values)
+        return self._merged(self.lanes, accumulated, self._parts_of(values))
 
     def _unrolled(self, left: list[str], accumulated: list[str]) -> list[str]:
         em = self.em
@@ -259,9 +302,8 @@ class ReduceEmitter:
         if known is None or known >= width:
             count = f.emit(f"sub i64 {end}, {begin}")
             stop = f.emit(f"add i64 {begin}, {f.emit(f'and i64 {count}, {-width}')}")
-            opened = em.open_loop(
-                var, begin, stop, width, list(zip(self._types(width), accumulated))
-            )
+            carried = list(zip(self._part_types(width), accumulated))
+            opened = em.open_loop(var, begin, stop, width, carried)
             em.close_loop(opened, self._step(opened.phis))
             accumulated, start = opened.phis, stop
         if known is None or known % width:
@@ -285,7 +327,7 @@ class ReduceEmitter:
         stepped = self._step(accumulated)
         kept = [
             f.emit(f"select <{width} x i1> {em.mask}, {ty} {new}, {ty} {old}")
-            for ty, new, old in zip(self._types(width), stepped, accumulated)
+            for ty, new, old in zip(self._part_types(width), stepped, accumulated)
         ]
         em.mask = None
         em.scopes.pop()
@@ -295,6 +337,6 @@ class ReduceEmitter:
         f.branch(after)
         f.label(after)
         merged: list[str] = []
-        for ty, old, new in zip(self._types(width), accumulated, kept):
+        for ty, old, new in zip(self._part_types(width), accumulated, kept):
             merged.append(f.emit(f"phi {ty} [{old}, %{before}], [{new}, %{last}]"))
         return merged

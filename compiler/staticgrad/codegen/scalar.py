@@ -7,7 +7,7 @@ An operation gives the same bits for every number of lanes. No instruction carri
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from staticgrad.ir.dtype import BY_NAME
 from staticgrad.ir.errors import UnsupportedError
@@ -18,8 +18,7 @@ from .math_functions import FUNCTIONS, emit_math
 from .math_lanes import Lanes, fabs
 
 
-@dataclass(frozen=True, slots=True)
-class Operands:
+class Operands(NamedTuple):
     """The operands of one scalar operation: values, their dtypes, and the result's dtype."""
 
     x: tuple[Lanes, ...]

@@ -8,7 +8,8 @@ end.
 
 A region (a loop, a choice) with a shared step in it is gone through by all threads, who meet where
 each iteration begins, where what decides is known, and behind it; one without is done by thread 0.
-In a loop that is shared `by_rows` nobody waits: it is a phase of its own.
+A loop that is shared `by_rows` is one phase: nobody waits in it, or if only few rows are found at
+run time, all at the places of any other loop.
 """
 
 from __future__ import annotations
@@ -16,24 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
 
 from staticgrad.ir.dim import DimLike, floor_div, symbols
 from staticgrad.kernels.cost import COST
-from staticgrad.kernels.ir import (
-    Call,
-    Check,
-    Expr,
-    Kernel,
-    Let,
-    Load,
-    Loop,
-    Next,
-    Reduce,
-    Stmt,
-    Store,
-    Template,
-)
+from staticgrad.kernels.ir import Call, Expr, Kernel, Loop, Reduce, Stmt, Template
 from staticgrad.kernels.program import Choose, Item, Program, Repeat, Step, parts, steps_of
+from staticgrad.kernels.walk import children, roots
 
 # What one core does in a nanosecond, for choices that only need the magnitude: matrix products run
 # at 80-110 flops, sweeps at some 30 elements times vector instructions; 20 bytes is between a
@@ -59,12 +49,15 @@ def _takes_part(s: Stmt) -> bool:
     return isinstance(s, Template) and any("begin" in symbols(d) for d in reversed(s.sizes))
 
 
-def share_unit(step: Step) -> int:
-    """Shares begin at multiples of this: of whole cache lines where the loop counts elements (of
-    one byte at least), of 16 rows or columns (a vector) for a matrix product."""
-    if step.unit:
-        return step.unit
-    (s,) = step.kernel.body
+def share_unit(step: Step) -> DimLike:
+    """Shares begin at multiples of this."""
+    return kernel_unit(step.kernel) if step.unit == 0 else step.unit
+
+
+def kernel_unit(kernel: Kernel) -> int:
+    """What suits a kernel as the unit of shares: whole cache lines where the loop counts elements
+    (of one byte at least), 16 rows or columns (a vector) for a matrix product."""
+    (s,) = kernel.body
     if isinstance(s, Loop):
         return 64 if s.kind == "parallel_vector" else 1
     return 16 if isinstance(s, Template) and s.name == "matmul" else 1
@@ -175,52 +168,31 @@ class _Traits:
 
     def body(self, statements: tuple[Stmt, ...]) -> None:
         for s in statements:
-            match s:
-                case Let() | Next():
-                    self._expr(s.value)
-                case Store():
-                    self._expr(s.value)
-                    self._load(s.gathers, s.guard)
-                case Check():
-                    self._expr(s.condition)
-                case Loop():
-                    self.lanes |= s.kind in ("vector", "parallel_vector")
-                    self.body(s.body)
-                case Reduce():
-                    self.lanes |= s.vector
-                    self.body(s.body)
-                    for a in s.accumulators:
-                        self._expr(a.value)
-                case Template():
-                    self.template = True
+            self._count(roots(s))
+            if isinstance(s, Loop):
+                self.lanes |= s.kind in ("vector", "parallel_vector")
+                self.body(s.body)
+            elif isinstance(s, Reduce):
+                self.lanes |= s.vector
+                self.body(s.body)
+            elif isinstance(s, Template):
+                self.template = True
 
-    def _expr(self, e: Expr) -> None:
-        stack = [e]
-        while stack:
-            e = stack.pop()
-            if id(e) in self._seen:
-                continue
-            self._seen.add(id(e))
-            if isinstance(e, Call):
-                self.instructions += COST.get(e.op, 1)
-                stack += e.args
-            elif isinstance(e, Load):
-                stack += [g for g, _ in e.gathers]
-                if e.guard is not None:
-                    stack.append(e.guard)
-
-    def _load(self, gathers: tuple[tuple[Expr, DimLike], ...], guard: Expr | None) -> None:
-        for g, _ in gathers:
-            self._expr(g)
-        if guard is not None:
-            self._expr(guard)
+    def _count(self, expressions: tuple[Expr, ...]) -> None:
+        pending = list(expressions)
+        while pending:
+            e = pending.pop()
+            if id(e) not in self._seen:
+                self._seen.add(id(e))
+                if isinstance(e, Call):
+                    self.instructions += COST.get(e.op, 1)
+                pending += children(e)
 
 
 # --- sharing --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Sharing:
+class Sharing(NamedTuple):
     """For each step: whether it is shared, and whether all threads meet before it; the numbers of
     the regions that thread 0 does alone, and how often the threads meet in a run."""
 
@@ -263,12 +235,7 @@ class _Sharer:
                 self.alone.add(item.number)
                 self._alone(steps, at_commit, times)
                 continue
-            if isinstance(item, Repeat) and item.by_rows:
-                self.barriers = self.barriers + times * 2
-                self.shared += [True] * len(steps)
-                self.barrier += [False] * len(steps)
-                self.phase = _Phase()
-                continue
+            begin, before = len(self.barrier), self.barriers
             inner: DimLike = times
             if isinstance(item, Repeat) and item.length is not None:
                 inner = times * item.length
@@ -277,6 +244,11 @@ class _Sharer:
                 self.phase = _Phase()
                 self.visit(part, False, inner)
             self.phase = _Phase()
+            if isinstance(item, Repeat) and item.by_rows != 0:
+                waiting = (1 - item.by_rows) * (self.barriers - before)
+                self.barriers = before + times * 2 + waiting
+                if item.by_rows == 1:
+                    self.barrier[begin:] = [False] * len(steps)
 
     def _step(self, step: Step, at_commit: bool, times: DimLike) -> None:
         reads, writes = _accesses(self.program, step)
@@ -312,11 +284,11 @@ class _Sharer:
 
 def is_shared(step: Step) -> bool:
     """Whether threads share a step: it can be, and is worth the barriers around it."""
-    if step.unit:
+    if step.unit != 0:
         return True
     if not is_parallel(step.kernel):
         return False
-    if isinstance(step.extent, int) and step.extent <= share_unit(step):
+    if isinstance(step.extent, int) and step.extent <= kernel_unit(step.kernel):
         return False
     ns = step_cost(step).ns
     return not isinstance(ns, int) or ns >= LEAST_SHARED_NS
@@ -404,9 +376,12 @@ def _phase_starts(program: Program, sharing: Sharing) -> set[int]:
             elif item.number in sharing.alone:
                 at += sum(1 for part in parts(item) for _ in steps_of(part))
             else:
+                begin = at
                 for part in parts(item):
                     starts.add(at)
                     at = visit(part, at)
+                if isinstance(item, Repeat) and item.by_rows != 0:
+                    starts.difference_update(range(begin + 1, at))
                 starts.add(at)
         return at
 

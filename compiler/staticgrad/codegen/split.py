@@ -4,7 +4,7 @@ The functions that every program of a target shares (`sg_gemm_.._float32` and th
 of their own: their text is the same in every program, so their object code is generated once and
 found in the cache by all others. What is left is cut into parts of like length, in the order in
 which it is emitted: a part is compiled while Python emits the next. A long driver is one more, and
-compiled plainly.
+compiled plainly, as are the functions that only call others.
 """
 
 from __future__ import annotations
@@ -12,25 +12,31 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _FUNCTION = re.compile(r"(?m)^(?=define )")
 _NAME = re.compile(r"@([\w.$]+)")
+_LABEL = re.compile(r"(?m)^([\w.$]+):")
+_BRANCH = re.compile(r"(?m)^ +(?:br|switch) .*")
+_TARGET = re.compile(r"label %([\w.$]+)")
 _HEAD = re.compile(r"define (?:internal |hidden )?(.*?) ?@([\w.$]+)\((.*?)\)([^{]*)\{")
-# What every program of a target has alike: products, convolutions and sorts, by family and dtype.
-_SHARED = re.compile(r"sg_(gemm|prepack|conv|sort)\w*?_(float32|float64|u?int\d+|bool)\b")
+# What every program of a target has alike: products, convolutions and sorts, by family and dtype;
+# of convolution the tiles apart, which depend on its sizes: another program has others.
+_SHARED = re.compile(
+    r"sg_(gemm|prepack|conv_tile|conv|sort)\w*?_(float32|float64|u?int\d+|bool)(x\d+)?\b"
+)
 
 # From this many lines on a part is full: some 25 ms of code generation, 0.3 ms of linking.
 PART_LINES = 600
 # A driver is run once a call: from so many lines on it is compiled without optimisation. That takes
 # a third of the time (of a transformer block's, 917 lines, 17 ms) and costs a call some
-# nanoseconds a step; the loop of a short one may take no longer than what it repeats.
+# nanoseconds a step; the loop of a short one may take no longer than what it repeats. What has no
+# loop goes with it, which costs as little: to call a product takes 1.4 ms to compile, plainly 0.5.
 DRIVER = "sg_share"
 LONG_DRIVER_LINES = 200
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """A module's text, and whether its code is worth optimising."""
 
     text: str
@@ -42,8 +48,7 @@ class Unit:
         return len(self.text) // (4 if self.plain else 1)
 
 
-@dataclass(frozen=True)
-class _Function:
+class _Function(NamedTuple):
     name: str
     text: str
     uses: frozenset[str]
@@ -51,6 +56,16 @@ class _Function:
     @property
     def lines(self) -> int:
         return self.text.count("\n")
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether no branch leads back."""
+        labels = {m[1]: m.start() for m in _LABEL.finditer(self.text)}
+        return all(
+            labels.get(m[1], -1) > branch.start()
+            for branch in _BRANCH.finditer(self.text)
+            for m in _TARGET.finditer(branch[0])
+        )
 
     def declaration(self) -> str:
         head = _HEAD.match(self.text)
@@ -72,9 +87,10 @@ class Splitter:
         self._known: dict[str, _Function] = {}
         self._groups: dict[str, list[_Function]] = {}
         self._parts: list[list[_Function]] = [[]]
-        self._drivers: list[list[_Function]] = []
+        self._straight: list[_Function] = []  # with the driver, once it stands
+        self._has_long_driver = False
         self._lines = 0  # of the last part
-        self._given = 0  # parts that `complete` has told
+        self._whole: list[Unit] = []  # what `complete` has told
 
     def add(self, functions: Iterable[tuple[str, str]]) -> None:
         """Names and texts of functions that are finished now."""
@@ -84,8 +100,9 @@ class Splitter:
             shared = _SHARED.match(name)
             if shared is not None:
                 self._groups.setdefault(f"{shared[1]}_{shared[2]}", []).append(f)
-            elif name == DRIVER and f.lines >= LONG_DRIVER_LINES:
-                self._drivers.append([f])
+            elif name == DRIVER or f.is_straight:
+                self._straight.append(f)
+                self._has_long_driver |= name == DRIVER and f.lines >= LONG_DRIVER_LINES
             else:
                 if self._lines >= self._most_lines:
                     self._parts.append([])
@@ -101,23 +118,29 @@ class Splitter:
 
     def complete(self, declared: Iterable[str]) -> list[Unit]:
         """Units of the program's own to which nothing will be added, each told once."""
-        whole = len(self._parts) - (self._lines < self._most_lines)
-        parts = self._parts[self._given : whole]
+        end = len(self._parts) - (self._lines < self._most_lines)
+        parts = self._parts[len(self._whole) : end]
         if not parts:
             return []
-        self._given = whole
         lines = _sorted(declared)
-        return [self._unit(part, lines) for part in parts]
+        units = [self._unit(part, lines) for part in parts]
+        self._whole += units
+        return units
 
     def all(self, declared: Iterable[str]) -> list[Unit]:
         """Every unit of a module that is finished; none where it is short, and best left whole."""
-        parts = [part for part in self._parts if part]
-        if len(parts) + len(self._groups) + len(self._drivers) <= 1:
+        *parts, last = self._parts[len(self._whole) :] or [[]]
+        straight = self._straight
+        if not self._has_long_driver:
+            last, straight = last + straight, []
+        rest = [part for part in (*parts, last) if part]
+        if len(self._whole) + len(rest) + len(self._groups) + bool(straight) <= 1:
             return []
         lines = _sorted(declared)
-        own = [self._unit(part, lines) for part in parts]
-        plain = [Unit(self._unit(part, lines).text, plain=True) for part in self._drivers]
-        return [*self.shared(lines), *own, *plain]
+        units = [*self.shared(lines), *self._whole, *(self._unit(part, lines) for part in rest)]
+        if straight:
+            units.append(Unit(self._unit(straight, lines).text, plain=True))
+        return units
 
     def _unit(self, part: list[_Function], declared: Sequence[str]) -> Unit:
         own = {f.name for f in part}

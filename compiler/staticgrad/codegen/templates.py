@@ -1,9 +1,11 @@
 """Calls of the shared generated functions from kernels: matrix products, convolutions, sorting.
 
-    matmul   buffers a, b, c, workspace, and b packed before (`matmul_pack`) where a loop does that
+    matmul   buffers a, b, c, workspace, and b packed before (`matmul_pack`) or null where the pass
+                     `prepack` has that done; of a constant the packed form is b as well
              sizes   m, n, k, a_start, a_rs, a_cs, b_start, b_rs, b_cs, c_start, c_rs, batch,
-                     begin, end (the share of the rows, or of the columns if there are more)
-             attrs   dtype; by_rows where the share is one of rows in any case
+                     begin, end (the share of the rows, or of the columns if there are more than
+                     rows, or than the size `most` behind it)
+             attrs   dtype
     matmul_pack
              buffers b, panels
              sizes   n, k, b_start, b_rs, b_cs, begin, end (the share of the panels)
@@ -11,15 +13,15 @@
     conv, conv_grad_input, conv_grad_weight
              buffers x, w, y, workspace
              sizes   the geometry (`codegen.conv_emit.Geometry`), then begin and end of the share
-             attrs   dtype, depthwise (one channel a group on both sides), rows (of the tile, for
-                     conv_grad_weight)
+             attrs   dtype, depthwise (one channel a group on both sides), rows of the tile, and
+                     their lanes (conv_grad_weight)
     pooled_taps, pooled_spread
              buffers x, ct, place, taps of `codegen.conv_pooled`
              sizes   where each of them starts; count, channels, row
              attrs   dtype, kernel, step
     conv_transpose
              buffers source, target
-             sizes   start and row stride of each; rows, columns of the source
+             sizes   where each of them starts; the row stride of each; rows, columns of the source
              attrs   dtype
     sort     as `codegen.sort` has it
     c_scalar, c_elementwise, c_general
@@ -77,7 +79,11 @@ def emit_template(em: KernelEmitter, s: Template) -> None:
 
 
 def require_function(module: Module, s: Template) -> str | None:
-    """Makes sure of the shared function that a product calls; -> its name."""
+    """Makes sure of the shared function that a product calls; -> its name.
+
+    What programs share is one unit of code generation, begun when all of it stands: one function
+    that comes later and all are generated again (50 of 308 ms of a CNN's, when those behind pooling
+    did)."""
     if s.name == "matmul" and len(s.buffers) == 4:
         return require_gemm(module, s.attrs["dtype"])
     if s.name in ("matmul", "matmul_pack"):
@@ -88,11 +94,21 @@ def require_function(module: Module, s: Template) -> str | None:
     if s.name in _CONV:
         from . import conv
 
-        more = {"rows": s.attrs["rows"]} if "rows" in s.attrs else {}
+        more = {name: s.attrs[name] for name in ("rows", "lanes") if name in s.attrs}
         name: str = getattr(conv, _CONV[s.name])(
             module, s.attrs["dtype"], depthwise=s.attrs["depthwise"], **more
         )
         return name
+    if s.name == "conv_transpose":
+        from .conv_transpose import require_transpose
+        from .gemm_emit import Element
+
+        return require_transpose(module, Element.of(s.attrs["dtype"], module.target))
+    if s.name in ("pooled_taps", "pooled_spread"):
+        from .conv_pooled import require_pooled
+
+        kind = s.name.removeprefix("pooled_")
+        return require_pooled(module, s.attrs["dtype"], kind, s.attrs["kernel"], s.attrs["step"])
     return None
 
 
@@ -100,15 +116,13 @@ def _emit_matmul(em: KernelEmitter, s: Template) -> None:
     f = em.f
     packed = s.buffers[4:]
     name = require_function(em.module, s)
-    m, n, k, a0, a_rs, a_cs, b0, b_rs, b_cs, c0, c_rs, batch, begin, end = map(em.integer, s.sizes)
-    if s.attrs.get("by_rows"):
-        r0, r1, first, last = begin, end, "0", n
-    else:
-        wide = f.emit(f"icmp sgt i64 {n}, {m}")
-        r0, r1, first, last = (
-            f.emit(f"select i1 {wide}, i64 {x}, i64 {y}")
-            for x, y in (("0", begin), (m, end), (begin, "0"), (end, n))
-        )
+    sizes = map(em.integer, s.sizes)
+    m, n, k, a0, a_rs, a_cs, b0, b_rs, b_cs, c0, c_rs, batch, begin, end, *most = sizes
+    wide = f.emit(f"icmp sgt i64 {n}, {most[0] if most else m}")
+    r0, r1, first, last = (
+        f.emit(f"select i1 {wide}, i64 {x}, i64 {y}")
+        for x, y in (("0", begin), (m, end), (begin, "0"), (end, n))
+    )
     scalar = _scalar(s.attrs["dtype"])
     a, b, c = (
         f.emit(f"getelementptr {scalar}, ptr %b_{buffer}, i64 {start}")
@@ -151,34 +165,13 @@ def _emit_conv(em: KernelEmitter, s: Template) -> None:
 
 def _emit_pooled(em: KernelEmitter, s: Template) -> None:
     f, scalar, sizes = em.f, _scalar(s.attrs["dtype"]), [em.integer(d) for d in s.sizes]
-    if s.name == "conv_transpose":
-        from .conv_transpose import require_transpose
-        from .gemm_emit import Element
-
-        name = require_transpose(em.module, Element.of(s.attrs["dtype"], em.module.target))
-        (a0, a_rs, b0, b_rs, *extents) = sizes
-        a, b = (
-            f.emit(f"getelementptr {scalar}, ptr %b_{buffer}, i64 {start}")
-            for buffer, start in zip(s.buffers, (a0, b0))
-        )
-        words = [
-            f"ptr {a}",
-            f"i64 {a_rs}",
-            f"ptr {b}",
-            f"i64 {b_rs}",
-            *[f"i64 {e}" for e in extents],
-        ]
-    else:
-        from .conv_pooled import require_pooled
-
-        kind = s.name.removeprefix("pooled_")
-        name = require_pooled(em.module, s.attrs["dtype"], kind, s.attrs["kernel"], s.attrs["step"])
-        types = (scalar, scalar, "i64", scalar)
-        pointers = [
-            f.emit(f"getelementptr {ty}, ptr %b_{buffer}, i64 {start}")
-            for ty, buffer, start in zip(types, s.buffers, sizes)
-        ]
-        words = [*[f"ptr {p}" for p in pointers], *[f"i64 {e}" for e in sizes[4:]]]
+    name = require_function(em.module, s)
+    types = (scalar, scalar, "i64", scalar)  # the third are places; a transpose has two
+    pointers = [
+        f"ptr {f.emit(f'getelementptr {ty}, ptr %b_{buffer}, i64 {start}')}"
+        for ty, buffer, start in zip(types, s.buffers, sizes)
+    ]
+    words = [*pointers, *(f"i64 {n}" for n in sizes[len(pointers) :])]
     f.stmt(f"call void @{name}({', '.join(words)})")
 
 

@@ -8,7 +8,7 @@ has to find that again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from staticgrad.ir.dim import Dim, DimCall, DimLike, Monomial, symbols
 from staticgrad.ir.dtype import DType, int64
@@ -19,8 +19,7 @@ from .scalar import emit_scalar
 from .strided import load_even, masked_load, takes_pairs
 
 
-@dataclass
-class Lane:
+class Lane(NamedTuple):
     """An emitted value: its name, dtype, lanes (1 means the same in every lane), level."""
 
     name: str
@@ -29,14 +28,14 @@ class Lane:
     level: int
 
 
-@dataclass
 class Scope:
     """An open loop, or the function itself at level 0."""
 
-    prelude: list[str]  # where code that this loop does not change is put
-    vars: dict[str, str] = field(default_factory=dict)
-    memo: dict[object, Lane] = field(default_factory=dict)
-    names: dict[str, Lane] = field(default_factory=dict)
+    def __init__(self, prelude: list[str]) -> None:
+        self.prelude = prelude  # where code that this loop does not change is put
+        self.vars: dict[str, str] = {}
+        self.memo: dict[object, Lane] = {}
+        self.names: dict[str, Lane] = {}
 
 
 def short_type(dtype: DType) -> str:

@@ -22,9 +22,10 @@ MEANINGS = {
     "dce": "what nothing reads is not computed",
     "layout": "transposed copies are not made: products read their operands as they lie",
     "fuse": "neighbouring operations share one sweep over memory",
-    "prepack": "what every iteration of a loop multiplies with is rearranged once",
+    "prepack": "what calls or iterations multiply with again and again is rearranged once",
     "in_place": "a result takes the memory of an operand that nobody needs any more",
     "by_rows": "threads that keep to rows of their own don't wait for each other in a loop",
+    "nontemporal": "large results that nothing reads any more are stored past the caches",
 }
 
 

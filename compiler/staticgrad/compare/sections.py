@@ -126,13 +126,13 @@ def times(found: Plain) -> Section:
     warm = {mode: build[mode]["warm"] for mode in ("static", "dynamic")}
     rows = [
         ("declare", ms(cold["static"]["declare"]), "-"),
-        ("compile, first time", ms(cold["static"]["compile"]), "-"),
-        ("compile, object code on disk", ms(warm["static"]["compile"]), "-"),
+        ("compile, cold cache", ms(cold["static"]["compile"]), "-"),
+        ("compile, warm cache", ms(warm["static"]["compile"]), "-"),
         ("first step", ms(cold["static"]["first_step"]), ms(cold["dynamic"]["first_step"])),
-        ("to the first loss, first time", *(ms(cold[m]["to_loss"]) for m in cold)),
-        ("to the first loss, code on disk", *(ms(warm[m]["to_loss"]) for m in warm)),
-        ("to the end of the first step, first time", *(ms(cold[m]["total"]) for m in cold)),
-        ("to the end of the first step, code on disk", *(ms(warm[m]["total"]) for m in warm)),
+        ("to the first loss, cold cache", *(ms(cold[m]["to_loss"]) for m in cold)),
+        ("to the first loss, warm cache", *(ms(warm[m]["to_loss"]) for m in warm)),
+        ("to the end of the first step, cold cache", *(ms(cold[m]["total"]) for m in cold)),
+        ("to the end of the first step, warm cache", *(ms(warm[m]["total"]) for m in warm)),
         ("a step after that", ms(steady["static"]), ms(steady["dynamic"])),
     ]
     gain = steady["dynamic"] - steady["static"]
@@ -140,14 +140,14 @@ def times(found: Plain) -> Section:
     faster = ratio(steady["static"], steady["dynamic"], "faster", "slower")
     summary = f"A step of the compiled program is {_than(faster, 'one of the dynamic mode')}"
     first = ratio(warm["static"]["total"], warm["dynamic"]["total"], "sooner", "later")
-    summary += "; with object code on disk its first step is done "
+    summary += "; with a warm cache its first step is done "
     summary += "at the same time" if first == "the same" else first
     if gain > 0 and later > 0:
         summary += f", which {later / gain:,.0f} steps make good"
     bars = [
-        _pair("to the end of the first step, first time", cold["static"]["total"],
+        _pair("to the end of the first step, cold cache", cold["static"]["total"],
               cold["dynamic"]["total"]),
-        _pair("to the end of the first step, code on disk", warm["static"]["total"],
+        _pair("to the end of the first step, warm cache", warm["static"]["total"],
               warm["dynamic"]["total"]),
         _pair("a step after that", steady["static"], steady["dynamic"]),
     ]  # fmt: skip

@@ -74,8 +74,8 @@ class CellStorage(Storage):
             action()
             return
         with CellLocks([(cell, True)]):
-            action()
             cell.bump()
+            action()
 
     def unseen(self) -> Storage:
         return _UnseenCellStorage(self)

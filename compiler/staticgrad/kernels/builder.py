@@ -71,7 +71,7 @@ class KernelBuilder:
     def __init__(
         self, operands: Sequence[TensorType], results: Sequence[TensorType],
         attrs: Mapping[str, Any], code: int = 0,
-        workspace_bytes: Callable[[DType], int] | None = None,
+        workspace_bytes: Callable[[DType, Sequence[Shape]], DimLike] | None = None,
     ) -> None:  # fmt: skip
         self.attrs = attrs
         self._workspace_bytes = workspace_bytes
@@ -143,10 +143,11 @@ class KernelBuilder:
         self._scratch.append(array)
         return array
 
-    def workspace(self, dtype: DType) -> Array:
-        """What the template "matmul" wants as its last buffer, for products of `dtype`."""
+    def workspace(self, dtype: DType, products: Sequence[Shape]) -> Array:
+        """What the template "matmul" wants as its last buffer, for products of `dtype` whose sizes
+        (m, n, k) are at most these."""
         assert self._workspace_bytes is not None
-        return self.scratch(uint8, (self._workspace_bytes(dtype),))
+        return self.scratch(uint8, (self._workspace_bytes(dtype, products),))
 
     @contextmanager
     def _loop(self, extent: DimLike, kind: str, carries: dict[str, Expr]) -> Iterator[Dim]:

@@ -180,12 +180,14 @@ Stmt = Let | Store | Check | Next | Loop | Reduce | Template
 @dataclass(frozen=True, slots=True, eq=False)
 class Buffer:
     """A parameter: a dense array. `mode` is "in", "out", "inout" or "scratch"; `size` counts
-    elements and matters for scratch memory, of which each thread has its own."""
+    elements and matters for scratch memory, of which each thread has its own. `nontemporal` is 1
+    where vectors are stored to an "out" buffer past the caches; a size tells so at run time."""
 
     name: str
     dtype: DType
     mode: str
     size: DimLike
+    nontemporal: DimLike = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

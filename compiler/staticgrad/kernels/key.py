@@ -31,7 +31,7 @@ class _Key:
         self._numbers: dict[int, int] = {}
         self._kept: list[Expr] = []
         self._parts: list[str] = [
-            ";".join(f"{b.name}:{b.dtype!s}:{b.mode}" for b in kernel.buffers),
+            ";".join(f"{b.name}:{b.dtype!s}:{b.mode}:{b.nontemporal}" for b in kernel.buffers),
             ",".join(kernel.sizes),
         ]
         self._body(kernel.body)

@@ -90,7 +90,17 @@ class _Reader:
             size = lex.dim()
             lex.expect("]")
         self.dtypes[name] = dtype
-        return Buffer(name, dtype, mode, size)
+        return Buffer(name, dtype, mode, size, self._nontemporal())
+
+    def _nontemporal(self) -> DimLike:
+        lex = self.lex
+        if not lex.accept("nontemporal"):
+            return 0
+        if not lex.accept("("):
+            return 1
+        found: DimLike = lex.dim()
+        lex.expect(")")
+        return found
 
     # --- statements -------------------------------------------------------------------------------
 

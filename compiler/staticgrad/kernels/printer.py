@@ -43,6 +43,7 @@ from .ir import (
 )
 from .key import kernel_key
 from .program import Choose, Item, Program, ProgramBuffer, Repeat, Step
+from .walk import children, roots
 
 # A longer expression is split by names: a statement should fit a line of a screen.
 LONGEST = 76
@@ -58,34 +59,6 @@ def kernel_text(kernel: Kernel) -> str:
     lines: list[str] = []
     _Printer(kernel, lines, "").run("kernel")
     return "\n".join(lines) + "\n"
-
-
-def children(e: Expr) -> tuple[Expr, ...]:
-    """The expressions that `e` is made of."""
-    match e:
-        case Load():
-            guard = () if e.guard is None else (e.guard,)
-            return (*(g for g, _ in e.gathers), *guard)
-        case Call():
-            return e.args
-    return ()
-
-
-def roots(s: Stmt) -> tuple[Expr, ...]:
-    """The expressions of a statement itself, without those of its body."""
-    match s:
-        case Let() | Next():
-            return (s.value,)
-        case Store():
-            guard = () if s.guard is None else (s.guard,)
-            return (*(g for g, _ in s.gathers), s.value, *guard)
-        case Check():
-            return (s.condition, s.value)
-        case Loop():
-            return tuple(c.init for c in s.carries)
-        case Reduce():
-            return tuple(a.value for a in s.accumulators)
-    return ()
 
 
 def number_text(value: Any) -> str:
@@ -260,7 +233,9 @@ class _Printer:
 
 def _buffer_text(b: Buffer) -> str:
     size = "" if b.size == 0 else f"[{b.size}]"
-    return f"{b.name}: {b.mode} {b.dtype!s}{size}"
+    how = "" if b.nontemporal == 0 else " nontemporal"
+    how += f"({b.nontemporal})" if isinstance(b.nontemporal, Dim) else ""
+    return f"{b.name}: {b.mode} {b.dtype!s}{size}{how}"
 
 
 def _place(
@@ -285,7 +260,7 @@ def program_text(program: Program) -> str:
     kernels: list[Kernel] = []
     used: set[str] = set()
     calls: list[str] = []
-    for step in program.steps:
+    for step in (*program.steps, *(pack.step for pack in program.packs)):
         key = kernel_key(step.kernel)
         if key not in names:
             names[key] = _fresh(step.kernel.name, used)
@@ -293,6 +268,11 @@ def program_text(program: Program) -> str:
         calls.append(names[key])
     lines = [f"program({', '.join(program.dims)}) {{"]
     lines += [f"  {_program_buffer(program, i, b)}" for i, b in enumerate(program.buffers)]
+    for pack, name in zip(program.packs, calls[len(program.steps) :]):
+        b0, b1 = (program.buffers[b].name for b in (pack.state, pack.buffer))
+        least, most = pack.useful
+        limit = "" if isinstance(pack.rows, int) else f", for {least} to {most} rows"
+        lines.append(f"  kept: {name}(b0={b0}, b1={b1})  # made anew when {b0} changes{limit}")
     shown = _Items(program, calls, lines)
     for i, item in enumerate(program.items):
         if i == program.commit:
@@ -359,7 +339,8 @@ class _Items:
     def _repeat(self, item: Repeat, indent: str) -> None:
         if item.length is not None:
             order = "downwards " if item.reverse else ""
-            order += "by rows " if item.by_rows else ""
+            if item.by_rows != 0:
+                order += "by rows " if item.by_rows == 1 else f"by rows if {item.by_rows} "
             head = f"repeat {item.symbol} in 0..{item.length} {order}{{"
             self.lines.append(f"{indent}{head}{self._where(item)}")
         else:

@@ -19,7 +19,8 @@ from .ir import Kernel
 
 @dataclass
 class ProgramBuffer:
-    """Memory of the program: kind input, output, state, constant or temp; `size` in elements.
+    """Memory of the program: kind input, output, state, constant, packed (a `Pack`'s, null in calls
+    for which it is not filled) or temp; `size` in elements.
 
     `first` and `last` are the steps between which a temp lives, both included. Of `per_thread`
     memory every thread has `size` elements of its own, one after another. A buffer of kind slice is
@@ -60,15 +61,16 @@ class Step:
     bytes: DimLike = 0
     can_fail: bool = False
     times: DimLike = 1
-    unit: int = 0
+    unit: DimLike = 0
 
 
 @dataclass(frozen=True)
 class Repeat:
     """Items that run `length` times (`test` is then empty), or while the bool in `predicate` holds
     after `test` has run. `symbol` is the number of the iteration in sizes and offsets; `reverse`
-    counts it down. From item `commit` on carries are copied. `by_rows`: threads have the same
-    shares of all steps in all iterations, and none needs what another computes in the loop."""
+    counts it down. From item `commit` on carries are copied. `by_rows` is 1 where threads have the
+    same shares of all steps in all iterations, and none needs what another computes in the loop;
+    a symbolic one tells at run time whether that is so."""
 
     symbol: str
     number: int
@@ -79,7 +81,7 @@ class Repeat:
     test: tuple[Item, ...] = ()
     predicate: int = -1
     locs: Locs = NOWHERE
-    by_rows: bool = False
+    by_rows: DimLike = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,19 @@ def steps_of(items: Sequence[Item]) -> Iterator[Step]:
                 yield from steps_of(part)
 
 
+@dataclass(frozen=True)
+class Pack:
+    """A packed copy of a matrix in `state`, a buffer that the program only reads: `step` fills
+    `buffer`, which keeps it from call to call, and runs when the state has changed. `rows` are the
+    fewest of the products that read it; calls do without unless they are within `useful`."""
+
+    step: Step
+    state: int
+    buffer: int
+    rows: DimLike
+    useful: tuple[int, int]
+
+
 @dataclass
 class Program:
     """Items in order. Everything that can fail comes before item `commit`; state is written by it
@@ -129,6 +144,7 @@ class Program:
     names: Mapping[str, str] = field(default_factory=dict)  # of sizes -> what the user calls them
     # Steps before which all threads meet though they need not: memory of one phase is for the next.
     meets: frozenset[int] = frozenset()
+    packs: tuple[Pack, ...] = ()
 
     @property
     def steps(self) -> tuple[Step, ...]:

@@ -32,8 +32,8 @@ from .ir import (
 from .key import kernel_key
 from .order import reduce_lanes
 from .parser import LOOP_KINDS, MODES
-from .printer import children
 from .program import Program, Step
+from .walk import children
 
 LANES = frozenset(("vector", "parallel_vector", "columns"))
 REDUCTIONS = frozenset(("sum", "prod", "max", "min", "any", "all"))

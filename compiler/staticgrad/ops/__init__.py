@@ -4,6 +4,7 @@ from . import (  # noqa: F401
     activation,
     arithmetic,
     attention,
+    attention_tangent,
     checking,
     comparison,
     control,

@@ -3,8 +3,10 @@
 The scores of a block of queries are whole rows, so the softmax is the plain one and each
 element is computed by the operations, and in the order, of matmul, softmax, matmul. They lie in
 memory of the thread's own that the next block uses again: what a program needs grows with L + S,
-not with L * S. The gradient computes them once more. Where a query sees only the keys up to its own
-place, products and sweeps end there: the keys behind weigh exactly 0.
+not with L * S. The gradients (of q, k, v; of an added mask) and the forward derivative
+(`attention_tangent`) compute them once more; derivatives of these are of the plain formula. Where a
+query sees only the keys up to its own place, products and sweeps end there: the keys behind weigh
+exactly 0.
 
 Source: Vaswani et al. 2017, arXiv 1706.03762; blocks and recomputation: Dao et al. 2022, arXiv
 2205.14135, here with whole rows in place of the running maximum.
@@ -24,10 +26,11 @@ from staticgrad.ir.errors import DTypeError, ShapeError
 from staticgrad.ir.types import TensorType
 
 from .arithmetic import add
-from .attention_kernels import BLOCK, block_of, emit_attention, emit_gradient
+from .attention_gradients import emit_gradient, emit_mask_gradient
+from .attention_kernels import BLOCK, block_of, emit_attention
 from .comparison import less
 from .convert import astype, constant_array
-from .creation import band
+from .creation import band, zeros_like
 from .linalg import matmul
 from .logical import bitwise_right_shift, logical_and
 from .lowering import Custom
@@ -50,7 +53,7 @@ from .shape import matrix_transpose, reshape
 from .softmax import softmax
 from .tensor import Tensor
 
-_SOURCE = "Vaswani et al. 2017, arXiv 1706.03762; Dao et al. 2022, arXiv 2205.14135"
+SOURCE = "Vaswani et al. 2017, arXiv 1706.03762; Dao et al. 2022, arXiv 2205.14135"
 
 
 def attention_weights(
@@ -78,7 +81,7 @@ def dropped(weights: Tensor, key: Tensor, p: float) -> Tensor:
     return where(kept, weights * (1.0 / (1.0 - p)), 0.0)
 
 
-class _Parts:
+class Parts:
     """A node's operands by their parts."""
 
     def __init__(self, operands: Sequence[Any], attrs: Attrs) -> None:
@@ -92,8 +95,8 @@ class _Parts:
 # --- types ----------------------------------------------------------------------------------------
 
 
-def _infer(types: Types, attrs: Attrs) -> Types:
-    p = _Parts(types, attrs)
+def infer_attention(types: Types, attrs: Attrs) -> Types:
+    p = Parts(types, attrs)
     _check_operands(p.q, p.k, p.v)
     _check_masks(p)
     if p.key is not None:
@@ -113,7 +116,7 @@ def _check_operands(q: TensorType, k: TensorType, v: TensorType) -> None:
     require_equal(k.shape[-2], v.shape[-2], f"{k} and {v}: the numbers of keys and values")
 
 
-def _check_masks(p: _Parts) -> None:
+def _check_masks(p: Parts) -> None:
     q, scores = p.q, (*p.q.shape[:-1], p.k.shape[-2])
     if p.allowed is not None and p.allowed.dtype.kind != "b":
         raise DTypeError(f"expected a mask of bools, got {p.allowed}")
@@ -138,16 +141,29 @@ def _check_key(key: TensorType, q: TensorType) -> None:
 
 
 def _infer_gradient(types: Types, attrs: Attrs) -> Types:
-    (result,) = _infer(types[:-1], attrs)
+    _check_cotangent(types, attrs)
+    return types[:3]
+
+
+def _infer_mask_gradient(types: Types, attrs: Attrs) -> Types:
+    _check_cotangent(types, attrs)
+    if not attrs["added"]:
+        raise ShapeError("expected a mask that is added to the scores")
+    mask, keys = types[3 + attrs["allowed"]], types[1]
+    require_equal(mask.shape[-1], keys.shape[-2], f"{mask} and {keys}: the numbers of keys")
+    return (mask,)
+
+
+def _check_cotangent(types: Types, attrs: Attrs) -> None:
+    (result,) = infer_attention(types[:-1], attrs)
     ct = types[-1]
     if ct.dtype != result.dtype or ct.ndim != result.ndim:
         raise ShapeError(f"expected a cotangent of type {result}, got {ct}")
     for a, b in zip(ct.shape, result.shape):
         require_equal(a, b, f"the cotangent {ct} and the result {result}")
-    return types[:3]
 
 
-def _flops(types: Types, count: tuple[int, int]) -> DimLike:
+def products_flops(types: Types, count: tuple[int, int]) -> DimLike:
     """Of products of L x S by the widths of keys and of values, so many of each."""
     q, k, v = types[:3]
     scores = product(q.shape[:-1]) * k.shape[-2]
@@ -157,7 +173,7 @@ def _flops(types: Types, count: tuple[int, int]) -> DimLike:
 # --- references -----------------------------------------------------------------------------------
 
 
-def _reference_weights(p: _Parts, attrs: Attrs) -> tuple[Any, Any]:
+def reference_weights(p: Parts, attrs: Attrs) -> tuple[Any, Any]:
     """The weights, and by what dropout multiplies each."""
     scores = p.q.astype(np.float64) @ np.swapaxes(p.k, -1, -2).astype(np.float64)
     if p.added is not None:
@@ -176,20 +192,33 @@ def _reference_weights(p: _Parts, attrs: Attrs) -> tuple[Any, Any]:
 
 
 def _reference(*operands: Any, **attrs: Any) -> Any:
-    p = _Parts(operands, attrs)
-    w, factor = _reference_weights(p, attrs)
+    p = Parts(operands, attrs)
+    w, factor = reference_weights(p, attrs)
     return (w * factor @ p.v).astype(p.q.dtype)
 
 
-def _reference_gradient(*operands: Any, **attrs: Any) -> Any:
-    p = _Parts(operands, attrs)
+def _reference_scores(p: Parts, attrs: Attrs) -> tuple[Any, Any]:
+    """The cotangents of the scores, and the weights after dropout."""
     (ct,) = p.rest
-    w, factor = _reference_weights(p, attrs)
+    w, factor = reference_weights(p, attrs)
     by_weight = ct @ np.swapaxes(p.v, -1, -2) * factor
-    by_score = w * (by_weight - np.sum(by_weight * w, axis=-1, keepdims=True))
+    return w * (by_weight - np.sum(by_weight * w, axis=-1, keepdims=True)), w * factor
+
+
+def _reference_gradient(*operands: Any, **attrs: Any) -> Any:
+    p = Parts(operands, attrs)
+    by_score, used = _reference_scores(p, attrs)
     turned = np.swapaxes(by_score, -1, -2)
-    found = by_score @ p.k, turned @ p.q, np.swapaxes(w * factor, -1, -2) @ ct
+    found = by_score @ p.k, turned @ p.q, np.swapaxes(used, -1, -2) @ p.rest[0]
     return tuple(x.astype(p.q.dtype) for x in found)
+
+
+def _reference_mask_gradient(*operands: Any, **attrs: Any) -> Any:
+    p = Parts(operands, attrs)
+    by_score, _ = _reference_scores(p, attrs)
+    assert p.added is not None
+    axes = tuple(i for i, d in enumerate(p.added.shape[:-1]) if d == 1)
+    return by_score.sum(axes, keepdims=True).astype(p.q.dtype)
 
 
 # --- rules ----------------------------------------------------------------------------------------
@@ -200,38 +229,72 @@ def _vjp(c: Any, ct: Tensor) -> list[Tensor | None]:
     gradients: list[Tensor | None] = [*found, *(None for _ in c.operands[3:])]
     at = 3 + c.attrs["allowed"]
     if c.attrs["added"] and c.needed[at]:
-        # As large as the scores themselves, unless it is broadcast: nothing is saved in blocks.
-        gradients[at] = _differentiated(c, [ct], _plain, [at])[0]
+        mask = c.operands[at]
+        if isinstance(mask.shape[-1], int) and mask.shape[-1] == 1:  # no weight changes with it
+            gradients[at] = zeros_like(mask)
+        else:
+            gradients[at] = apply("attention_mask_gradient", *c.operands, ct, **c.attrs)
     return gradients
 
 
-def _vjp_gradient(c: Any, arriving: Any) -> list[Tensor | None]:
+def vjp_through(build: Any) -> Any:
     """Second derivatives go through the plain formula, with its matrix of all scores."""
-    moving = [i for i, needed in enumerate(c.needed) if needed]
-    found = _differentiated(c, arriving, _plain_gradient, moving)
-    return [found[moving.index(i)] if i in moving else None for i in range(len(c.operands))]
+
+    def rule(c: Any, arriving: Any) -> list[Tensor | None]:
+        given = list(arriving) if isinstance(arriving, (list, tuple)) else [arriving]
+        moving = [i for i, needed in enumerate(c.needed) if needed]
+        found = _differentiated(c, given, build, moving)
+        return [found[moving.index(i)] if i in moving else None for i in range(len(c.operands))]
+
+    return rule
 
 
-def _plain(c: Any, operands: Sequence[Any]) -> list[Any]:
-    p = _Parts(operands, c.attrs)
-    w = attention_weights(p.q, p.k, p.allowed, p.added, c.attrs["causal"])
-    return [matmul(w if p.key is None else dropped(w, p.key, c.attrs["dropout"]), p.v)]
+def _jvp(c: Any, tangents: Sequence[Tensor | None]) -> Tensor:
+    """With v it moves as v does, with the scores as `attention_tangent` has it."""
+    operands, attrs = c.operands, c.attrs
+    mask = tangents[3 + attrs["allowed"]] if attrs["added"] else None
+    of_scores = {"q": tangents[0], "k": tangents[1], "m": mask}
+    moving = {name: t for name, t in of_scores.items() if t is not None}
+    terms: list[Tensor] = []
+    if moving:
+        more = {**attrs, "moving": "".join(moving)}
+        terms.append(apply("attention_tangent", *operands, *moving.values(), **more))
+    if tangents[2] is not None:
+        terms.append(apply("attention", *operands[:2], tangents[2], *operands[3:], **attrs))
+    return terms[0] if len(terms) == 1 else add(*terms)
 
 
-def _plain_gradient(c: Any, operands: Sequence[Any]) -> list[Any]:
-    """What `attention_gradient` is, in other operations."""
-    p = _Parts(operands, c.attrs)
+def plain_weights(p: Parts, attrs: Attrs) -> Tensor:
+    return attention_weights(p.q, p.k, p.allowed, p.added, attrs["causal"])
+
+
+def _plain_scores(c: Any, p: Parts) -> tuple[Any, Any]:
+    """The cotangents of the scores, and the weights after dropout, in other operations."""
     (ct,) = p.rest
-    w = attention_weights(p.q, p.k, p.allowed, p.added, c.attrs["causal"])
+    w = plain_weights(p, c.attrs)
     by_weight, used = matmul(ct, matrix_transpose(p.v)), w
     if p.key is not None:
         by_weight, used = (dropped(x, p.key, c.attrs["dropout"]) for x in (by_weight, w))
     total = apply("sum", by_weight * w, axes=(w.ndim - 1,), keepdims=True)
-    by_score = w * (by_weight - total)
+    return w * (by_weight - total), used
+
+
+def _plain_gradient(c: Any, operands: Sequence[Any]) -> list[Any]:
+    p = Parts(operands, c.attrs)
+    by_score, used = _plain_scores(c, p)
     return [
         matmul(by_score, p.k), matmul(matrix_transpose(by_score), p.q),
-        matmul(matrix_transpose(used), ct),
+        matmul(matrix_transpose(used), p.rest[0]),
     ]  # fmt: skip
+
+
+def _plain_mask_gradient(c: Any, operands: Sequence[Any]) -> list[Any]:
+    p = Parts(operands, c.attrs)
+    by_score, _ = _plain_scores(c, p)
+    assert p.added is not None
+    alike = [isinstance(d, int) and d == 1 for d in p.added.shape[:-1]]
+    axes = tuple(i for i, one in enumerate(alike) if one)
+    return [apply("sum", by_score, axes=axes, keepdims=True)]
 
 
 def _differentiated(c: Any, arriving: Sequence[Any], build: Any, moving: list[int]) -> list[Any]:
@@ -247,7 +310,7 @@ def _differentiated(c: Any, arriving: Sequence[Any], build: Any, moving: list[in
     return [None if g is None else next(known) for g in found]
 
 
-def _jvp(build: Any) -> Any:
+def jvp_through(build: Any) -> Any:
     def rule(c: Any, tangents: Any) -> Any:
         from .closing import placeholders, replaced
 
@@ -261,19 +324,23 @@ def _jvp(build: Any) -> Any:
 
 
 def _batch(c: BatchContext) -> Any:
-    """One more axis in front; of a mask or key that is the same for all items, of size 1."""
-    shared = range(3, 3 + c.attrs["allowed"] + c.attrs["added"] + (c.attrs["dropout"] > 0))
+    """One more axis in front; of a mask or key that is the same for all items, of size 1. But each
+    item has a gradient of the mask of its own."""
+    attrs = c.attrs
+    shared = set(range(3, 3 + attrs["allowed"] + attrs["added"] + (attrs["dropout"] > 0)))
+    if c.node.op == "attention_mask_gradient":
+        shared.remove(3 + attrs["allowed"])
     operands = in_front(c)
     for i in shared:
         if not c.batched[i]:
             operands[i] = reshape(c.operands[i], (1, *c.types[i].shape))
-    return apply(c.node.op, *operands, **c.attrs)
+    return apply(c.node.op, *operands, **attrs)
 
 
 # --- samples --------------------------------------------------------------------------------------
 
 
-def _sample(
+def sample(
     gradient: bool, batch: tuple[int, ...], sizes: tuple[int, int, int, int],
     dtype: str = "float64", *, causal: bool = False, allowed: tuple[int, ...] | None = None,
     added: tuple[int, ...] | None = None, dropout: float = 0.0,
@@ -297,36 +364,49 @@ def _sample(
 
 def _samples(gradient: bool) -> list[Sample]:
     return [
-        _sample(gradient, (2,), (5, 7, 4, 3)),
-        _sample(gradient, (), (7, 7, 3, 4), causal=True),
-        _sample(gradient, (2, 3), (4, 6, 2, 2), allowed=(2, 1, 4, 6)),
-        _sample(gradient, (2, 3), (6, 4, 2, 2), causal=True, added=(1, 3, 6, 4)),
-        _sample(gradient, (2,), (5, 3, 2, 2), allowed=(1, 1, 3), added=(2, 1, 3)),
-        _sample(gradient, (2, 3), (5, 4, 2, 3), dropout=0.25),
-        _sample(gradient, (), (4, 5, 2, 2), causal=True, allowed=(4, 5), dropout=0.5),
-        _sample(gradient, (1,), (0, 3, 2, 2)),
-        _sample(gradient, (0,), (2, 3, 2, 2)),
-        _sample(gradient, (2,), (19, 33, 8, 8), "float32", causal=True),
-        _sample(gradient, (1,), (BLOCK + 3, BLOCK + 5, 4, 4), "float32", causal=True),
+        sample(gradient, (2,), (5, 7, 4, 3)),
+        sample(gradient, (), (7, 7, 3, 4), causal=True),
+        sample(gradient, (2, 3), (4, 6, 2, 2), allowed=(2, 1, 4, 6)),
+        sample(gradient, (2, 3), (6, 4, 2, 2), causal=True, added=(1, 3, 6, 4)),
+        sample(gradient, (2,), (5, 3, 2, 2), allowed=(1, 1, 3), added=(2, 1, 3)),
+        sample(gradient, (2, 3), (5, 4, 2, 3), dropout=0.25),
+        sample(gradient, (), (4, 5, 2, 2), causal=True, allowed=(4, 5), dropout=0.5),
+        sample(gradient, (1,), (0, 3, 2, 2)),
+        sample(gradient, (0,), (2, 3, 2, 2)),
+        sample(gradient, (2,), (19, 33, 8, 8), "float32", causal=True),
+        sample(gradient, (1,), (BLOCK + 3, BLOCK + 5, 4, 4), "float32", causal=True),
+    ]
+
+
+def _mask_samples() -> list[Sample]:
+    return [
+        sample(True, (), (5, 7, 3, 2), added=(5, 7)),
+        sample(True, (2, 3), (6, 4, 2, 2), causal=True, added=(1, 3, 6, 4)),
+        sample(True, (2, 3, 2), (3, 5, 2, 2), added=(2, 1, 2, 1, 5), allowed=(1, 3, 1, 3, 1)),
+        sample(True, (2, 2), (5, 4, 2, 3), added=(2, 1, 5, 4), dropout=0.25),
+        sample(True, (3,), (4, 3, 2, 2), added=(1, 1, 3)),
+        sample(True, (0,), (2, 3, 2, 2), added=(1, 2, 3)),
+        sample(True, (2,), (0, 3, 2, 2), added=(2, 1, 3)),
+        sample(True, (2,), (19, 33, 8, 8), "float32", causal=True, added=(1, 19, 33)),
     ]
 
 
 # exp of a difference of scores, and sums of both signs, as in softmax and matmul.
-_TOLERANCE = Tolerance(1e-4, 1e-11)
+TOLERANCE = Tolerance(1e-4, 1e-11)
 
 register(
     Op(
         name="attention",
         summary="y = softmax(q k^T + mask) v, a block of queries at a time",
-        infer=_infer,
+        infer=infer_attention,
         reference=_reference,
         vjp=_vjp,
-        jvp=_jvp(_plain),
+        jvp=_jvp,
         batch=_batch,
-        lower=Custom(emit_attention, lambda types, attrs: _flops(types, (1, 1))),
+        lower=Custom(emit_attention, lambda types, attrs: products_flops(types, (1, 1))),
         samples=lambda: _samples(False),
-        source=_SOURCE,
-        tolerance=_TOLERANCE,
+        source=SOURCE,
+        tolerance=TOLERANCE,
     )
 )
 register(
@@ -335,13 +415,28 @@ register(
         summary="the cotangents of attention's q, k and v, a block of queries at a time",
         infer=_infer_gradient,
         reference=_reference_gradient,
-        vjp=_vjp_gradient,
-        jvp=_jvp(_plain_gradient),
+        vjp=vjp_through(_plain_gradient),
+        jvp=jvp_through(_plain_gradient),
         batch=_batch,
-        lower=Custom(emit_gradient, lambda types, attrs: _flops(types, (3, 2))),
+        lower=Custom(emit_gradient, lambda types, attrs: products_flops(types, (3, 2))),
         samples=lambda: _samples(True),
-        source=_SOURCE,
-        tolerance=_TOLERANCE,
+        source=SOURCE,
+        tolerance=TOLERANCE,
+    )
+)
+register(
+    Op(
+        name="attention_mask_gradient",
+        summary="the cotangent of the mask that attention adds, a block of queries at a time",
+        infer=_infer_mask_gradient,
+        reference=_reference_mask_gradient,
+        vjp=vjp_through(_plain_mask_gradient),
+        jvp=jvp_through(_plain_mask_gradient),
+        batch=_batch,
+        lower=Custom(emit_mask_gradient, lambda types, attrs: products_flops(types, (1, 1))),
+        samples=_mask_samples,
+        source=SOURCE,
+        tolerance=TOLERANCE,
     )
 )
 

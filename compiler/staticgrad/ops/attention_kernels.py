@@ -1,12 +1,9 @@
-"""The kernels of `attention` and its gradient.
+"""The kernel of `attention`, and what it has in common with those of its gradients.
 
-    for each block of queries of each item of the batch         (shared among threads)
-        s = q k^T           rows of scores, in memory of the thread's own
-        for each row: s = softmax(s + mask)
-        y = s v
-
-In the gradient each block of an item adds to the cotangents of all keys and values: threads share
-items, or groups of an item's blocks.
+for each block of queries of each item of the batch         (shared among threads)
+    s = q k^T           rows of scores, in memory of the thread's own
+    for each row: s = softmax(s + mask)
+    y = s v
 """
 
 from __future__ import annotations
@@ -28,9 +25,6 @@ from .random import emit_bits
 # less then (4 heads of 512 x 64, forward and backward, Zen 4), and leave more in the L2 cache.
 BLOCK = 128
 CAUSAL_BLOCK = 64
-# Blocks of which a group of the gradient has at least so many, and the most groups of an item.
-GROUP_BLOCKS = 8
-MOST_GROUPS = 4
 # Elements between rows of scores: with a stride of whole pages a column lies on one cache set.
 GAP = 16
 
@@ -43,7 +37,7 @@ def block_of(causal: bool) -> int:
 Place = tuple[DimLike, DimLike, DimLike]  # where a matrix begins, strides of rows and columns
 
 
-class _Attention:
+class Attention:
     """What both kernels have: sizes, memory, and the rows of weights."""
 
     def __init__(self, k: KernelBuilder) -> None:
@@ -62,8 +56,20 @@ class _Attention:
         self.block = block_of(self.causal)
         self.row = self.keys + GAP
         self.weights = k.scratch(q.dtype, (self.block, self.row))
-        self.workspace = k.workspace(q.dtype)
+        rows, widest = dim_min(self.block, self.queries), dim_max(self.width, self.value_width)
+        sizes = [(rows, self.keys, widest), (rows, widest, self.keys), (self.keys, widest, rows)]
+        self.workspace = k.workspace(q.dtype, sizes)
         self.blocks = floor_div(self.queries + (self.block - 1), self.block)
+
+    def place(self, i: DimLike) -> tuple[DimLike, DimLike]:
+        """The item and the block of turn i. Of causal ones the first, the last, the second, ..: any
+        share of them is about as much work."""
+        blocks = divisor(self.blocks)
+        item, block = floor_div(i, blocks), modulo(i, blocks)
+        if self.causal:
+            half, odd = floor_div(block, 2), modulo(block, 2)
+            block = half + odd * (blocks - 1 - half * 2)
+        return item, block
 
     def open(self, item: DimLike, block: DimLike) -> None:
         """The block that is at hand: its item, its rows, and how many keys it sees."""
@@ -114,7 +120,7 @@ class _Attention:
 
     # --- rows -------------------------------------------------------------------------------------
 
-    def _mask(self, mask: Array, r: DimLike, j: DimLike) -> Expr:
+    def mask(self, mask: Array, r: DimLike, j: DimLike) -> Expr:
         """The element of a mask whose dims of 1 are broadcast."""
         at = (*self._batch_at(), self.first + r, j)
         return self.k.load(mask, [0 if d == 1 else i for d, i in zip(mask.shape, at)])
@@ -124,8 +130,8 @@ class _Attention:
         at: list[DimLike] = []
         rest = self.item
         for size in reversed(self.batch):
-            at.append(modulo(rest, _divisor(size)))
-            rest = floor_div(rest, _divisor(size))
+            at.append(modulo(rest, divisor(size)))
+            rest = floor_div(rest, divisor(size))
         return tuple(reversed(at))
 
     def is_kept(self, r: DimLike, j: DimLike) -> Expr:
@@ -156,7 +162,7 @@ class _Attention:
 
     def is_allowed(self, r: DimLike, j: DimLike) -> Expr:
         assert self.allowed is not None
-        return self._mask(self.allowed, r, j)
+        return self.mask(self.allowed, r, j)
 
     def exponentials(self, r: DimLike) -> Ref:
         """Row r of the scores -> exp(score - maximum); gives the reciprocal of their sum. Done in
@@ -166,7 +172,7 @@ class _Attention:
         def score(j: DimLike) -> Expr:
             s: Expr = k.load(w, (r, j))
             if self.added is not None:
-                s = k.call("add", s, self._mask(self.added, r, j))
+                s = k.call("add", s, self.mask(self.added, r, j))
             if self.allowed is not None:
                 low = k.literal(-math.inf, w.dtype)
                 s = k.call("select", self.is_allowed(r, j), s, low, dtype=w.dtype)
@@ -194,21 +200,16 @@ class _Attention:
                 self.k.store(x, (r, self.visible(r) + j), zero)
 
 
-def _divisor(size: DimLike) -> DimLike:
+def divisor(size: DimLike) -> DimLike:
     """Where a dim is 0 nothing is computed, and any divisor will do."""
     return 1 if isinstance(size, int) and size == 0 else size
 
 
 def emit_attention(k: KernelBuilder) -> None:
-    a = _Attention(k)
+    a = Attention(k)
     y, w = k.results[0], a.weights
-    blocks = _divisor(a.blocks)
     with k.parallel(a.items * a.blocks) as i:
-        item, block = floor_div(i, blocks), modulo(i, blocks)
-        if a.causal:  # the first, the last, the second, ..: any share of them is about as much work
-            half, odd = floor_div(block, 2), modulo(block, 2)
-            block = half + odd * (blocks - 1 - half * 2)
-        a.open(item, block)
+        a.open(*a.place(i))
         a.scores(w, a.q, a.key)
         with k.loop(a.rows) as r:
             reciprocal = a.exponentials(r)
@@ -221,137 +222,4 @@ def emit_attention(k: KernelBuilder) -> None:
         a.weighted(w, a.v, y)
 
 
-def emit_gradient(k: KernelBuilder) -> None:
-    """An item's blocks are taken in groups (every second, every third, ..) whose sums are added in
-    order. So the blocks of few items can be shared among threads, with the sums of all groups in
-    memory, and have the bits of many items, of which each is a thread's own."""
-    a = _Gradient(k)
-    if a.is_one_group:
-        with k.parallel(a.items) as item:
-            a.group(item, 0, item, a.results)
-    elif isinstance(a.items, int) and a.items < MOST_GROUPS:
-        sums = a.sums(a.items * a.groups)
-        with k.parallel(a.items * a.groups) as i:
-            a.group(floor_div(i, a.groups), modulo(i, a.groups), i, sums)
-        with k.parallel(a.items * a.keys) as i:
-            for x, of_groups in zip(a.results, sums):
-                _add_groups(a, i, x, of_groups)
-    else:
-        sums = a.sums(1)
-        with k.parallel(a.items) as item:
-            a.clear_sums(a.results, item)
-            with k.loop(a.groups) as g:
-                a.group(item, g, 0, sums)
-                for x, of_group in zip(a.results, sums):
-                    a.add(x, item, of_group, a.keys)
-
-
-def _add_groups(a: _Gradient, i: DimLike, x: Array, sums: Array) -> None:
-    """Row i of all keys = the sum over the groups of its item."""
-    k, columns = a.k, x.shape[-1]
-    item, row = floor_div(i, _divisor(a.keys)), modulo(i, _divisor(a.keys))
-    rows = sums.reshaped((a.items, a.groups, a.keys, columns))
-    name = f"total_{x.name}"
-    with k.vector(columns) as j:
-        with k.loop(a.groups, **{name: k.literal(0.0, x.dtype)}) as g:
-            k.next(name, k.call("add", k.ref(name), k.load(rows, (item, g, row, j))))
-        k.store(x.reshaped((a.items * a.keys, columns)), (i, j), k.ref(name))
-
-
-class _Gradient(_Attention):
-    """With the memory of the gradient: cotangents of the weights and then of the scores, and the
-    part that a block adds to the cotangents of keys and values."""
-
-    def __init__(self, k: KernelBuilder) -> None:
-        super().__init__(k)
-        (self.ct,) = self.rest
-        self.dq, *self.results = k.results
-        self.moved = k.scratch(self.q.dtype, (self.block, self.row))
-        self.kept = k.scratch(bool_, (self.row,)) if k.attrs["dropout"] else None
-        widest = dim_max(self.width, self.value_width)
-        self.part = k.scratch(self.q.dtype, (self.keys * widest + GAP,))
-        whole = floor_div(self.blocks, GROUP_BLOCKS)
-        self.groups = dim_max(1, dim_min(MOST_GROUPS, whole))
-        self.is_one_group = isinstance(self.groups, int) and self.groups == 1
-
-    def sums(self, count: DimLike) -> list[Array]:
-        """Memory for so many sums of the cotangents of keys and values."""
-        return [self.k.scratch(x.dtype, (count, self.keys, x.shape[-1])) for x in self.results]
-
-    def group(self, item: DimLike, g: DimLike, at: DimLike, into: list[Array]) -> None:
-        """The rows of dq of every block of a group, and number `at` of the sums over them."""
-        k = self.k
-        dk, dv = into
-        self.clear_sums(into, at)
-        first_of_next = self.blocks + (self.groups - 1) - g
-        with k.loop(floor_div(first_of_next, self.groups)) as i:
-            self.open(item, i * self.groups + g)
-            self.scores(self.weights, self.q, self.key)
-            self.scores(self.moved, self.ct, self.v)
-            with k.loop(self.rows) as r:
-                self.cotangents(r)
-            self.weighted(self.moved, self.key, self.dq)
-            self.add_product(self.moved, self.q, dk, at)
-            self.add_product(self.weights, self.ct, dv, at)
-
-    def cotangents(self, r: DimLike) -> None:
-        """Row r of the weights, and the cotangents of its scores: weight * (of weight - the sum of
-        both). What dropout keeps is drawn once for both sweeps."""
-        k, w, moved = self.k, self.weights, self.moved
-        reciprocal = self.exponentials(r)
-
-        def by_weight(j: DimLike) -> Expr:
-            weight = k.let(k.call("multiply", k.load(w, (r, j)), reciprocal))
-            k.store(w, (r, j), weight)
-            of_weight: Expr = k.load(moved, (r, j))
-            if self.kept is None:
-                return k.call("multiply", of_weight, weight)
-            keeps = k.let(self.is_kept(r, j))
-            k.store(self.kept, (j,), keeps)
-            of_weight = k.let(self.or_zero(keeps, of_weight))
-            k.store(moved, (r, j), self.enlarged(of_weight))
-            # The canonical form has the constant last: (x * y) * c for (x * c) * y.
-            return self.enlarged(k.call("multiply", of_weight, weight))
-
-        total = k.reduce("sum", (self.visible(r),), by_weight, vector=True)
-        with k.vector(self.visible(r)) as j:
-            weight = k.load(w, (r, j))
-            difference = k.call("subtract", k.load(moved, (r, j)), total)
-            of_score: Expr = k.call("multiply", weight, difference)
-            if self.allowed is not None:
-                of_score = self.or_zero(self.is_allowed(r, j), of_score)
-            k.store(moved, (r, j), of_score)
-            if self.kept is not None:
-                used = self.or_zero(k.load(self.kept, (j,)), self.enlarged(weight))
-                k.store(w, (r, j), used)
-        self.clear(w, r)
-        self.clear(moved, r)
-
-    # --- sums -------------------------------------------------------------------------------------
-
-    def add_product(self, left: Array, right: Array, into: Array, at: DimLike) -> None:
-        """into[at, j] += the sum over the block's rows of left[r, j] * right[r]."""
-        columns = right.shape[-1]
-        self.product(
-            self.seen, columns, self.rows, (left, (0, 1, self.row)),
-            (right, self.of_queries(right)), (self.part, 0, columns),
-        )  # fmt: skip
-        self.add(into, at, self.part, self.seen)
-
-    def add(self, into: Array, at: DimLike, x: Array, rows: DimLike) -> None:
-        """into[at] += x, for so many rows."""
-        k, size = self.k, self.keys * into.shape[-1]
-        flat, source = (y.reshaped((product(y.shape),)) for y in (into, x))
-        with k.vector(rows * into.shape[-1]) as j:
-            total = k.call("add", k.load(flat, (at * size + j,)), k.load(source, (j,)))
-            k.store(flat, (at * size + j,), total)
-
-    def clear_sums(self, sums: list[Array], at: DimLike) -> None:
-        for x in sums:
-            size = self.keys * x.shape[-1]
-            with self.k.vector(size) as j:
-                flat = x.reshaped((product(x.shape),))
-                self.k.store(flat, (at * size + j,), self.k.literal(0.0, x.dtype))
-
-
-__all__ = ["BLOCK", "CAUSAL_BLOCK", "block_of", "emit_attention", "emit_gradient"]
+__all__ = ["BLOCK", "CAUSAL_BLOCK", "Attention", "block_of", "divisor", "emit_attention"]

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from staticgrad.ir.dim import DimLike
 from staticgrad.ir.dtype import int64
 from staticgrad.ir.errors import DifferentiationError
 from staticgrad.ir.graph import Graph, reachable
@@ -278,19 +279,25 @@ def _is_part(v: Value) -> bool:
     if v.node.op != "slice":
         return False
     (whole,) = v.node.operands
-    is_smaller = isinstance(whole.type.size, int) and v.type.size < whole.type.size
+    is_smaller = _is_less(v.type.size, whole.type.size)
     return is_smaller and whole.node.op != "input" and not _is_cheap(whole.node)
+
+
+def _is_less(size: DimLike, other: DimLike) -> bool:
+    """Whether that holds whatever the symbols are; 0 aside, where either will do."""
+    more = other - size
+    return more > 0 if isinstance(more, int) else all(factor > 0 for _, factor in more.terms)
 
 
 def _with_parts(kept: list[Value], parts: list[Value]) -> list[Value]:
     """What is kept, with parts of values that are not: alone where they are less than the whole.
     Of its product a GRU's reverse reads a third, in steps of 32 x 384 that is 32 KiB each."""
-    size: dict[Value, int] = {}
+    size: dict[Value, DimLike] = {}
     for v in parts:
         (whole,) = v.node.operands
-        size[whole] = size.get(whole, 0) + int(v.type.size)
+        size[whole] = size.get(whole, 0) + v.type.size
     known = set(kept)
-    whole_ones = {w for w in size if w in known or size[w] >= w.type.size}
+    whole_ones = {w for w in size if w in known or not _is_less(size[w], w.type.size)}
     added = [v if v.node.operands[0] not in whole_ones else v.node.operands[0] for v in parts]
     return list(dict.fromkeys([*kept, *added]))
 

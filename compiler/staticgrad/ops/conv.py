@@ -5,9 +5,10 @@
         * w[o, c, a, b]            with g = o // (O/groups), and x zero outside of its bounds
 
 x: [N, C, *spatial], w: [O, C/groups, *kernel], y: [N, O, *out] with
-out = (spatial + low + high - dilation*(kernel - 1) - 1) // stride + 1 for each spatial dim. The
-operation is linear in each operand, so the three records are each other's derivatives and every
-order exists. `conv_grad_input` is what others call the transposed convolution.
+out = (spatial + low + high - dilation*(kernel - 1) - 1) // stride + 1 for each spatial dim. A zero
+of the padding counts as any other element: NaN or infinity times it is NaN. The operation is linear
+in each operand, so the three records are each other's derivatives and every order exists.
+`conv_grad_input` is what others call the transposed convolution.
 """
 
 from __future__ import annotations

@@ -203,8 +203,8 @@ def _transpose(
     k: KernelBuilder, source: Rows, target: Rows, rows: DimLike, cols: DimLike
 ) -> None:  # fmt: skip
     """target[c, r] = source[r, c]; each an array, where it starts, and its row stride."""
-    (a, *at), (b, *to) = source, target
-    k.template("conv_transpose", (a, b), (*at, *to, rows, cols), dtype=str(a.dtype))
+    (a, at, a_rs), (b, to, b_rs) = source, target
+    k.template("conv_transpose", (a, b), (at, to, a_rs, b_rs, rows, cols), dtype=str(a.dtype))
 
 
 def _emit_weight(k: KernelBuilder) -> None:

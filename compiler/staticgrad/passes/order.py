@@ -17,6 +17,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from staticgrad.ir.dim import DimLike, substitute, symbols
 
@@ -177,11 +178,7 @@ def held_bytes(order: Sequence[int], listed: Listed) -> int:
         own = max(listed.work[order[i]].own_bytes for i in range(start, end))
         change[start] += own
         change[end] -= own
-    now = most = 0
-    for grown in change:
-        now += grown
-        most = max(most, now)
-    return most
+    return max(accumulate(change))
 
 
 def _phases(order: Sequence[int], listed: Listed) -> list[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from staticgrad.ir.errors import ArgumentError, StaticgradError, VerifyError
 from staticgrad.ir.graph import Graph
@@ -37,16 +37,14 @@ class PassError(StaticgradError):
     it."""
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """What single passes need to know beside the graph."""
 
     training: bool | None = None
     evaluate: Evaluate | None = None
 
 
-@dataclass(frozen=True)
-class Pass:
+class Pass(NamedTuple):
     """One line of the pipeline; `kind` is "required", "defining" or "preserving"."""
 
     name: str

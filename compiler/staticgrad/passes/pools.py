@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from staticgrad.ir.dim import DimLike, Shape
+from staticgrad.ir.dim import DimLike, Shape, product
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.node import Node, Value
 from staticgrad.ops.pooled_conv import Planes, planes_of
 from staticgrad.ops.pooling_kernels import UNROLLED
 from staticgrad.rewrite.driver import rewrite, rule_table
-from staticgrad.rewrite.pattern import Numbering, make, number
+from staticgrad.rewrite.pattern import Numbering, constant_of, make, number
 
 Found = Sequence[Value] | None
 
@@ -40,9 +40,16 @@ class Pools:
             return None
         if not self.numbering.same(source.node.operands[0], greater.operands[0]):
             return None
-        maxima = make("max_pool", source, **grad.attrs)
-        positive = make("greater", maxima, greater.operands[1])
-        return [make("max_pool_grad", source, make("where", positive, ct, zero), **grad.attrs)]
+        # Each plane of windows is one row, as rows of 14 or 7 leave vectors half empty; most of all
+        # in the sum over them, the gradient of a bias ([64, 16, 14, 14]: 145 -> 47 us).
+        rows = (*ct.shape[:2], product(ct.shape[2:]))
+        maxima, arriving = (
+            make("reshape", v, shape=rows) for v in (make("max_pool", source, **grad.attrs), ct)
+        )
+        bound, otherwise = (constant_of(number(v), v.dtype) for v in (greater.operands[1], zero))
+        kept = make("where", make("greater", maxima, bound), arriving, otherwise)
+        masked = make("reshape", kept, shape=ct.shape)
+        return [make("max_pool_grad", source, masked, **grad.attrs)]
 
 
 def weight_of_grad(node: Node) -> Found:
@@ -104,18 +111,25 @@ class _Sums:
         products = [n for n in graph.nodes if n.op in _COTANGENT]
         self.cotangents = {n.operands[_COTANGENT[n.op]].node for n in products}
 
-    def sum_of_grad(self, node: Node) -> Found:
+    def of_windows(self, node: Node) -> Found:
         """sum(max_pool_grad(x, ct)) over whole planes -> sum(ct), where every window has elements
         and the plane is a convolution's cotangent. (Behind a batch norm it is none: the gradient of
         a bias is rounding noise there, which another order of the sum would replace.)"""
         inner = node.operands[0].node
-        if inner.op != "max_pool_grad" or not {2, 3} <= set(node.attrs["axes"]):
+        axes = node.attrs["axes"]
+        if inner.op != "max_pool_grad" or not {2, 3} <= set(axes):
             return None
         if inner.attrs["ceil_mode"] or any(p for pair in inner.attrs["padding"] for p in pair):
             return None
         if inner not in self.cotangents:
             return None
-        return [make("sum", inner.operands[1], **node.attrs)]
+        ct = inner.operands[1]
+        if ct.node.op != "reshape" or ct.node.operands[0].ndim != 3:
+            return [make("sum", ct, **node.attrs)]
+        # `relu_before` has made a row of each plane.
+        axes = tuple(a for a in axes if a != 3)
+        total = make("sum", ct.node.operands[0], axes=axes, keepdims=node.attrs["keepdims"])
+        return [make("reshape", total, shape=node.types[0].shape)]
 
 
 _COTANGENT = {"conv_grad_weight": 1, "conv_grad_input": 0}
@@ -126,7 +140,7 @@ def behind_convolutions(graph: Graph) -> Graph:
     the cotangents of convolutions are, then the products."""
     if not any(n.op == "max_pool_grad" for n in graph.nodes):
         return graph
-    sums = {"sum": [_Sums(graph).sum_of_grad]}
+    sums = {"sum": [_Sums(graph).of_windows]}
     graph = rewrite(graph, rule_table(lambda op: sums.get(op, [])))
     products = {"conv_grad_weight": [weight_of_grad], "conv_grad_input": [input_of_grad]}
     return rewrite(graph, rule_table(lambda op: products.get(op, [])))

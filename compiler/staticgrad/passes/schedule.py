@@ -24,20 +24,7 @@ from typing import Any
 
 from staticgrad.codegen.sharing import is_parallel
 from staticgrad.ir.dim import DimLike
-from staticgrad.kernels.ir import (  # fmt: skip
-    Call,
-    Check,
-    Expr,
-    Kernel,
-    Let,
-    Load,
-    Loop,
-    Next,
-    Reduce,
-    Stmt,
-    Store,
-    Template,
-)
+from staticgrad.kernels.ir import Kernel, Store, Template
 from staticgrad.kernels.program import (  # fmt: skip
     Choose,
     Item,
@@ -48,6 +35,7 @@ from staticgrad.kernels.program import (  # fmt: skip
     parts,
     steps_of,
 )
+from staticgrad.kernels.walk import accesses
 
 from .order import Listed, Precedence, Work, best_order, declared_order, nominal_bytes
 from .scratch import with_shared_scratch
@@ -222,58 +210,15 @@ def element_accesses(kernel: Kernel) -> dict[str, tuple[set[DimLike | None], set
     """For each buffer the indices that are loaded and stored; None stands for an access that no
     single index describes (gathers, templates)."""
     found: dict[str, tuple[set[DimLike | None], set[DimLike | None]]] = {}
-    seen: set[int] = set()
-
-    def note(buffer: str, which: int, index: DimLike | None) -> None:
-        found.setdefault(buffer, (set(), set()))[which].add(index)
-
-    def expr(e: Expr) -> None:
-        if id(e) in seen:
-            return
-        seen.add(id(e))
-        if isinstance(e, Load):
-            plain = not e.gathers and e.guard is None
-            note(e.buffer, 0, e.index if plain else None)
-            for g, _ in e.gathers:
-                expr(g)
-            if e.guard is not None:
-                expr(e.guard)
-        elif isinstance(e, Call):
-            for a in e.args:
-                expr(a)
-
-    def body(statements: tuple[Stmt, ...]) -> None:
-        for s in statements:
-            match s:
-                case Let() | Next():
-                    expr(s.value)
-                case Store():
-                    plain = not s.gathers and s.guard is None
-                    note(s.buffer, 1, s.index if plain else None)
-                    expr(s.value)
-                    for g, _ in s.gathers:
-                        expr(g)
-                    if s.guard is not None:
-                        expr(s.guard)
-                case Check():
-                    expr(s.condition)
-                    expr(s.value)
-                case Loop():
-                    for c in s.carries:
-                        expr(c.init)
-                    body(s.body)
-                case Reduce():
-                    body(s.body)
-                    for a in s.accumulators:
-                        expr(a.value)
-                case Template():
-                    for b in s.buffers:
-                        note(b, 0, None)
-                        note(b, 1, None)
-                    if s.epilogue is not None:
-                        body(s.epilogue.body)
-
-    body(kernel.body)
+    for touch, _ in accesses(kernel.body):
+        if isinstance(touch, Template):
+            for b in touch.buffers:
+                for indices in found.setdefault(b, (set(), set())):
+                    indices.add(None)
+        else:
+            plain = not touch.gathers and touch.guard is None
+            indices = found.setdefault(touch.buffer, (set(), set()))[isinstance(touch, Store)]
+            indices.add(touch.index if plain else None)
     return found
 
 

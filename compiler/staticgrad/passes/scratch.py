@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from staticgrad.codegen.sharing import Sharing, lifetimes, phases, share
 from staticgrad.ir.dim import dim_max
@@ -87,13 +88,8 @@ def _with_meets(program: Program, sharing: Sharing) -> Program:
 
 def _steps_outside(program: Program) -> set[int]:
     """The numbers of the steps that are in no region."""
-    found: set[int] = set()
-    at = 0
-    for item in program.items:
-        if isinstance(item, Step):
-            found.add(at)
-        at += sum(1 for _ in steps_of([item]))
-    return found
+    numbers = accumulate((sum(1 for _ in steps_of([item])) for item in program.items), initial=0)
+    return {at for item, at in zip(program.items, numbers) if isinstance(item, Step)}
 
 
 def _is_own(program: Program, index: int) -> bool:
@@ -111,8 +107,4 @@ def held_bytes(program: Program, sharing: Sharing) -> int:
             size = nominal_bytes(b.size_bytes)
             change[first] += size
             change[last + 1] -= size
-    now = most = 0
-    for grown in change:
-        now += grown
-        most = max(most, now)
-    return most
+    return max(accumulate(change))

@@ -70,12 +70,16 @@ def _attend(
     is_causal: bool, dropout_p: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """softmax(q k^T + mask) v, in blocks of queries if there may be more than one block. Both ways
-    compute every element alike, so a size that is declared gives the bits of a symbolic one."""
+    compute every element alike, so a size that is declared gives the bits of a symbolic one. They
+    would not where an added mask is the same for several items, whose cotangents are summed, and
+    where more keys are given than a block of causal queries sees, which NaN in them would tell."""
     batch = _require_masks(q, k, v, (allowed, added))
     queries = q.shape[-2]
     key = _key() if 0 < dropout_p < 1 else None
-    one_block = isinstance(queries, int) and queries <= block_of(is_causal)
-    if one_block or dropout_p == 1 or (added is not None and added.dtype != q.dtype):
+    sizes = (queries, k.shape[-2]) if is_causal else (queries,)
+    one_block = all(isinstance(n, int) and n <= block_of(is_causal) for n in sizes)
+    mixed = added is not None and added.dtype != q.dtype
+    if (one_block and added is None) or dropout_p == 1 or mixed:
         weights = attention_weights(q, k, allowed, added, is_causal)
         if key is not None:
             return matmul(dropped(weights, key, dropout_p), v)
@@ -104,8 +108,9 @@ def scaled_dot_product_attention(
     the scores. `is_causal` lets query i see keys 0 .. i. `scale` is 1/sqrt(E) by default. A query
     that sees no key gives NaN. `dropout_p` is always applied, as in PyTorch.
 
-    Queries are taken in blocks, forward and backward, so memory grows with L + S, not with L * S;
-    only forward mode, second derivatives and the gradient of a floating mask compute all weights.
+    Queries are taken in blocks, so memory grows with L + S, not with L * S: of the result, of its
+    gradients (a floating mask's is as large as the mask) and of `jvp`. Only second derivatives
+    compute all weights at once.
     """
     q, k, v = promoted(query, key, value)
     if min(q.ndim, k.ndim, v.ndim) < 2:

@@ -12,8 +12,8 @@ does (`codegen/reduce.py`): the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from staticgrad.ir.dim import Dim, DimLike, dim_min, floor_div, product
 from staticgrad.ir.dtype import DType, bool_
@@ -52,6 +52,7 @@ LEAST_ROW = 1024
 # or so many rows that bands of columns would go through memory in short pieces, each in another
 # page: 64 times 512 x 512 took 2.5 ms instead of 1.6.
 LEAST_ROWS, MOST_COLUMNS = 256, 4096
+ASSUMED_ROWS = 8  # what a batch of unknown size counts as
 # Or so many elements that they come from memory, of at least so many rows; and the columns whose
 # results stay in the second cache: the longer the pieces of a row, the less memory waits (64 rows
 # of 1 MiB on one thread: 4.9 ms in pieces of 16 KiB, 4.2 of 128 KiB).
@@ -65,8 +66,7 @@ TILE_COLUMNS = 32768
 ROWS_AT_ONCE, LEAST_BYTES, MOST_COST = 8, 4096, 32
 
 
-@dataclass(frozen=True)
-class Total:
+class Total(NamedTuple):
     """What a reduction's blocks are combined to."""
 
     name: str
@@ -78,6 +78,11 @@ class Total:
         return self.op == "sum" and self.dtype.is_float
 
 
+def no_elements(op: str, dtype: DType) -> Literal:
+    """What a reduction begins with."""
+    return Literal(identity(op, dtype), dtype)
+
+
 def combined(
     totals: Sequence[Total], block: str, blocks: DimLike, part: Callable[[int], Expr]
 ) -> list[Stmt]:
@@ -86,7 +91,7 @@ def combined(
     inside: list[Stmt] = []
     after: list[Stmt] = []
     for i, t in enumerate(totals):
-        nothing = Literal(identity(t.op, t.dtype), t.dtype)
+        nothing = no_elements(t.op, t.dtype)
         total, rest = Ref(f"total{i}", t.dtype), Ref(f"rest{i}", t.dtype)
         carries.append(Carry(total.name, nothing))
         found = Ref(f"part{i}", t.dtype)
@@ -147,8 +152,10 @@ def in_blocks(space: Space, stages: int, full: bool) -> bool:
     rows, columns = product(tuple(e for _, e in space.reduced)), space.kept[-1][1]
     if space.rows_in_lanes or stages > 1 or full:
         return False
-    if isinstance(rows, Dim) or isinstance(columns, Dim):
+    if isinstance(columns, Dim):
         return False
+    if isinstance(rows, Dim):
+        rows = ASSUMED_ROWS * product(tuple(e for _, e in space.reduced if isinstance(e, int)))
     whole = product(space.shape)
     if isinstance(whole, int) and whole >= LEAST_STREAM and rows >= LEAST_STREAM_ROWS:
         return True
@@ -267,9 +274,7 @@ class BlockedLowering:
             lower = registry.get(n.op).lower
             assert isinstance(lower, Reduction)
             dtype = n.types[0].dtype
-            nothing.append(
-                self.r.draft.store(b, place, Literal(identity(lower.kind, dtype), dtype))
-            )
+            nothing.append(self.r.draft.store(b, place, no_elements(lower.kind, dtype)))
             known = self.r.draft.load(b, place, dtype)
             element = puller.pull(n.operands[0], space.at)
             value = Call(combine_op(lower.kind), (known, element), dtype)

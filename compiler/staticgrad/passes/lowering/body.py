@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from staticgrad.ir.loc import Locs
 from staticgrad.ir.node import Node, Value
@@ -11,8 +11,7 @@ from staticgrad.ops import registry
 from staticgrad.ops.lowering import Product
 
 
-@dataclass(frozen=True)
-class Body:
+class Body(NamedTuple):
     """`inside` are the nodes to compute, in order; `outputs` pairs of a value inside and the
     graph's value that it is stored as; `outer` what the body's inputs are outside."""
 

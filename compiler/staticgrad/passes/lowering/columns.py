@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from staticgrad.ir.dim import Dim, DimLike, product
-from staticgrad.ir.dtype import DType
 from staticgrad.ir.node import Node, Value
-from staticgrad.kernels.ir import Call, Literal, Loop, Ref, Stmt, Store
-from staticgrad.kernels.order import block_steps, identity
+from staticgrad.kernels.ir import Call, Loop, Ref, Stmt, Store
+from staticgrad.kernels.order import block_steps
 from staticgrad.kernels.rewrite import replaced
 
-from .blocks import Total, combined, piece, pieces
+from .blocks import Total, combined, no_elements, piece, pieces
 from .body import Body
 from .draft import Draft, linear
 from .map import nest
@@ -84,7 +83,7 @@ class ColumnSums:
         begin, rows = piece(self.block, self.steps, extent)
         body = replaced(body, {first: begin + Dim.symbol(first)})
         zeros = [
-            draft.store(self.parts[n], self._place(n), _nothing(n.types[0].dtype))
+            draft.store(self.parts[n], self._place(n), no_elements("sum", n.types[0].dtype))
             for n in self.nodes
         ]
         nothing: tuple[Stmt, ...] = tuple(zeros)
@@ -121,7 +120,3 @@ class ColumnSums:
         if n.attrs["keepdims"]:
             return tuple(0 if a in n.attrs["axes"] else i for a, i in enumerate(self.space.at))
         return tuple(i for a, i in enumerate(self.space.at) if a not in n.attrs["axes"])
-
-
-def _nothing(dtype: DType) -> Literal:
-    return Literal(identity("sum", dtype), dtype)

@@ -19,8 +19,7 @@ it lies in the stack, one part further on in each iteration, and the stack has o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from staticgrad.ir.dim import Dim, DimLike
 from staticgrad.ir.graph import Graph
@@ -78,8 +77,7 @@ def _number(lowerer: Lowerer) -> int:
     return lowerer.regions
 
 
-@dataclass(frozen=True)
-class _Carry:
+class _Carry(NamedTuple):
     """Where a scan's carry lies in an iteration: what it is before and after, one buffer or parts
     of a stack. `stacks` are the scan's results that lie in that stack."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from staticgrad.codegen import gemm
-from staticgrad.ir.dim import DimLike
+from staticgrad.ir.dim import DimLike, Shape, dim_max
 from staticgrad.ir.dtype import DType
 from staticgrad.ir.node import Node
 from staticgrad.kernels.builder import KernelBuilder
@@ -32,8 +34,12 @@ def lower_custom(lowerer: Lowerer, node: Node) -> None:
     code = lowerer.failure_code(node) if can_fail else 0
     types = tuple(v.type for v in node.operands)
 
-    def workspace_bytes(dtype: DType) -> int:
-        return gemm.workspace_bytes(lowerer.target, str(dtype))
+    def workspace_bytes(dtype: DType, products: Sequence[Shape]) -> DimLike:
+        needed = (
+            gemm.workspace_bytes(lowerer.target, str(dtype), (m, n, k), up_to=True)
+            for m, n, k in products
+        )
+        return functools.reduce(dim_max, needed)
 
     k = KernelBuilder(types, node.types, node.attrs, code, workspace_bytes)
     record.lower.emit(k)

@@ -15,6 +15,7 @@ from staticgrad_runtime.artifact import (
     Manifest,
     MessageSpec,
     OutputSpec,
+    PackSpec,
     StateSpec,
 )
 
@@ -71,6 +72,9 @@ def build_manifest(
             for v in graph.state
         ],
         constants=constants,
+        packs=[
+            PackSpec(p.buffer, p.state, size(p.rows), list(p.useful)) for p in program.packs
+        ],
         buffers=[
             # A temporary that no step uses any more (a new value computed in place) has no size.
             BufferSpec("temp" if b.kind == "slice" else b.kind, size(_planned_bytes(b, first)),

@@ -1,29 +1,50 @@
-"""prepack: what a loop's products multiply with in every iteration is packed once, before the loop.
+"""prepack: what products multiply with is packed once, not in every call or iteration.
 
-before -> after
+before -> after, for constants (`c'` is one, packed when compiling):
 
-    repeat _i0 in 0..100 {                    step 0: pack(w -> p)
-      step 0: matmul(h, w -> g)               repeat _i0 in 0..100 {
-    }                                           step 1: matmul(h, w, p -> g)
-                                              }
+    step 0: matmul(x, c -> y)                  step 0: matmul(x, c', c' -> y)
 
-A pass over the program, before its steps are ordered. The packed copy is a temporary of the plan,
-as large as the matrix. Preserving: `sg_prepacked` computes the bits of `sg_gemm`.
+for state that the program only reads (`w'` is kept from call to call):
+
+    step 0: matmul(x, w -> y)                  pack(w -> w') when w has changed
+                                               step 0: matmul(x, w, w' -> y)
+
+for what a loop does not change:
+
+    repeat _i0 in 0..100 {                     step 0: pack(w -> p)
+      step 0: matmul(h, w -> g)                repeat _i0 in 0..100 {
+    }                                            step 1: matmul(h, w, p -> g)
+                                               }
+
+A pass over the program, before its steps are ordered. A constant that nothing else reads is only
+there in packed form. Copies of state are memory of the executable, beside the state itself
+(`packed_bytes` of its report); `staticgrad_runtime.packed` says when they are filled. The copy for
+a loop is a temporary of the plan. Preserving: `sg_prepacked` computes the bits of `sg_gemm`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from staticgrad.codegen.gemm_prepacked import panel_count, prepacked_bytes, reads_panels
+import numpy as np
+
+from staticgrad.codegen.gemm_prepacked import (
+    least_rows,
+    needs_panels,
+    panel_count,
+    prepacked,
+    prepacked_bytes,
+    strips_bytes,
+)
 from staticgrad.codegen.target import Target
-from staticgrad.ir.dim import Dim, DimLike, substitute, symbols
+from staticgrad.ir.dim import Dim, DimLike, dim_max, dim_min, substitute, symbols
 from staticgrad.ir.dtype import dtype
 from staticgrad.kernels.ir import Buffer, Kernel, Template
 from staticgrad.kernels.program import (
     Choose,
     Item,
+    Pack,
     Program,
     ProgramBuffer,
     Repeat,
@@ -31,12 +52,15 @@ from staticgrad.kernels.program import (
     parts,
     steps_of,
 )
-from staticgrad.kernels.rewrite import SizeParameters
+from staticgrad.kernels.rewrite import SizeParameters, buffer_names
 
 # Packing an element takes as long as multiplying it with some six rows: with more rows than this it
 # is less than 3 % of the product, and the copy is not worth its memory.
 MOST_ROWS = 256
-LEAST_ITERATIONS = 3
+# The same for a copy that stays: 5 %.
+MOST_KEPT_ROWS = 128
+# One row saves what packing costs in five iterations, eight rows in two.
+LEAST_ITERATIONS = 4
 
 
 @dataclass(frozen=True)
@@ -52,16 +76,81 @@ class _Matrix:
     cs: DimLike
 
 
+Each = Callable[[Step], Step]
+
+
 def prepack(program: Program, target: Target) -> Program:
-    """The program with the packing of loops' constant operands before the loops."""
-    packer = _Packer(program, target)
-    items, commit = packer.visit(program.items, program.commit, 0, 1)
-    return replace(program, items=list(items), commit=commit)
+    """The program with its constants packed, and the packing of what calls and loops do not change
+    taken out of them."""
+    packer = _Packer(replace(program, buffers=[*program.buffers]), target)
+    items = _mapped(program.items, packer.with_constant)
+    items = _mapped(items, packer.with_kept, loops=False)
+    items, commit = packer.visit(items, program.commit, 0, 1)
+    packer.drop_constants(items)
+    return replace(
+        packer.program, items=list(items), commit=commit, constants=packer.arrays,
+        packs=tuple(packer.kept.values()),
+    )  # fmt: skip
 
 
 class _Packer:
     def __init__(self, program: Program, target: Target) -> None:
         self.program, self.target = program, target
+        self.arrays = dict(program.constants)
+        self.constants: dict[_Matrix, int] = {}
+        self.kept: dict[_Matrix, Pack] = {}
+
+    # --- constants --------------------------------------------------------------------------------
+
+    def with_constant(self, step: Step) -> Step:
+        """A product with a constant, packed now."""
+        found = self._matrix(step, MOST_ROWS)
+        if found is None or not self._is(found[0], "constant"):
+            return step
+        matrix, rows = found
+        if 0 in (matrix.rs, matrix.cs):  # one number or one row, stored once
+            return step
+        if matrix not in self.constants:
+            flat = np.ascontiguousarray(self.arrays[matrix.buffer]).reshape(-1)
+            strides = [int(s) * flat.itemsize for s in (matrix.rs, matrix.cs)]
+            b = np.lib.stride_tricks.as_strided(
+                flat[int(matrix.start) :], (matrix.k, matrix.n), strides
+            )
+            packed = prepacked(self.target, b)
+            index = self._buffer("constant", packed.size, self._packed_name(matrix))
+            self.constants[matrix], self.arrays[index] = index, packed
+        self._set_workspace(step, matrix, rows)
+        return _with_panels(step, self.constants[matrix], instead=True)
+
+    def drop_constants(self, items: Sequence[Item]) -> None:
+        """Forgets the constants that are only used packed."""
+        used = {self.program.base(b) for step in steps_of(items) for b in step.buffers}
+        for index in {matrix.buffer for matrix in self.constants} - used:
+            del self.arrays[index]
+            self.program.buffers[index] = replace(self.program.buffers[index], kind="temp")
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def with_kept(self, step: Step) -> Step:
+        """A product with state that the program only reads, of which a packed copy is kept."""
+        found = self._matrix(step, MOST_KEPT_ROWS)
+        if found is None or not self._is(found[0], "state"):
+            return step
+        matrix, rows = found
+        if matrix.buffer in self.program.written:
+            return step
+        if matrix in self.kept:
+            pack = self.kept[matrix]
+            self.kept[matrix] = replace(pack, rows=dim_min(pack.rows, rows))
+        else:
+            name = self._packed_name(matrix)
+            index, pack_step = self._pack(matrix, step, "packed", name, 0, 1)
+            useful = least_rows(matrix.cs), MOST_KEPT_ROWS
+            self.kept[matrix] = Pack(pack_step, matrix.buffer, index, rows, useful)
+        self._set_workspace(step, matrix, rows, also_plain=True)
+        return _with_panels(step, self.kept[matrix].buffer)
+
+    # --- loops ------------------------------------------------------------------------------------
 
     def visit(
         self, items: Sequence[Item], commit: int, region: int, times: DimLike
@@ -99,27 +188,31 @@ class _Packer:
         }
         moving = {loop.symbol, *_symbols_inside(loop)}
 
-        def each(items: Sequence[Item]) -> tuple[Item, ...]:
-            return tuple(one(item) for item in items)
-
-        def one(item: Item) -> Item:
-            if isinstance(item, Repeat):
-                return replace(item, items=each(item.items), test=each(item.test))
-            if isinstance(item, Choose):
-                return item  # a branch may never run
-            matrix = self._matrix(item)
-            if matrix is None or self.program.base(matrix.buffer) in written:
-                return item
-            if moving & self._symbols(matrix):
-                return item
+        def one(step: Step) -> Step:
+            found = self._matrix(step, MOST_ROWS)
+            if found is None:
+                return step
+            matrix, rows = found
+            if self.program.base(matrix.buffer) in written or moving & self._symbols(matrix):
+                return step
             if matrix not in packed:
-                packed[matrix] = self._pack(matrix, item, region, times)
-            return _with_panels(item, packed[matrix][0])
+                name = f"s{len(self.program.buffers)}"
+                packed[matrix] = self._pack(matrix, step, "temp", name, region, times)
+            self._set_workspace(step, matrix, rows)
+            return _with_panels(step, packed[matrix][0])
 
-        return replace(loop, items=each(loop.items), test=each(loop.test))
+        # A branch may never run.
+        return replace(
+            loop,
+            items=_mapped(loop.items, one, branches=False),
+            test=_mapped(loop.test, one, branches=False),
+        )
 
-    def _matrix(self, step: Step) -> _Matrix | None:
-        """What a step multiplies with, if packing it apart can pay."""
+    # --- matrices ---------------------------------------------------------------------------------
+
+    def _matrix(self, step: Step, most_rows: int) -> tuple[_Matrix, DimLike] | None:
+        """What a step multiplies with, and the rows of the product; None where packing apart
+        cannot pay, or is done."""
         body = step.kernel.body
         template = body[0]
         if len(body) != 1 or not isinstance(template, Template) or template.name != "matmul":
@@ -132,10 +225,20 @@ class _Packer:
         )
         if not isinstance(n, int) or not isinstance(k, int) or n * k == 0 or batch != 0:
             return None
-        if isinstance(m, int) and (m > MOST_ROWS or not reads_panels(m, n, k)):
+        held = template.attrs["dtype"]
+        if isinstance(m, int) and m > most_rows:
+            return None
+        if not needs_panels(self.target, held, m if isinstance(m, int) else None, n, k, cs):
             return None
         buffer = step.buffers[[b.name for b in step.kernel.buffers].index(template.buffers[1])]
-        return _Matrix(buffer, template.attrs["dtype"], n, k, start, rs, cs)
+        return _Matrix(buffer, held, n, k, start, rs, cs), m
+
+    def _is(self, matrix: _Matrix, kind: str) -> bool:
+        """Whether a matrix has a fixed place in a buffer of this kind."""
+        return self.program.buffers[matrix.buffer].kind == kind and not self._symbols(matrix)
+
+    def _packed_name(self, matrix: _Matrix) -> str:
+        return f"{self.program.buffers[matrix.buffer].name}_packed"
 
     def _symbols(self, matrix: _Matrix) -> set[str]:
         """The variables on which the place of a matrix depends."""
@@ -146,14 +249,30 @@ class _Packer:
             index = self.program.buffers[index].base
         return found
 
-    def _pack(self, matrix: _Matrix, like: Step, region: int, times: DimLike) -> tuple[int, Step]:
+    def _buffer(self, kind: str, size: int, name: str, region: int = 0) -> int:
+        self.program.buffers.append(ProgramBuffer(kind, dtype("uint8"), size, name, region=region))
+        return len(self.program.buffers) - 1
+
+    def _set_workspace(
+        self, step: Step, matrix: _Matrix, rows: DimLike, *, also_plain: bool = False
+    ) -> None:
+        """The workspace that a product with panels wants, or `also_plain` without."""
+        (template,) = step.kernel.body
+        assert isinstance(template, Template)
+        names = [b.name for b in step.kernel.buffers]
+        index = step.buffers[names.index(template.buffers[3])]
+        size: DimLike = strips_bytes(self.target, matrix.dtype, rows, matrix.k)
+        buffer = self.program.buffers[index]
+        if also_plain:
+            size = dim_max(size, buffer.size)
+        self.program.buffers[index] = replace(buffer, size=size)
+
+    def _pack(
+        self, matrix: _Matrix, like: Step, kind: str, name: str, region: int, times: DimLike
+    ) -> tuple[int, Step]:
         """A buffer for the packed matrix, and the step that fills it."""
-        count = panel_count(self.target, matrix.dtype, matrix.n)
         size = prepacked_bytes(self.target, matrix.dtype, matrix.n, matrix.k)
-        buffers = self.program.buffers
-        buffers.append(
-            ProgramBuffer("temp", dtype("uint8"), size, f"s{len(buffers)}", region=region)
-        )
+        index = self._buffer(kind, size, name, region)
         names = SizeParameters(["begin", "end"])
         sizes = [names.size(d) for d in (matrix.n, matrix.k, matrix.start, matrix.rs, matrix.cs)]
         share = (Dim.symbol("begin"), Dim.symbol("end"))
@@ -164,23 +283,61 @@ class _Packer:
         kernel = Kernel("pack", parameters, tuple(names.names), (template,))
         moved = matrix.n * matrix.k * dtype(matrix.dtype).itemsize_bytes + size
         step = Step(
-            kernel, (matrix.buffer, len(buffers) - 1), tuple(names.values), count, ("pack",),
-            like.locs, bytes=moved, times=times,
+            kernel, (matrix.buffer, index), tuple(names.values),
+            panel_count(self.target, matrix.dtype, matrix.n), ("pack",), like.locs, bytes=moved,
+            times=times,
         )  # fmt: skip
-        return len(buffers) - 1, step
+        return index, step
 
 
-def _with_panels(step: Step, panels: int) -> Step:
+def _with_panels(step: Step, panels: int, *, instead: bool = False) -> Step:
+    """The product with its right operand's panels as well, or `instead` of it (which then has no
+    strides either)."""
     (template,) = step.kernel.body
     assert isinstance(template, Template)
     name = f"b{len(step.kernel.buffers)}"
     assert all(b.name != name for b in step.kernel.buffers)
+    held = dict(zip((b.name for b in step.kernel.buffers), zip(step.kernel.buffers, step.buffers)))
+    held[name] = Buffer(name, dtype("uint8"), "in", 0), panels
+    (a, b, *rest), sizes = template.buffers, list(template.sizes)
+    epilogue = template.epilogue
+    if instead:
+        if epilogue is not None and b not in buffer_names(epilogue.body):
+            epilogue = replace(epilogue, buffers=tuple(e for e in epilogue.buffers if e.name != b))
+        if b not in {a, *rest, *(() if epilogue is None else (e.name for e in epilogue.buffers))}:
+            del held[b]
+        b = name
+        sizes[6:9] = 0, 0, 0
     kernel = replace(
         step.kernel,
-        buffers=(*step.kernel.buffers, Buffer(name, dtype("uint8"), "in", 0)),
-        body=(replace(template, buffers=(*template.buffers, name)),),
+        buffers=tuple(parameter for parameter, _ in held.values()),
+        body=(
+            replace(template, buffers=(a, b, *rest, name), sizes=tuple(sizes), epilogue=epilogue),
+        ),
     )
-    return replace(step, kernel=kernel, buffers=(*step.buffers, panels))
+    return replace(step, kernel=kernel, buffers=tuple(index for _, index in held.values()))
+
+
+def _mapped(
+    items: Sequence[Item], one: Each, *, loops: bool = True, branches: bool = True
+) -> tuple[Item, ...]:
+    """The items with `one` of each step, of regions only those in the kinds that are named."""
+
+    def each(items: Sequence[Item]) -> tuple[Item, ...]:
+        return tuple(inner(item) for item in items)
+
+    def inner(item: Item) -> Item:
+        if isinstance(item, Step):
+            return one(item)
+        if isinstance(item, Choose):
+            if not branches:
+                return item
+            return replace(item, branches=tuple(each(b) for b in item.branches))
+        if not loops:
+            return item
+        return replace(item, items=each(item.items), test=each(item.test))
+
+    return each(items)
 
 
 def _symbols_inside(loop: Repeat) -> Iterator[str]:

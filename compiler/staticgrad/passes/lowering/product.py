@@ -9,7 +9,7 @@ from staticgrad.codegen import gemm
 from staticgrad.ir.dim import Dim, DimLike, dim_max, floor_div, modulo, product, substitute
 from staticgrad.ir.dtype import dtype
 from staticgrad.ir.node import Node, Value
-from staticgrad.kernels.ir import Buffer, Kernel, Loop, Stmt, Template
+from staticgrad.kernels.ir import Buffer, Expr, Kernel, Load, Loop, Stmt, Template
 from staticgrad.kernels.rewrite import (
     IndexMapper,
     SizeParameters,
@@ -82,14 +82,12 @@ class ProductLowering:
         at = [0 if d == 1 else i for d, i in zip(shape, at)]
         draft = self.draft
 
-        def root_element(index: At) -> object:
-            from staticgrad.kernels.ir import Load
-
+        def root_element(index: At) -> Expr:
             return Load(draft.buffer(self.c, "inout"), linear(index, shape), self.result.dtype)
 
         puller = Puller(
             self.body.inside, lambda v, i: self.lowerer.outside(draft, self.body, v, i),
-            {self.result: root_element},  # type: ignore[dict-item]
+            {self.result: root_element},
         )  # fmt: skip
         stores: tuple[Stmt, ...] = tuple(
             draft.store(
@@ -169,12 +167,12 @@ class MatmulLowering(ProductLowering):
         a, b = (self.outer(v) for v in self.root.operands)
         shape = self.result.shape
         rank = len(shape)
-        m, n, k = shape[-2], shape[-1], a.shape[-1]
+        n, k = shape[-1], a.shape[-1]
         names = [f"d{i}" for i in range(rank)]
         at = [Dim.symbol(s) for s in names]
         i, j, kk = at[-2], at[-1], Dim.symbol("k")
         batch = at[:-2]
-        a_buffer, a_at = self._operand(a, batch, i, kk, [*names[:-2], names[-2], "k"])
+        a_buffer, a_at = self._operand(a, batch, i, kk, [*names[:-1], "k"])
         b_buffer, b_at = self._operand(b, batch, kk, j, [*names[:-2], "k", names[-1]])
         c_at = linear(at, shape)
         rows, batch_dims = self._merge_rows(shape, a_at, b_at, c_at)
@@ -187,16 +185,11 @@ class MatmulLowering(ProductLowering):
             if c:
                 strides.append(factor_of(index, c))
         draft = self.draft
-        workspace = self.lowerer.scratch(
-            dtype("uint8"),
-            gemm.workspace_bytes(
-                self.lowerer.target,
-                str(self.result.dtype),
-                (rows, n, k),
-                unbroken=factor_of(b_at, names[-1]) == 1,
-            ),
-            per_thread=True,
-        )
+        needed = gemm.workspace_bytes(
+            self.lowerer.target, str(self.result.dtype), (rows, n, k),
+            unbroken=factor_of(b_at, names[-1]) == 1,
+        )  # fmt: skip
+        workspace = self.lowerer.scratch(dtype("uint8"), needed, per_thread=True)
         buffers = (
             draft.buffer(a_buffer, "in"), draft.buffer(b_buffer, "in"),
             draft.buffer(self.c, "inout"), draft.buffer(workspace, "inout"),
@@ -223,7 +216,6 @@ class MatmulLowering(ProductLowering):
             extent = product(tuple(shape[d] for d in batch_dims))
             body = (Loop("batch", extent, body, "parallel"),)
         self.finish(body, extent, epilogue, flops)
-        del m
 
     def _operand(
         self, v: Value, batch: list[Dim], r: Dim, c: Dim, names: list[str]
@@ -334,13 +326,15 @@ class ConvLowering(ProductLowering):
             extent = conv.weight_parts(
                 target, str(result.dtype), extent, attrs["groups"], per_output, depthwise
             )
-            described["rows"] = conv.tile_rows(target, per_output)
+            outputs = floor_div(result.shape[0], attrs["groups"])
+            described |= conv.weight_tile(target, str(result.dtype), outputs, per_output)
         elif not depthwise:
-            channels, planes = w.shape[0], y.shape[2:]
+            outputs = floor_div(w.shape[0], attrs["groups"])
+            channels, terms, sizes = outputs, per_output, (y.shape[0], *y.shape[2:])
             if self.kind == "conv_grad_input":
-                channels, planes = w.shape[1] * attrs["groups"], x.shape[2:]
-            channels = floor_div(channels, attrs["groups"])
-            described["rows"] = conv.wide_rows(target, str(result.dtype), channels, planes)
+                channels, sizes = w.shape[1], (x.shape[0], *x.shape[2:])
+                terms = floor_div(outputs * product(w.shape[2:]), product(attrs["stride"]))
+            described["rows"] = conv.wide_rows(target, str(result.dtype), channels, sizes, terms)
         template = Template(
             self.kind, every, (*geometry, begin, end), described,
             epilogue[0] if epilogue else None,

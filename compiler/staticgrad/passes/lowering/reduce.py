@@ -12,11 +12,13 @@ scratch memory; cheap ones are computed again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from staticgrad.ir.dim import Dim, DimLike, product
+from staticgrad.ir.dtype import bool_
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.ir import (
     Accumulator,
@@ -366,4 +368,7 @@ def _folded(n: Node, elements: Sequence[Expr]) -> Expr:
     assert found is not None
     if lower.kind == "sum" and dtype.is_float:  # as a sum of blocks ends: -0.0 is 0.0
         found = Call("add", (found, Literal(0.0, dtype)), dtype)
+    if lower.kind in ("max", "min") and dtype.is_float:  # as lanes end: any NaN is the same one
+        is_nan = Call("isnan", (found,), bool_)
+        found = Call("select", (is_nan, Literal(math.nan, dtype), found), dtype)
     return found

@@ -1,45 +1,61 @@
 """One pass of a convolution over images, with vectors along the output channels.
 
-The weights are packed once as panels [term][channel], a vector of channels wide; the source as
-planes, of which each element is broadcast; a finished block is transposed into the result. What is
-packed and transposed is 2 to 3 % of the work with 400 terms, where unfolded rows of positions
-against 8 channels (`conv_pass`) lost 8 % to packing and another 10 to the tile. It wants channels
-enough to fill its vectors: see `prefers_wide`.
+    for a block of 8 vectors of output channels, for a block of KC terms (channel, tap):
+        pack the weights as panels [term][channel], a vector of channels wide
+        for a block of 512 positions (images, or rows of one, or parts of a row):
+            pack the source as planes with the zeros around them
+            for a vector of channels:
+                for 20 to 28 positions: the tile, which broadcasts each position's element
+                transpose the block's sums into the result
+            call the epilogue, with the last terms
+
+What is packed and transposed is 2 to 3 % of the work with 400 terms, where unfolded rows of
+positions against 8 channels (`conv_im2col`) lost 8 % to packing and another 10 to the tile. With 25
+terms the transposing alone is 25 %. It wants terms enough, and channels enough to fill its vectors:
+see `prefers_channels`.
 """
 
 from __future__ import annotations
 
 from .builder import Module
-from .conv_emit import COLD, KC, Code, Plan, emit_box_steps
-from .conv_pass import aligned, emit_position_address
+from .conv_emit import KC, Code, Plan, aligned, emit_box_steps
+from .conv_im2col import emit_position_address
+from .conv_im2col_tile import full_height
 from .conv_plane import (
     POSITIONS,
     Block,
     Workspace,
     emit_blocks_that_fit,
-    emit_pack_block,
-    emit_position_table,
-    emit_tap_table,
+    require_pack_block,
+    require_position_table,
+    require_tap_table,
 )
-from .conv_rows import MOST_ROWS
-from .conv_tile import full_height
+from .conv_tile import MOST_ROWS
 from .conv_transpose import require_transpose
-from .gemm_emit import Element
+from .gemm_emit import CONTROL, Element
 from .target import Target
 
 PANELS = 8  # vectors of output channels to a block of packed weights: 384 KiB of float32
 
-# `tile` is a function of `require_rows_tile`, for `height` positions.
+# `tile` is a function of `require_tile`, for `height` positions.
 PASS_PARAMS = ("ptr plan, ptr pack, ptr src, ptr weights, ptr dst, ptr workspace, ptr epilogue, "
                "ptr context, i64 begin, i64 end, ptr tile, i64 height")  # fmt: skip
 
 
-def prefers_wide(element: Element, rows: object) -> bool:
-    """Whether a pass of so many output channels is faster here than in `conv_pass`: this one has
-    12/13 of its time a term, and fills vectors of channels where that one fills its tile's rows."""
+def prefers_channels(element: Element, rows: object, terms: object) -> bool:
+    """Whether a pass that sums `terms` products for each of so many output channels is faster here
+    than in `conv_im2col`.
+
+    This one has 12/13 of its time a term, and fills vectors of channels where that one fills its
+    tile's rows; but transposing takes 10 terms' time a position, storing there 5. On Zen 4, 3 x 3
+    windows of 3 channels to 64 on 32 x 32: 75 GFLOP/s and 103; of 8 channels 95 and 96; of 16 98
+    and 102; of 32 channels on 28 x 28 111 and 108.
+    """
     if not isinstance(rows, int):
         return True
     here, there = (-(-rows // n) * n for n in (element.lanes, full_height(element.target)))
+    if isinstance(terms, int):
+        here, there = here * (terms + 10), there * (terms + 5)
     return 12 * here <= 13 * there
 
 
@@ -53,21 +69,21 @@ def panel_rs(element: Element) -> int:
     return KC * element.lanes
 
 
-def wide_workspace_bytes(target: Target, dtype: str) -> int:
+def channels_workspace_bytes(target: Target, dtype: str) -> int:
     return _workspace(Element.of(dtype, target)).bytes
 
 
-def require_wide_pass(module: Module, element: Element) -> str:
-    """Makes sure of `void @sg_conv_wide_<dtype>(plan, pack, src, weights, dst, workspace, epilogue,
-    context, begin, end, tile, height)`: the pass of `Plan` over the images [begin, end).
+def require_channels_pass(module: Module, element: Element) -> str:
+    """Makes sure of `void @sg_conv_channels_<dtype>(plan, pack, src, weights, dst, workspace,
+    epilogue, context, begin, end, tile, height)`: the pass of `Plan` over the images [begin, end).
 
     `pack` is null where the weights lie as [rows, terms], else `require_pack_terms`' function.
     """
-    name = f"sg_conv_wide_{element.dtype}"
+    name = f"sg_conv_channels_{element.dtype}"
     if module.has(name):
         return name
     run = _require_terms(module, element)
-    f = Code(module, name, PASS_PARAMS, element, COLD)
+    f = Code(module, name, PASS_PARAMS, element, CONTROL)
     rows, channels, taps_h, taps_w = f.slots(
         "%plan", Plan.ROWS, Plan.CHANNELS, Plan.TAPS_H, Plan.TAPS_W
     )
@@ -101,20 +117,22 @@ def require_wide_pass(module: Module, element: Element) -> str:
 
 
 def _require_terms(module: Module, element: Element) -> str:
-    """`void @sg_conv_wide_terms_<dtype>(plan, .., height, r, rows, first, last)`: what terms first
-    to last give to the output channels r to r + rows; the terms before them are in dst already."""
-    name = f"sg_conv_wide_terms_{element.dtype}"
+    """`void @sg_conv_channels_terms_<dtype>(plan, .., height, r, rows, first, last)`: what terms
+    first to last give to the output channels r to r + rows; what those before gave is in dst."""
+    name = f"sg_conv_channels_terms_{element.dtype}"
     if module.has(name):
         return name
-    compute = _require_block(module, element)
+    compute, pack = _require_block(module, element), require_pack_block(module, element)
     params = PASS_PARAMS.replace("ptr workspace", "ptr space")
-    f = Code(module, name, params + ", i64 r, i64 rows, i64 first, i64 last", element, COLD)
+    f = Code(module, name, params + ", i64 r, i64 rows, i64 first, i64 last", element, CONTROL)
     parts = _workspace(element)
     block, taps = f.at_byte("%space", parts.block), f.at_byte("%space", parts.taps)
     out_w, positions, first_row = f.slots("%plan", Plan.OUT_W, Plan.POSITIONS, Plan.FIRST_ROW)
     emit_blocks_that_fit(f, block, f.sub("%end", "%begin"), "%first", "%last")
-    emit_position_table(f, block, f.at_byte("%space", parts.positions), MOST_ROWS)
-    emit_tap_table(f, block, taps, "%first", "%last", 0)
+    f.call(require_position_table(module, element), ("ptr", "%plan"), ("ptr", block),
+           ("ptr", f.at_byte("%space", parts.positions)), ("i64", MOST_ROWS))  # fmt: skip
+    f.call(require_tap_table(module, element), ("ptr", "%plan"), ("ptr", block), ("ptr", taps),
+           ("i64", "%first"), ("i64", "%last"), ("i64", 0))  # fmt: skip
     _emit_pack_weights(f, f.at_byte("%space", parts.panels), panel_rs(element))
     step_n, step_i, step_j = f.slots(block, Block.IMAGES, Block.ROWS, Block.COLS)
     out_h = f.div(positions, f.maximum(out_w, 1))
@@ -125,9 +143,9 @@ def _require_terms(module: Module, element: Element) -> str:
     ):
         images = f.minimum(step_n, f.sub("%end", n))
         high, wide = f.minimum(step_i, f.sub(out_h, i)), f.minimum(step_j, f.sub(out_w, j))
-        emit_pack_block(
-            f, block, ("%src", f.at_byte("%space", parts.plane)), (n, i, j), (images, high, wide)
-        )
+        f.call(pack, ("ptr", "%plan"), ("ptr", block), ("ptr", "%src"),
+               ("ptr", f.at_byte("%space", parts.plane)),
+               *[("i64", v) for v in (n, i, j, images, high, wide, "%first", "%last")])  # fmt: skip
         p, run = f.add(f.mul(i, out_w), j), f.mul(high, wide)
         f.call(compute, ("ptr", "%plan"), ("ptr", "%dst"), ("ptr", "%space"), ("ptr", "%tile"),
                *[("i64", v) for v in ("%height", "%r", "%rows", "%first", "%last", n, images, p,
@@ -152,7 +170,7 @@ def _emit_pack_weights(f: Code, panels: str, step: int) -> None:
         source = f.at("%weights", f.mul(f.add("%r", r), w_row))
         adjoin = f.emit("icmp eq ptr %pack, null")
         with f.when(adjoin):
-            f.call(transpose, ("ptr", f.at(source, "%first")), ("i64", w_row), ("ptr", to),
+            f.call(transpose, ("ptr", f.at(source, "%first")), ("ptr", to), ("i64", w_row),
                    ("i64", lanes), ("i64", rows), ("i64", f.sub("%last", "%first")))  # fmt: skip
         with f.when(f.negate(adjoin)):
             f.stmt(f"call void %pack(ptr %plan, ptr {source}, ptr {to}, i64 {rows}, i64 %first, "
@@ -160,10 +178,10 @@ def _emit_pack_weights(f: Code, panels: str, step: int) -> None:
 
 
 def require_pack_terms(module: Module, element: Element) -> str:
-    """Makes sure of `void @sg_conv_terms_<dtype>(plan, weights, dst, rows, first, last)`: the
-    weights of terms first to last (channel, tap row, tap column) for `rows` output channels from
-    `weights` on, as dst[(k - first) * lanes + r]."""
-    name = f"sg_conv_terms_{element.dtype}"
+    """Makes sure of `void @sg_conv_channels_pack_<dtype>(plan, weights, dst, rows, first, last)`:
+    the weights of terms first to last (channel, tap row, tap column) for `rows` output channels
+    from `weights` on, as dst[(k - first) * lanes + r]."""
+    name = f"sg_conv_channels_pack_{element.dtype}"
     if module.has(name):
         return name
     f = Code(module, name, "ptr plan, ptr weights, ptr dst, i64 rows, i64 first, i64 last", element)
@@ -187,16 +205,16 @@ def require_pack_terms(module: Module, element: Element) -> str:
 
 
 def _require_block(module: Module, element: Element) -> str:
-    """`void @sg_conv_wide_block_<dtype>(plan, dst, space, tile, height, r, rows, first, last, n,
-    images, p, run)`: multiplies the packed planes of `run` positions from p on of `images` images
-    from n on by the packed weights, into dst."""
-    name = f"sg_conv_wide_block_{element.dtype}"
+    """`void @sg_conv_channels_block_<dtype>(plan, dst, space, tile, height, r, rows, first, last,
+    n, images, p, run)`: multiplies the packed planes of `run` positions from p on of `images`
+    images from n on by the packed weights, into dst."""
+    name = f"sg_conv_channels_block_{element.dtype}"
     if module.has(name):
         return name
     move = _require_move(module, element)
     params = ("ptr plan, ptr dst, ptr space, ptr tile, i64 height, i64 r, i64 rows, i64 first, "
               "i64 last, i64 n, i64 images, i64 p, i64 run")  # fmt: skip
-    f = Code(module, name, params, element, COLD)
+    f = Code(module, name, params, element, CONTROL)
     parts, lanes = _workspace(element), element.lanes
     dst_row, dst_image = f.slots("%plan", Plan.DST_ROW, Plan.DST_IMAGE)
     sums = f.at_byte("%space", parts.sums)
@@ -237,7 +255,7 @@ def _require_move(module: Module, element: Element) -> str:
         return name
     transpose, apart = require_transpose(module, element), _require_move_apart(module, element)
     params = "ptr plan, ptr dst, ptr sums, i64 rows, i64 p, i64 count, i64 out"
-    f = Code(module, name, params, element, COLD)
+    f = Code(module, name, params, element, CONTROL)
     run, dst_col, dst_row = f.slots("%plan", Plan.RUN, Plan.DST_COL, Plan.DST_ROW)
     dense, out = f.compare("eq", dst_col, 1), f.compare("ne", "%out", 0)
     lanes = element.lanes
@@ -250,7 +268,7 @@ def _require_move(module: Module, element: Element) -> str:
         with f.when(dense):
             a_rs, b_rs = f.select(out, lanes, dst_row), f.select(out, dst_row, lanes)
             rows, cols = f.select(out, length, "%rows"), f.select(out, "%rows", length)
-            f.call(transpose, ("ptr", a), ("i64", a_rs), ("ptr", b), ("i64", b_rs), ("i64", rows),
+            f.call(transpose, ("ptr", a), ("ptr", b), ("i64", a_rs), ("i64", b_rs), ("i64", rows),
                    ("i64", cols))  # fmt: skip
         with f.when(f.negate(dense)):
             a_col, b_col = f.select(out, lanes, dst_col), f.select(out, dst_col, lanes)

@@ -1,16 +1,23 @@
-"""One pass of a convolution over images: pack a block of the source, multiply it by the weights.
+"""One pass of a convolution over images, with vectors along the positions: im2col by blocks.
 
-Forward is one pass, the gradient of the input one pass for each phase of the stride. Here vectors
-run along positions, which suits few output channels; `conv_wide` has the other way.
+    for a block of 256 output channels, for a block of KC terms (channel, tap):
+        for a block of positions (4 strips; or an image, whose tap rows then share packed rows):
+            unfold the source: a row of positions for each term
+            for a strip of 3 vectors of positions, for 8 output channels: the tile, which broadcasts
+                each channel's weight
+            call the epilogue, with the last terms
+
+It suits few output channels; `conv_channels` has the other way. Forward is one such pass, the
+gradient of the input one for each phase of the stride.
 """
 
 from __future__ import annotations
 
 from .builder import Module
-from .conv_emit import COLD, KC, Code, Plan, emit_box_steps, emit_set_box
-from .conv_pack import piece_table_bytes, require_pack_source
-from .conv_tile import VECTORS, Steps, emit_add, full_height, require_tile
-from .gemm_emit import Element
+from .conv_emit import KC, Code, Plan, aligned, emit_add, emit_box_steps, emit_set_box
+from .conv_im2col_pack import piece_table_bytes, require_im2col_pack
+from .conv_im2col_tile import VECTORS, Steps, full_height, require_im2col_tile
+from .gemm_emit import CONTROL, Element
 from .target import Target
 
 ROW_BLOCK = 256  # output channels to a block of packed weights: 512 KiB of float32
@@ -39,32 +46,25 @@ def _offsets(element: Element) -> tuple[int, int, int]:
     return tile, weights, weights + ROW_BLOCK * KC
 
 
-def pass_workspace_bytes(target: Target, dtype: str) -> int:
+def im2col_workspace_bytes(target: Target, dtype: str) -> int:
     """What a pass needs, and 64 bytes to align it."""
     element = Element.of(dtype, target)
     table = piece_table_bytes(max(SHARED_COLUMNS, STRIPS * strip_columns(element)))
     return _offsets(element)[2] * element.itemsize + table + 64
 
 
-def aligned(f: Code, pointer: str) -> str:
-    """The first address on a 64-byte line from `pointer` on."""
-    address = f.emit(f"ptrtoint ptr {pointer} to i64")
-    gap = f.emit(f"and i64 {f.sub(0, address)}, 63")
-    return f.at_byte(pointer, gap)
+def require_im2col_pass(module: Module, element: Element) -> str:
+    """Makes sure of `void @sg_conv_im2col_<dtype>(plan, pack, src, weights, dst, workspace,
+    epilogue, context, begin, end)`: the pass of `Plan` over the images [begin, end).
 
-
-def require_pass(module: Module, element: Element) -> str:
-    """Makes sure of `void @sg_conv_pass_<dtype>(plan, pack, src, weights, dst, workspace, epilogue,
-    context, begin, end)`: the pass of `Plan` over the images [begin, end).
-
-    `pack` is null where the weights lie as [rows, taps], else `require_pack_weights`' function: a
+    `pack` is null where the weights lie as [rows, taps], else `require_im2col_weights`' function: a
     pointer, so that forward, which has no need of it, does not compile it.
     """
-    name = f"sg_conv_pass_{element.dtype}"
+    name = f"sg_conv_im2col_{element.dtype}"
     if module.has(name):
         return name
-    require_block(module, element)
-    f = Code(module, name, PASS_PARAMS, element, COLD)
+    _require_block(module, element)
+    f = Code(module, name, PASS_PARAMS, element, CONTROL)
     steps = f.emit(f"alloca [{len(Steps)} x i64], align 64")
     view = f.emit(f"alloca [{len(Plan)} x i64], align 64")
     rows, channels, taps_h, taps_w = f.slots(
@@ -115,9 +115,9 @@ def _emit_blocks(
         with f.loop(part, end, columns) as q:
             count = f.minimum(f.sub(end, q), columns)
             f.stmt(
-                f"call void @sg_conv_block_{f.element.dtype}(ptr %plan, ptr {view}, ptr {steps}, "
-                f"ptr %src, ptr {dst}, ptr {block}, ptr {a}, i64 {rows}, i64 {accumulate}, "
-                f"i64 {q}, i64 {count})"
+                f"call void @sg_conv_im2col_block_{f.element.dtype}(ptr %plan, ptr {view}, "
+                f"ptr {steps}, ptr %src, ptr {dst}, ptr {block}, ptr {a}, i64 {rows}, "
+                f"i64 {accumulate}, i64 {q}, i64 {count})"
             )
             with f.when(f.emit(f"icmp ne ptr {epilogue}, null")):
                 _emit_epilogue(f, epilogue, r0, rows, q, count)
@@ -217,17 +217,17 @@ def _emit_epilogue(f: Code, epilogue: str, r0: str, rows: str, q: str, count: st
         part.step = length
 
 
-def require_block(module: Module, element: Element) -> str:
+def _require_block(module: Module, element: Element) -> str:
     """Makes sure of the function that packs `count` positions from q on and multiplies them by the
-    weights of `rows` output channels into dst: `void @sg_conv_block_<dtype>(plan, view, steps, src,
-    dst, workspace, a, rows, accumulate, q, count)`."""
-    name = f"sg_conv_block_{element.dtype}"
+    weights of `rows` output channels into dst: `void @sg_conv_im2col_block_<dtype>(plan, view,
+    steps, src, dst, workspace, a, rows, accumulate, q, count)`."""
+    name = f"sg_conv_im2col_block_{element.dtype}"
     if module.has(name):
         return name
-    pack, merge = require_pack_source(module, element), _require_merge(module, element)
+    pack, merge = require_im2col_pack(module, element), _require_merge(module, element)
     params = ("ptr plan, ptr view, ptr steps, ptr src, ptr dst, ptr workspace, ptr a, i64 rows, "
               "i64 accumulate, i64 q, i64 count")  # fmt: skip
-    f = Code(module, name, params, element, COLD)
+    f = Code(module, name, params, element, CONTROL)
     columns, height = strip_columns(element), full_height(module.target)
     tile_at, _, table_at = _offsets(element)
     tile, table = f.at("%workspace", tile_at), f.at("%workspace", table_at)
@@ -286,7 +286,7 @@ def _emit_tiles(f: Code, a: str, b: str, out: tuple[str, str], rows: str, count:
     height, width, lanes = full_height(f.module.target), strip_columns(f.element), f.element.lanes
 
     def call(vectors: int, b: str, c: str) -> None:
-        tile = require_tile(f.module, f.element, height, vectors)
+        tile = require_im2col_tile(f.module, f.element, height, vectors)
         f.stmt(
             f"call void @{tile}(ptr %steps, ptr {a}, ptr {b}, ptr {c}, i64 {out[1]}, i64 {rows})"
         )
@@ -314,9 +314,10 @@ def emit_position_address(f: Code, dst: str, q: str) -> str:
 
 
 def _require_merge(module: Module, element: Element) -> str:
-    """`void @sg_conv_merge_<dtype>(plan, tile, dst, rows, accumulate, q, count)`: puts the buffered
-    tile of `count` positions from q on down in dst, run by run, or adds it to what is there."""
-    name = f"sg_conv_merge_{element.dtype}"
+    """`void @sg_conv_im2col_merge_<dtype>(plan, tile, dst, rows, accumulate, q, count)`: puts the
+    buffered tile of `count` positions from q on down in dst, run by run, or adds it to what is
+    there."""
+    name = f"sg_conv_im2col_merge_{element.dtype}"
     params = "ptr plan, ptr tile, ptr dst, i64 rows, i64 accumulate, i64 q, i64 count"
     f = Code(module, name, params, element)
     positions, run, dst_col, dst_row = f.slots(

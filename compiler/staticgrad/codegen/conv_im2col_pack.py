@@ -1,11 +1,12 @@
-"""Packing for convolution: the panel of source values that taps and positions meet in (im2col,
-a block at a time, straight from the image), and weights."""
+"""What `conv_im2col` packs: the unfolded source of a block, straight from the image (for a tap
+column, tap row and channel of the block, for a piece of positions: a vector), and weights."""
 
 from __future__ import annotations
 
 from .builder import Module
-from .conv_emit import COLD, Code, Plan
-from .gemm_emit import Element
+from .conv_emit import Code, Plan
+from .conv_lanes import emit_inside, emit_lane_code, emit_load_lanes, kinds_of
+from .gemm_emit import CONTROL, Element
 
 # A block's positions are cut into pieces: at most one vector each, all in one row of one image.
 # What the loops over taps need of them is tabled once a block: `PIECE_SLOTS` i64s a piece.
@@ -18,8 +19,8 @@ def piece_table_bytes(positions: int) -> int:
     return positions * PIECE_SLOTS * 8
 
 
-def require_pack_source(module: Module, element: Element) -> str:
-    """Makes sure of `void @sg_conv_source_<dtype>(plan, src, dst, dst_rs, table, q0, count)`.
+def require_im2col_pack(module: Module, element: Element) -> str:
+    """Makes sure of `void @sg_conv_im2col_pack_<dtype>(plan, src, dst, dst_rs, table, q0, count)`.
 
     dst[k * dst_rs + l] = the source value of tap k at position q0 + l, l < count, where k counts
     the taps of the plan's box (channel, tap row, tap column) and positions go through the images.
@@ -29,7 +30,7 @@ def require_pack_source(module: Module, element: Element) -> str:
     Rows of dst are written one after the other, pieces innermost, so that a line of dst is fetched
     from L2 once. Packing half vectors, which cross fewer lines, and prefetching dst were slower.
     """
-    name = f"sg_conv_source_{element.dtype}"
+    name = f"sg_conv_im2col_pack_{element.dtype}"
     if module.has(name):
         return name
     pieces = _require_pieces(module, element)
@@ -52,21 +53,13 @@ def require_pack_source(module: Module, element: Element) -> str:
     return name
 
 
-def kinds_of(element: Element) -> list[str]:
-    """The ways to load a piece: `dense` (stride 1) and `halves` (stride 2: the even elements of two
-    vectors) under masks, and `each`, element by element, for all else."""
-    if not element.has_masks:
-        return ["each"]
-    return ["dense", "halves", "each"] if element.lanes <= 16 else ["dense", "each"]
-
-
 def _require_pieces(module: Module, element: Element) -> str:
-    """`void @sg_conv_pieces_<dtype>(plan, table, q0, count, end)`: tables the pieces of `count`
-    positions for the first tap of the box; *end is how many bytes of the table are used."""
-    name = f"sg_conv_pieces_{element.dtype}"
+    """`void @sg_conv_im2col_pieces_<dtype>(plan, table, q0, count, end)`: tables the pieces of
+    `count` positions for the first tap of the box; *end is how many bytes of the table are used."""
+    name = f"sg_conv_im2col_pieces_{element.dtype}"
     if module.has(name):
         return name
-    f = Code(module, name, "ptr plan, ptr table, i64 q0, i64 count, ptr end", element, COLD)
+    f = Code(module, name, "ptr plan, ptr table, i64 q0, i64 count, ptr end", element, CONTROL)
     out_w, positions, stride_h, stride_w, image, src_w = f.slots(
         "%plan", Plan.OUT_W, Plan.POSITIONS, Plan.STRIDE_H, Plan.STRIDE_W, Plan.SRC_IMAGE,
         Plan.SRC_W,
@@ -117,50 +110,6 @@ def _emit_lanes(f: Code, end: str, shift: str) -> None:
         col, length = f.slots(entry, COL, LENGTH)
         low, high = emit_inside(f, f.add(col, shift), src_w, stride_w, length)
         f.set_slot(entry, LANES, emit_lane_code(f, stride_w, low, high))
-
-
-def emit_inside(f: Code, col: str, src_w: str, stride_w: str, length: str) -> tuple[str, str]:
-    """The lanes [low, high) of a piece whose columns col + l * stride_w lie in [0, src_w)."""
-    before, after = f.maximum(f.sub(0, col), 0), f.maximum(f.sub(src_w, col), 0)
-    with f.choice(f.compare("ne", stride_w, 1)) as strided:
-        low_s, high_s = f.ceil_div(before, stride_w), f.ceil_div(after, stride_w)
-    low = strided.phi("i64", low_s, before)
-    high = f.minimum(strided.phi("i64", high_s, after), length)
-    return f.minimum(low, high), high
-
-
-def emit_lane_code(f: Code, stride_w: str, low: str, high: str) -> str:
-    """The lanes [low, high) as the kind of this stride reads them; 0 is none. `dense` and `halves`
-    want the mask of the elements to load, `each` wants low and high in 32 bits each."""
-    code = f.emit(f"or i64 {low}, {f.emit(f'shl i64 {high}, 32')}")
-    kinds = kinds_of(f.element)
-    if "halves" in kinds:
-        low_2, high_2 = f.add(low, low), f.add(high, high)
-        # The odd element after the last even one is left out: it may lie outside of the image.
-        end = f.emit(f"lshr i64 {f.emit(f'shl i64 1, {high_2}')}, 1")
-        bits = f.sub(end, f.emit(f"shl i64 1, {low_2}"))
-        bits = f.select(f.compare("slt", low, high), bits, 0)
-        code = f.select(f.compare("eq", stride_w, 2), bits, code)
-    if "dense" in kinds:
-        bits = f.sub(f.emit(f"shl i64 1, {high}"), f.emit(f"shl i64 1, {low}"))
-        code = f.select(f.compare("eq", stride_w, 1), bits, code)
-    return code
-
-
-def emit_load_lanes(f: Code, kind: str, pointer: str, code: str) -> str:
-    """One vector of a piece (`dense` or `halves`): zero but for the lanes of `code`."""
-    lanes, ty = f.element.lanes, f.element.memory_vector
-    masks = []
-    for part in range(1 if kind == "dense" else 2):
-        bits = f.emit(f"lshr i64 {code}, {part * lanes}") if part else code
-        narrow = f.emit(f"trunc i64 {bits} to i{lanes}")
-        masks.append(f.emit(f"bitcast i{lanes} {narrow} to <{lanes} x i1>"))
-    first = f.masked_load(pointer, masks[0])
-    if kind == "dense":
-        return first
-    second = f.masked_load(f.at(pointer, lanes), masks[1])
-    even = ", ".join(f"i32 {2 * i}" for i in range(lanes))
-    return f.emit(f"shufflevector {ty} {first}, {ty} {second}, <{lanes} x i32> <{even}>")
 
 
 def _emit_rows(f: Code, src: str, dst: str, stride_w: str, end: str) -> None:
@@ -228,10 +177,10 @@ def _emit_each(f: Code, source: str, target: str, code: str, stride_w: str) -> N
         f.store(element.memory, value, f.at(target, lane.index))
 
 
-def require_pack_weights(module: Module, element: Element) -> str:
-    """Makes sure of `void @sg_conv_weights_<dtype>(plan, weights, dst, rows)`: the weights of the
-    plan's box for `rows` output channels from `weights` on, as dst[k * rows + r]."""
-    name = f"sg_conv_weights_{element.dtype}"
+def require_im2col_weights(module: Module, element: Element) -> str:
+    """Makes sure of `void @sg_conv_im2col_weights_<dtype>(plan, weights, dst, rows)`: the weights
+    of the plan's box for `rows` output channels from `weights` on, as dst[k * rows + r]."""
+    name = f"sg_conv_im2col_weights_{element.dtype}"
     if module.has(name):
         return name
     f = Code(module, name, "ptr plan, ptr weights, ptr dst, i64 rows", element)
