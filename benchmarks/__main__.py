@@ -72,7 +72,7 @@ def _threads(text: str | None) -> tuple[int, ...] | None:
         return None
     most = results.usable_cores()
     parts = _names(text)
-    if not parts or not all(p.isdigit() and 1 <= int(p) <= most for p in parts):
+    if not parts or not all(p.isdecimal() and 1 <= int(p) <= most for p in parts):
         raise UsageError(f"--threads {text}: expected numbers from 1 to {most}, as in 1,{most}")
     return tuple(sorted({int(p) for p in parts}))
 

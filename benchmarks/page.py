@@ -10,6 +10,16 @@ from .results import Document
 from .suite import WORKLOADS
 
 PAGE = ROOT / "docs" / "performance.md"
+# What a reader of a table must know, by its title.
+_ABOUT = {
+    report.STEPS: "GFLOP/s and the share of the roofline are of a workload's nominal operations: a "
+    "convolution behind max pooling skips those whose factor is zero.",
+    report.MEMORY: "`temporaries` is what a framework plans for a call: ours holds the packing "
+    "buffers of all threads, JAX's leaves out what its matrix library takes. `grows` is resident "
+    "memory from before declaring to its peak while running. Importing staticgrad loads LLVM, some "
+    "45 MiB of which are given back once the program is compiled, so that `over the plan` is below "
+    "zero.",
+}
 PICTURE = ROOT / "docs" / "images" / "performance.svg"
 
 
@@ -71,7 +81,7 @@ def page(document: Document, picture: str | None, by_kernel: Document | None = N
     if picture is not None:
         parts.append(f"![The peers' times as multiples of staticgrad's]({picture})")
     for table in (steps, *others):
-        parts += [f"## {_title(table)}", table.markdown()]
+        parts += [f"## {_title(table)}", _ABOUT.get(table.title, ""), table.markdown()]
     if by_kernel is not None:
         found = threads.table(by_kernel)
         told = (threads.__doc__ or "").partition("\n\n")[2].strip().replace("\n", " ")

@@ -22,10 +22,10 @@ def relative(result: Result) -> dict[str, float]:
 
 
 def shown(document: Document) -> list[Result]:
-    """The headline workloads, at the most threads they were run with."""
+    """Every workload with a peer, at the most threads it was run with."""
     found = {}
     for result in sorted(document["results"], key=lambda r: int(r["threads"])):
-        if result["headline"] and relative(result):
+        if relative(result):
             found[result["workload"]] = result
     order = [r["workload"] for r in document["results"]]
     return sorted(found.values(), key=lambda r: order.index(r["workload"]))
@@ -41,7 +41,7 @@ def draw(document: Document, paths: list[Path]) -> bool:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(8.5, 1.4 + 0.32 * len(results)), layout="constrained")
+    figure = Figure(figsize=(8.5, 1.4 + 0.26 * len(results)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     rows = range(len(results))

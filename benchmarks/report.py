@@ -22,6 +22,8 @@ from .results import (
 
 NONE = "-"
 _TELLING = ("jax",)  # other frameworks that tell what a call takes
+STEPS = "Time of a call, median of repetitions taken in turn"
+MEMORY = "Memory of a fresh process, MiB"
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def step_table(document: Document, results: Sequence[Result]) -> Table:
         ])  # fmt: skip
     header = ["workload", *(LABELS[n] for n in names), "ours / best peer", "GFLOP/s", "GB/s",
               "of the roofline"]  # fmt: skip
-    return Table("Time of a call, median of repetitions taken in turn", header, rows)
+    return Table(STEPS, header, rows)
 
 
 def first_table(document: Document, results: Sequence[Result]) -> Table:
@@ -149,7 +151,7 @@ def memory_table(document: Document, results: Sequence[Result]) -> Table:
     header = ["workload", "temporaries", "bound"]
     header += [f"{LABELS[n]}'s temporaries" for n in names if n in _TELLING]
     header += ["planned", "state", "over the plan", *(f"{LABELS[n]} grows" for n in names)]
-    return Table("Memory of a fresh process, MiB", header, rows)
+    return Table(MEMORY, header, rows)
 
 
 def threads_table(document: Document) -> Table:
@@ -206,7 +208,10 @@ def summary(document: Document) -> list[str]:
         ]
         if slow:
             lines.append("slower than the best peer: " + ", ".join(slow))
-    for kind, words in (("cold", "cold"), ("warm", "with a warm disk cache")):
+    for kind, words in (
+        ("cold", "cold"),
+        ("warm", "with our warm disk cache (JAX keeps none by itself)"),
+    ):
         found = first_call_ratio(document, kind)
         if found is not None:
             lines.append(

@@ -42,7 +42,7 @@ class Workload:
                 if not); the body does not see it
     tolerance   the largest difference to the reference that counts as equal, as a part of the
                 largest magnitude in the array (see `results.largest_difference`)
-    headline    measured from a fresh process too (first call, memory), and part of the plot
+    headline    measured from a fresh process too (first call, memory)
     without     framework -> why it does not take part
     one_thread  also run with one thread where the run was not told how many to use
     """

@@ -9,6 +9,7 @@ the baseline knows the two characters before, its smoothing is tuned on the trai
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,12 @@ def held_out_loss(logits: np.ndarray, batch: Batch) -> float:
     return second_half_loss(log_p, batch[1])
 
 
+def annealed(t: int) -> float:
+    """The rate's factor in epoch t: half a cosine down, then that of the last of EPOCHS, so that a
+    longer training goes on with small steps."""
+    return (1 + math.cos(math.pi * min(t, EPOCHS - 1) / EPOCHS)) / 2
+
+
 def build() -> sg.Program:
     """The model with its data: what `staticgrad train` takes."""
     x = sg.input("x", ("N", CONTEXT), dtype="int64")
@@ -103,7 +110,7 @@ def build() -> sg.Program:
         train_batches=train_batches,
         test_batches=test_batches,
         metrics={"loss": held_out_loss},
-        scheduler=sg.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS),
+        scheduler=sg.optim.lr_scheduler.LambdaLR(optimizer, annealed),
         epochs=EPOCHS,
     )
 

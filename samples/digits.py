@@ -7,6 +7,7 @@ Optical Recognition of Handwritten Digits); a stratified third is held out.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -54,6 +55,17 @@ def train_batches(copies: int) -> Callable[[np.random.Generator], list[Batch]]:
         return [(images[i : i + BATCH], labels[i : i + BATCH]) for i in starts]
 
     return epoch
+
+
+def annealing(optimizer: sg.optim.Optimizer, epochs: int) -> sg.optim.lr_scheduler.LRScheduler:
+    """The rate goes down half a cosine, and stays where it is in the last of `epochs`.
+
+    So a longer training (`--epochs 20 --resume`) goes on with small steps. `CosineAnnealingLR`
+    alone would climb the cosine's other half and undo what was learnt.
+    """
+    return sg.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: (1 + math.cos(math.pi * min(t, epochs - 1) / epochs)) / 2
+    )
 
 
 def test_batches() -> list[Batch]:

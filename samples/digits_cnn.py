@@ -41,7 +41,7 @@ def build() -> sg.Program:
         train_batches=digits.train_batches(copies=2),
         test_batches=digits.test_batches,
         metrics={"accuracy": digits.accuracy},
-        scheduler=sg.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS),
+        scheduler=digits.annealing(optimizer, EPOCHS),
         epochs=EPOCHS,
         loss=loss_of,
         optimizer=optimizer,

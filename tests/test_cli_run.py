@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import staticgrad as sg
@@ -213,3 +216,14 @@ def test_a_model_beside_its_helpers(cli, tmp_path, monkeypatch):
     error = cli.json("run", "project/m.py", code=2)["error"]
     assert "my_helpers.py:2 in fail: RuntimeError: deep" in error["message"]
     assert error["location"] == f"{folder / 'my_helpers.py'}:2"
+
+
+def test_what_a_program_that_is_pickled_says_can_be_done(cli):
+    x, w = sg.input("x", (3,)), sg.parameter(np.full(3, 2.0, np.float32), "w")
+    program = sg.compile([x], x * w)
+    for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=r"sg\.save\(.*sg\.Graph\(.*\.save.*staticgrad run"):
+            attempt(program)
+    sg.Graph([x], x * w).save("model.sgir")
+    found = cli.json("run", "model.sgir", "--input", "x=[1,2,3]")
+    np.testing.assert_array_equal(values(found)[0], [2, 4, 6])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import staticgrad as sg
+from staticgrad.cli.training import Trainer
 from staticgrad_runtime import checkpoint
 
 from .cli_help import DESCENT, MODELS, TWO_MOONS, Cli, Terminal, write_model
@@ -96,6 +98,33 @@ def test_a_graph_without_inputs_takes_one_step_an_epoch(cli, tmp_path):
 def test_limit_batches(cli):
     found = cli.json("train", TWO_MOONS, "--limit-batches", "2", "--epochs", "1")
     assert found["history"][0]["samples"] == 32
+
+
+@pytest.mark.parametrize("missing", ["metrics={}", "predict=None, metrics={}"])
+def test_without_metrics_the_test_batches_give_the_loss(cli, tmp_path, missing):
+    body = f"    return dataclasses.replace(p, {missing}, test_batches=HELD_OUT, epochs=2)\n"
+    text = "HELD_OUT = lambda: [two_moons.data(2, 40), two_moons.data(3, 8)]\n" + variant(body)
+    model = write_model(tmp_path / "m.py", text)
+    found = cli.json("train", model)
+    assert list(found["test"]) == ["loss"]
+    assert found["test"] == found["history"][1]["test"] != found["history"][0]["test"]
+    assert "test loss" in (cli("train", model, "--no-checkpoint"), cli.out)[1]
+    # The oracle: NumPy, from the checkpoint; no dropout, weighted by the number of samples.
+    state = checkpoint.load("m.safetensors")[0]
+    names = ("0.weight", "0.bias", "3.weight", "3.bias")
+    w1, b1, w2, b2 = (state[name].astype("float64") for name in names)
+    data = runpy.run_path(TWO_MOONS)["data"]
+    x, y = (np.concatenate(parts) for parts in zip(data(2, 40), data(3, 8)))
+    logits = np.maximum(x @ w1.T + b1, 0) @ w2.T + b2
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert found["test"]["loss"] == pytest.approx(-log_p[np.arange(48), y].mean(), rel=1e-5)
+
+
+def test_threads(cli):
+    one, two = (cli.json("train", TWO_MOONS, "--threads", n, "--epochs", "1") for n in "12")
+    assert (one["loss"], one["test"]) == (two["loss"], two["test"])
+    program = runpy.run_path(TWO_MOONS)["build"]()
+    assert Trainer(program, 0, None, None, threads=1).step._binder._threads == 1
 
 
 def test_the_seed_decides_parameters_and_order(cli, tmp_path):
@@ -252,7 +281,8 @@ def test_other_files_are_not_overwritten(cli, tmp_path):
         (["--checkpoint", "a", "--no-checkpoint"], "exclude each other"),
         (["--epochs", "-1"], "expected a number of at least 0"),
         (["--limit-batches", "0"], "expected a number of at least 1"),
-        (["--frobnicate"], "unrecognized arguments"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate\nusage: staticgrad train "),
+        (["--threads", "0"], "expected a number of at least 1"),
     ],
 )
 def test_wrong_usage(cli, arguments, message):
@@ -260,6 +290,14 @@ def test_wrong_usage(cli, arguments, message):
     assert message in cli.err
     assert cli.out == ""
     assert message in cli.json("train", TWO_MOONS, *arguments, code=2)["error"]["message"]
+
+
+def test_an_unknown_option_is_named_without_the_model(cli):
+    """`2` was taken for the model, so that the model is left over."""
+    assert cli("train", "--workers", "2", TWO_MOONS) == 2
+    assert "unrecognized arguments: --workers\nusage: staticgrad train " in cli.err
+    assert cli("run", TWO_MOONS, "surplus") == 2
+    assert "unrecognized arguments: surplus\nusage: staticgrad run " in cli.err
 
 
 def test_another_seed_can_not_go_on(cli):

@@ -522,8 +522,18 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         lambda: sg.while_loop(lambda s: True, lambda s: {"b": s["a"]}, {"a": V}),
         sg.ArgumentTypeError, r"\['b'\]",
     ),
-    "lengths": (lambda: sg.scan(SAME, V, (W, V)), sg.ShapeError, "length 4, 3"),
-    "length and xs": (lambda: sg.scan(SAME, V, W, length=5), sg.ShapeError, "lengths differ: 5"),
+    "lengths": (
+        lambda: sg.scan(SAME, V, (W, V)), sg.ShapeError,
+        r"the lengths differ: xs\[0\] has 4, xs\[1\] has 3\n",
+    ),
+    "lengths by name": (
+        lambda: sg.scan(SAME, V, {"w": W, "v": [V]}), sg.ShapeError,
+        r"differ: xs\['v'\]\[0\] has 3, xs\['w'\] has 4\n",
+    ),
+    "length and xs": (
+        lambda: sg.scan(SAME, V, W, length=5), sg.ShapeError,
+        "the lengths differ: length=5, xs has 4\n",
+    ),
     "no length": (lambda: sg.scan(SAME, V), sg.ArgumentError, "length="),
     "negative": (lambda: sg.scan(SAME, V, length=-1), sg.ArgumentError, "negative, got -1"),
     "float length": (lambda: sg.scan(SAME, V, length=2.0), sg.ArgumentTypeError, "an int"),

@@ -386,6 +386,24 @@ def test_dim_where_pytorch_means_something_else() -> None:
     np.testing.assert_allclose(found.numpy(), MATRIX.var(axis=1, ddof=1), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "name", ["softmax", "log_softmax", "softmin", "glu", "normalize", "cosine_similarity"]
+)
+def test_axis_serves_for_dim_in_nn_functional(name: str) -> None:
+    function = getattr(sg.nn.functional, name)
+    given = np.arange(8, dtype=np.float32).reshape(2, 4) + 1
+    count = 2 if name == "cosine_similarity" else 1
+    x, t = sg.input("x", ("N", 4)), eager.tensor(given)
+    expected = sg.compile([x], function(*[x] * count, dim=0))(given)
+    np.testing.assert_array_equal(sg.compile([x], function(*[x] * count, axis=0))(given), expected)
+    np.testing.assert_array_equal(function(*[t] * count, axis=0).numpy(), expected)
+    for where in (x, t):
+        both = message(lambda w=where: function(*[w] * count, dim=0, axis=0))
+        assert f"{name}: axis= is dim=; give one of them" in both
+    layer = sg.nn.Softmax(axis=0)
+    np.testing.assert_array_equal(layer(t).numpy(), sg.nn.functional.softmax(t, dim=0).numpy())
+
+
 def test_a_models_forward_may_say_dim() -> None:
     class Pooled(sg.nn.Module):
         def forward(self, x: Any) -> Any:

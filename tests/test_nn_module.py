@@ -242,6 +242,36 @@ def test_devices_and_dtypes() -> None:
         nn.Linear(2, 3, dtype="int64")
 
 
+def test_an_optimiser_of_parameters_that_a_conversion_replaced_says_so() -> None:
+    layer = nn.Linear(2, 3)
+    old = list(layer.parameters())
+    optimizer = sg.optim.SGD(old, lr=0.1)
+    assert layer.float() is layer and layer.weight is old[0]  # nothing to convert
+    x32 = sg.input("x", (4, 2))
+    program = sg.compile([x32], layer(x32))
+    before = program(np.ones((4, 2), "float32"))
+    layer.double()
+    x = sg.input("x", (4, 2), dtype="float64")
+    loss = layer(x).sum()
+    replaced = r"'weight' .*float32\[3, 2\] was replaced .*\.double\(\).*after converting"
+    for use in (
+        lambda: optimizer.minimize(loss),
+        lambda: optimizer.minimize(loss, unreachable="zeros"),
+        lambda: optimizer.apply_gradients(sg.gradients(loss, list(layer.parameters()))),
+        optimizer.step,
+        lambda: sg.optim.Adam(old),
+    ):
+        with pytest.raises(ArgumentError, match=replaced):
+            use()
+    layer.weight.assign(np.zeros((3, 2)))
+    # As `to` documents: a program keeps the parameters that it was built with.
+    np.testing.assert_array_equal(program(np.ones((4, 2), "float32")), before)
+    fresh = sg.optim.SGD(layer.parameters(), lr=0.1)
+    step = sg.compile([x], loss, updates=fresh.minimize(loss))
+    step(np.ones((4, 2)))
+    np.testing.assert_allclose(layer.weight.numpy(), -0.4)
+
+
 def test_a_module_with_backward_is_refused() -> None:
     class Custom(nn.Module):
         def forward(self, x: Any) -> Any:

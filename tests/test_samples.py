@@ -87,6 +87,35 @@ def test_training_by_hand_is_what_the_command_does(capsys: pytest.CaptureFixture
     assert len(lines) == 6 and lines[5].startswith("worst of 5: ")
 
 
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_cnn", "char_transformer"])
+def test_the_rate_is_a_cosine_that_stays_at_its_end(name: str) -> None:
+    module = sample(name)
+    program = module.build()
+    first, rates = program.scheduler.get_last_lr()[0], []
+    for _ in range(2 * module.EPOCHS):
+        rates += program.scheduler.get_last_lr()
+        program.scheduler.step()
+    plain = sg.optim.SGD([sg.parameter(0.0)], lr=first)
+    cosine = sg.optim.lr_scheduler.CosineAnnealingLR(plain, module.EPOCHS)
+    assert rates[: module.EPOCHS] == [cosine.rate(0, t) for t in range(module.EPOCHS)]
+    assert set(rates[module.EPOCHS :]) == {rates[module.EPOCHS - 1]}
+
+
+def test_a_longer_training_keeps_the_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line's own example: `--epochs 20 --resume`."""
+    path, found = str(tmp_path / "mlp.safetensors"), []
+    for arguments in (("--epochs", "10"), ("--epochs", "20", "--resume")):
+        command = ["train", str(SAMPLES / "digits_mlp.py"), "--json", "--checkpoint", path]
+        assert cli([*command, *arguments]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    short, long = found
+    assert long["resumed_from_epoch"] == 10 and long["epochs"] == 20
+    assert long["loss"] < 1.2 * short["loss"]  # 2.4 times with a cosine that rises again
+    assert long["test"]["accuracy"] >= 0.985
+
+
 # --- closed forms ---------------------------------------------------------------------------------
 
 

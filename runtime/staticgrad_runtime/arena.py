@@ -35,11 +35,10 @@ def address(array: NDArray[np.generic]) -> int:
 
 
 class Arena:
-    """One block that holds every temporary of a call; grows, never shrinks."""
+    """One block that holds every temporary of a call; grows until it is released."""
 
     def __init__(self) -> None:
-        self._memory = aligned_bytes(1)
-        self.base = address(self._memory)
+        self.release()
 
     @property
     def capacity_bytes(self) -> int:
@@ -48,6 +47,13 @@ class Arena:
     def reserve(self, size_bytes: int) -> None:
         """Makes the block at least `size_bytes` long; its contents are not kept."""
         if size_bytes > self._memory.size:
-            self._memory = aligned_bytes(1)  # free the old block first: both could double the peak
-            self._memory = aligned_bytes(size_bytes)
-            self.base = address(self._memory)
+            self.release()  # free the old block first: both could double the peak
+            self._allocate(size_bytes)
+
+    def release(self) -> None:
+        """Frees the block; nothing may be using it."""
+        self._allocate(1)
+
+    def _allocate(self, size_bytes: int) -> None:
+        self._memory = aligned_bytes(size_bytes)
+        self.base = address(self._memory)

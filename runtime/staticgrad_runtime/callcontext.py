@@ -155,6 +155,11 @@ class CallContext:
         self.binding = binding
         give_back_code_pages()  # all that a first call compiles has been compiled
 
+    def release(self) -> None:
+        """Frees the temporaries' memory; no call may be using it. `bind` makes it anew."""
+        self.binding = None
+        self._arena.release()
+
     def point(self, specs: Sequence[InputSpec | OutputSpec], arrays: Sequence[Any]) -> None:
         """Stores the arrays' data pointers in the buffer table."""
         for spec, array in zip(specs, arrays):

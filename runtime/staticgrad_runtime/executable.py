@@ -265,9 +265,7 @@ class Executable(Head):
 
     def _take_context(self) -> CallContext:
         with self._mutex:
-            if self._retired:
-                self._free += [context for context in self._retired if not context.busy]
-                self._retired = [context for context in self._retired if context.busy]
+            self._reclaim()
             if self._free:
                 return self._free.pop()
             context = CallContext(self.manifest, self._cells, self._constants, self._packed)
@@ -278,6 +276,12 @@ class Executable(Head):
                 context.set_native(interface, cls.__call__, cls._raise_failure)
             self._contexts.append(context)
             return context
+
+    def _reclaim(self) -> None:
+        """Takes back retired contexts whose call has ended; under the mutex."""
+        if self._retired:
+            self._free += [context for context in self._retired if not context.busy]
+            self._retired = [context for context in self._retired if context.busy]
 
     def _give_back(self, context: CallContext) -> None:
         """Hands a context that just ran to the native entry; the one it had goes to the pool.
@@ -298,6 +302,26 @@ class Executable(Head):
             else:
                 self._free.append(old)
 
+    def release_memory(self) -> None:
+        """Frees the temporaries' memory of all calls that are not running; later ones make it anew.
+
+        Without a published context a call takes the checked path, which waits for the mutex. A
+        native call that began before has marked its context busy, see `_give_back`.
+        """
+        # In the hands of this very thread, if a finaliser or a signal handler called.
+        if not self._mutex.acquire(blocking=False):
+            return
+        try:
+            if self._published is not None:
+                set_call(self, 0)
+                self._retired.append(self._published)
+                self._published = None
+            self._reclaim()
+            for context in self._free:
+                context.release()
+        finally:
+            self._mutex.release()
+
     # The rest
 
     @property
@@ -311,7 +335,13 @@ class Executable(Head):
         return self._native
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("an Executable cannot be copied or pickled; save its artifact")
+        raise TypeError(
+            "a compiled program cannot be copied or pickled: its code and memory are this "
+            "process's. Save the state, e.g. sg.save(path, model.state_dict()), and compile again "
+            "in the other process, which takes the code from the cache on disk; "
+            "sg.Graph(inputs, outputs, updates).save('model.sgir') writes the graph itself, for "
+            "`staticgrad run model.sgir`"
+        )
 
     def __repr__(self) -> str:
         manifest = self.manifest
@@ -363,6 +393,20 @@ def _load_constants(artifact: Artifact) -> _Constants:
             where[spec.blob] = address(memory)
         table[spec.buffer] = where[spec.blob]
     return table
+
+
+def release_arenas() -> None:
+    """Frees the temporaries' memory of every executable's calls that are not running."""
+    for executable in _live():
+        executable.release_memory()
+
+
+def _live() -> list[Executable]:
+    while True:
+        try:
+            return list(_executables)
+        except RuntimeError:  # another thread made one meanwhile
+            continue
 
 
 def _reset_after_fork() -> None:

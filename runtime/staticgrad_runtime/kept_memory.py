@@ -389,12 +389,8 @@ def kept_bytes() -> int:
     return 0 if keeper is None else int(keeper.words[KeptWord.BYTES])
 
 
-def release_memory() -> None:
-    """Gives the memory of dead results, which is kept for those of later calls, back to the system.
-
-    Results of 256 KiB and more leave up to 256 MiB when they die (on Linux; elsewhere NumPy's own
-    allocator serves). Arrays that are in use are not touched.
-    """
+def release_kept() -> None:
+    """Gives the memory of dead results that is kept for later ones back to the system."""
     keeper = _keeper() if _keeper.cache_info().currsize else None
     if keeper is not None:
         keeper.release()

@@ -92,7 +92,7 @@ def scan(
     if foreign_of((*leaves, *x_leaves)) is not None:
         return _python_scan(f, init, x_leaves, x_form, length, reverse)
     along = tensors_of(x_leaves, "scan: xs")
-    count = _length(along, length)
+    count = _length(along, x_form, length)
 
     def body(index: Tensor, carry: Tree, x: Tree) -> tuple[Tree, Tree]:
         found = f(carry, x)
@@ -110,7 +110,7 @@ def _python_scan(
 ) -> tuple[Tree, Tree]:
     count = int(xs[0].shape[0]) if length is None else int(length)
     if any(x.shape[0] != count for x in xs):
-        raise ShapeError(f"scan: the lengths differ: {count}, {[x.shape[0] for x in xs]}")
+        raise _lengths_differ(xs, form, length)
     ys: list[Any] = []
     for t in range(count - 1, -1, -1) if reverse else range(count):
         carry, y = f(carry, pytree.unflatten(form, [x[t] for x in xs]))
@@ -122,7 +122,8 @@ def _python_scan(
     return carry, pytree.map(lambda *rows: stack(list(rows)), *ys)
 
 
-def _length(xs: list[Tensor], length: Any) -> DimLike:
+def _length(xs: list[Tensor], form: Structure, length: Any) -> DimLike:
+    asked = length
     if length is not None:
         if not (isinstance(length, Dim) or is_index(length)):
             raise ArgumentTypeError(f"scan: length must be an int, got {length!r}")
@@ -135,12 +136,19 @@ def _length(xs: list[Tensor], length: Any) -> DimLike:
         if length is None:
             length = x.shape[0]
         elif equal_dims(x.shape[0], length) is False:
-            sizes = ", ".join(str(v.shape[0]) for v in xs)
-            raise ShapeError(f"scan: the lengths differ: {length}, and xs of length {sizes}")
+            raise _lengths_differ(xs, form, asked)
     if length is None:
         raise ArgumentError("scan: without xs the number of steps must be given: length=...")
     found: DimLike = length
     return found
+
+
+def _lengths_differ(xs: Sequence[Any], form: Structure, length: Any) -> ShapeError:
+    """The error that says which of `xs` has which length."""
+    parts = [] if length is None else [f"length={length}"]
+    for path, x in zip(pytree.paths(form, "xs"), xs):
+        parts.append(f"{path} has {x.shape[0] if x.ndim else 'no first axis'}")
+    return ShapeError(f"scan: the lengths differ: {', '.join(parts)}")
 
 
 def _scan(

@@ -33,7 +33,8 @@ class Program:
     test_batches   `test_batches()` -> the held-out batches, in the same form. `predict` takes its
                    inputs from them by name, or the first ones if the names are not train's
     metrics        name -> function of (outputs of predict, batch) that gives one number per batch;
-                   what is shown is the mean over samples
+                   what is shown is the mean over samples. Without metrics (or `predict`) the test
+                   batches give the loss
     state          name -> parameter: the names in checkpoints, and state that no graph reaches.
                    A checkpoint holds all state of both graphs in any case, under its own name
     scheduler      one of `sg.optim.lr_scheduler`, stepped after each epoch

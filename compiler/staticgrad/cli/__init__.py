@@ -65,7 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     for verb in (train, run, compile, compare, doctor):
         verb.add_parser(verbs, common)
+    for verb_parser in verbs.choices.values():
+        verb_parser.set_defaults(verb_parser=verb_parser)
     return parser
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options. What the verb does not know is an error with the usage of that verb."""
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        # The value of an unknown option may have been taken for MODEL, which is then left over.
+        named = [a for a in unknown if a.startswith("-")] or unknown
+        options.verb_parser.error(f"unrecognized arguments: {' '.join(named)}")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     paths = list(sys.path)
     try:
-        options = _parser().parse_args(arguments)
+        options = _parsed(arguments)
         # What a model file prints must not mix with the document.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             result = options.run(options)

@@ -33,7 +33,8 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
         "train",
         parents=[common],
         help="train a model",
-        description="Trains the model of a Python file and evaluates it after every epoch.",
+        description="Trains the model of a Python file and evaluates it after every epoch on its "
+        "test_batches: by the metrics of predict, or by the loss if it has none.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,6 +55,9 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit-batches", type=positive, metavar="N", help="take the first N batches of an epoch"
     )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="threads of a step (default: all cores)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -69,7 +73,7 @@ def run(options: argparse.Namespace) -> Result:
     seed = _seed(options.seed, resumed)
     model = load_model(options.model, seed=seed)
     program = _trainable(model)
-    trainer = Trainer(program, seed, target, options.limit_batches)
+    trainer = Trainer(program, seed, target, options.limit_batches, options.threads)
     if resumed is not None:
         trainer.resume(resumed)
     epochs = program.epochs if options.epochs is None else options.epochs

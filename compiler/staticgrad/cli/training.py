@@ -68,9 +68,11 @@ class Trainer:
     """
 
     def __init__(
-        self, program: Program, seed: int, target: str | None, limit_batches: int | None
-    ) -> None:
+        self, program: Program, seed: int, target: str | None, limit_batches: int | None,
+        threads: int | None = None,
+    ) -> None:  # fmt: skip
         from staticgrad.api.compile import compile_graph
+        from staticgrad.ir.graph import Graph
 
         assert program.train is not None
         self.program, self.seed = program, seed
@@ -82,10 +84,15 @@ class Trainer:
         self.resumed_from: int | None = None
         self.history: list[Epoch] = []
         self.unit = "samples" if program.train.inputs else "steps"
-        self.step = compile_graph(program.train)
+        self.step = compile_graph(program.train, threads=threads)
         self.predict: Any = None
-        if program.predict is not None and program.metrics and program.test_batches is not None:
-            self.predict = compile_graph(program.predict, training=False)
+        self.test_loss: Any = None  # what is evaluated where there are no metrics
+        if program.test_batches is not None:
+            if program.predict is not None and program.metrics:
+                self.predict = compile_graph(program.predict, training=False, threads=threads)
+            else:
+                loss = Graph(program.train.inputs, program.train.outputs[:1], single=True)
+                self.test_loss = compile_graph(loss, training=False, threads=threads)
         # Outputs of `predict` that follow the loss: metrics of training batches cost no other run.
         predicted = 0 if program.predict is None else len(program.predict.outputs)
         self._with_metrics = predicted > 0 and len(program.train.outputs) == 1 + predicted
@@ -182,12 +189,15 @@ class Trainer:
         return found
 
     def evaluate(self) -> dict[str, float]:
-        """The metrics of the held-out batches."""
-        if self.predict is None or self.program.test_batches is None:
+        """The metrics of the held-out batches; the loss where there are none."""
+        if self.program.test_batches is None:
             return {}
         means = Means()
         for batch in iterate(call_user(self.program.test_batches)):
             checked = _checked(batch, "test_batches")
+            if self.predict is None:
+                means.add({"loss": float(self.test_loss(*checked))}, samples_of(checked))
+                continue
             outputs = self.predict(*self._predict_inputs(checked))
             listed = outputs if isinstance(outputs, tuple) else (outputs,)
             means.add(self._metrics(listed, checked), samples_of(checked))

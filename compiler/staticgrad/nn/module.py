@@ -15,7 +15,7 @@ from staticgrad_runtime.state import StateCell
 
 from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, StateError, UnsupportedError
 from staticgrad.ops.convert import to_array
-from staticgrad.ops.leaves import CHANGES, in_module, parameter
+from staticgrad.ops.leaves import CHANGES, in_module, parameter, replaced_cells
 from staticgrad.ops.leaves import Parameter as StateParameter
 from staticgrad.ops.public import dynamic, public
 from staticgrad.ops.tensor import Tensor
@@ -472,8 +472,10 @@ class Module:
     def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Module:
         """`to("cpu")` changes nothing; `to("float64")` gives floating state another dtype.
 
-        A change of dtype replaces the parameters by new ones, so it belongs before the optimiser
-        and before any call. Raises `UnsupportedError` for other devices.
+        A change of dtype replaces the parameters by new ones, where PyTorch converts them in place.
+        So it belongs before the optimiser and before any call: graphs and programs made earlier
+        keep the old parameters and don't see what is assigned, loaded or trained afterwards, and an
+        optimiser made earlier raises `ArgumentError`. Raises `UnsupportedError` for other devices.
         """
         for a in args:
             if isinstance(a, str) and _is_device(a):
@@ -501,6 +503,7 @@ class Module:
                     if value not in converted:
                         array = value.numpy().astype(wanted.numpy)
                         converted[value] = _like(value, array)
+                        replaced_cells.add(value.cell)
                     registry[name] = converted[value]
         name_parameters(self)
 
@@ -511,11 +514,11 @@ class Module:
         return self.to(device="cuda")
 
     def double(self) -> Module:
-        """`to("float64")`."""
+        """`to("float64")`: before the optimiser and before any call, as `to` says."""
         return self.to(dtype="float64")
 
     def float(self) -> Module:
-        """`to("float32")`."""
+        """`to("float32")`: before the optimiser and before any call, as `to` says."""
         return self.to(dtype="float32")
 
     # --- state --------------------------------------------------------------------------------

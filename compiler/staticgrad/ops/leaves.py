@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -24,6 +25,9 @@ from .tensor import Tensor
 from .values import is_known
 
 _input_ids = itertools.count()
+
+# State that a change of its module's dtype replaced by other state: see `Module.to`.
+replaced_cells: weakref.WeakSet[StateCell] = weakref.WeakSet()
 
 # Whether a module is being called; in the dynamic mode `dynamic.inside` is set as well.
 in_module: ContextVar[bool] = ContextVar("in_module", default=False)

@@ -1,4 +1,5 @@
-"""PyTorch's `dim=` and `keepdim=` beside the array API's `axis=` and `keepdims=`."""
+"""PyTorch's `dim=` and `keepdim=` beside the array API's `axis=` and `keepdims=`, and the other way
+round for functions that have PyTorch's names, as those of `nn.functional`."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from typing import Any
 
 from staticgrad.ir.errors import ArgumentTypeError
 
-_SPELLINGS = {"dim": "axis", "keepdim": "keepdims"}
+_PYTORCH = {"dim": "axis", "keepdim": "keepdims"}
+_SPELLINGS = {**_PYTORCH, **{axis: dim for dim, axis in _PYTORCH.items()}}
 
 # Functions whose namesakes in PyTorch give something else when they are called with a dim.
 _UNLIKE = {
@@ -39,9 +41,9 @@ def respelled(name: str, kwargs: dict[str, Any], known: dict[str, str]) -> dict[
         if axis != given:
             if axis in kwargs:
                 raise ArgumentTypeError(f"{name}: {given}= is {axis}=; give one of them")
-            if name in _UNLIKE:
+            if given in _PYTORCH and name in _UNLIKE:
                 raise ArgumentTypeError(f"{name}: {_UNLIKE[name]}")
-            if name in _UNBIASED and "correction" not in kwargs:
+            if given in _PYTORCH and name in _UNBIASED and "correction" not in kwargs:
                 raise ArgumentTypeError(
                     f"{name}: PyTorch's {name} divides by n - 1, here the default is n: say which "
                     f"with correction=1 or correction=0, or write {axis}="

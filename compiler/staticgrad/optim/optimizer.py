@@ -26,7 +26,7 @@ from staticgrad.ir.errors import (
 )
 from staticgrad.ir.loc import locs_text
 from staticgrad.ops.convert import astype, to_array
-from staticgrad.ops.leaves import Parameter, parameter
+from staticgrad.ops.leaves import Parameter, parameter, replaced_cells
 from staticgrad.ops.public import checked_scalar, dynamic, list_of
 from staticgrad.ops.tensor import Tensor
 
@@ -297,10 +297,23 @@ class Optimizer:
             return
         if not isinstance(p, Parameter):
             raise ArgumentTypeError(f"{name}: expected parameters (sg.parameter), got {p!r}")
+        self._check_current([p])
         if not p.trainable or not p.dtype.is_float:
             raise ArgumentError(f"{name}: {_label(p)} of type {p.type} is not trainable")
         if p in self._slots:
             raise ArgumentError(f"{name}: {_label(p)} is in more than one parameter group")
+
+    def _check_current(self, parameters: Iterable[Any]) -> None:
+        """Refuses parameters that no module has any more: training them would change nothing."""
+        if not replaced_cells:  # as always but after a conversion: `step` asks at every call
+            return
+        for p in parameters:
+            if isinstance(p, Parameter) and p.cell in replaced_cells:
+                raise ArgumentError(
+                    f"{type(self).__name__}: {_label(p)} of type {p.type} was replaced when its "
+                    "module was converted by .double(), .float() or .to(dtype); make the optimiser "
+                    "after converting, from the module's parameters() of then"
+                )
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -333,6 +346,7 @@ class Optimizer:
         with `unreachable="zeros"` its gradient is 0. Parameters that are frozen when this is called
         (`requires_grad` False) are left out: neither decay nor momentum moves them.
         """
+        self._check_current(self._given())
         chosen = self._unfrozen(self._chosen(parameters))
         if self._stand_ins:
             raise ArgumentError(
@@ -385,6 +399,7 @@ class Optimizer:
         Tensors of the dynamic mode, as `GradientTape.gradient` and `.grad` give them, are applied
         at once; a parameter whose gradient is None stays as it is.
         """
+        self._check_current(self._given())
         grads = list_of(grads, f"{type(self).__name__}: grads", "tensors")
         given = [g[0] if isinstance(g, tuple) and g else g for g in grads]
         if given and all(g is None for g in given):
@@ -447,6 +462,7 @@ class Optimizer:
         Parameters whose gradient is None stay as they are. `closure`, if given, computes the loss
         and its gradients first; its result is returned.
         """
+        self._check_current(self._given())
         loss = None if closure is None else closure()
         given = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if given:
