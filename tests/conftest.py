@@ -7,7 +7,29 @@ process. `test_known_programs.py` holds what finding programs by their graphs do
 
 from __future__ import annotations
 
+import functools
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("STATICGRAD_NUM_THREADS", "1")
 os.environ.setdefault("STATICGRAD_CACHE", "objects")
+
+
+@pytest.fixture
+def graph_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache that finds programs by their graphs."""
+    monkeypatch.delenv("STATICGRAD_CACHE", raising=False)
+    monkeypatch.delenv("STATICGRAD_VERIFY", raising=False)
+    monkeypatch.setenv("STATICGRAD_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def sources_as_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever edits the sources while tests run: programs have keys all the same."""
+    from staticgrad.api import graph_key as keys
+
+    monkeypatch.setattr(keys, "IMPORTED_NS", 1 << 62)
+    monkeypatch.setattr(keys, "code_versions", functools.cache(keys.code_versions.__wrapped__))

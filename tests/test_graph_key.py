@@ -3,7 +3,6 @@ left out, all through one warm cache; sources that are not what runs; processes 
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import sys
@@ -22,20 +21,7 @@ X = np.random.default_rng(3).standard_normal((4, 6)).astype("float32")
 Made = dict[str, Any]  # inputs, outputs, updates, and state to be looked at
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache that finds programs by their graphs."""
-    monkeypatch.delenv("STATICGRAD_CACHE", raising=False)
-    monkeypatch.delenv("STATICGRAD_VERIFY", raising=False)
-    monkeypatch.setenv("STATICGRAD_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(autouse=True)
-def _sources_as_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever edits the sources while tests run: programs have keys all the same."""
-    monkeypatch.setattr(keys, "IMPORTED_NS", 1 << 62)
-    monkeypatch.setattr(keys, "code_versions", functools.cache(keys.code_versions.__wrapped__))
+pytestmark = pytest.mark.usefixtures("sources_as_imported")
 
 
 def declared(outputs: Any, inputs: Any = (), updates: Any = None, state: Any = ()) -> Made:
@@ -205,7 +191,7 @@ def test_programs_that_differ_have_keys_that_differ(pair: Callable[[bool], Made]
     assert digest(pair(False)) == digest(pair(False)) != digest(pair(True)) == digest(pair(True))
 
 
-def test_one_warm_cache_serves_each_its_own(cache: Path) -> None:
+def test_one_warm_cache_serves_each_its_own(graph_cache: Path) -> None:
     both = [(pair, second) for pair in PAIRS for second in (False, True)]
     expected = [bits(pair(second), cache=False) for pair, second in both]
     for turn in range(2):
@@ -213,7 +199,7 @@ def test_one_warm_cache_serves_each_its_own(cache: Path) -> None:
             assert bits(pair(second)) == wanted, (turn, pair.__name__, second)
 
 
-def test_what_is_found_has_the_values_that_state_has_now(cache: Path) -> None:
+def test_what_is_found_has_the_values_that_state_has_now(graph_cache: Path) -> None:
     def made(start: float) -> Made:
         w = sg.parameter(np.full(6, start, "float32"), name="w")
         x = sg.input("x", (4, 6))
@@ -284,7 +270,7 @@ for turn in range(2):
 """
 
 
-def test_processes_that_write_at_once_get_what_is_theirs(cache: Path) -> None:
+def test_processes_that_write_at_once_get_what_is_theirs(graph_cache: Path) -> None:
     started = [
         subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=subprocess.PIPE, text=True)
         for _ in range(3)
@@ -292,4 +278,4 @@ def test_processes_that_write_at_once_get_what_is_theirs(cache: Path) -> None:
     for process in started:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-    assert not list(cache.glob("*/.tmp-*"))
+    assert not list(graph_cache.glob("*/.tmp-*"))

@@ -4,7 +4,6 @@ cache is damaged, read-only or not there."""
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import subprocess
 import sys
@@ -27,24 +26,11 @@ TABLE = np.arange(100, dtype="float32")
 F = sg.nn.functional
 
 
-@pytest.fixture(autouse=True)
-def _sources_as_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever edits the sources while tests run: programs have keys all the same."""
-    monkeypatch.setattr(keys, "IMPORTED_NS", 1 << 62)
-    monkeypatch.setattr(keys, "code_versions", functools.cache(keys.code_versions.__wrapped__))
+pytestmark = pytest.mark.usefixtures("sources_as_imported")
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache that finds programs by their graphs."""
-    monkeypatch.delenv("STATICGRAD_CACHE", raising=False)
-    monkeypatch.delenv("STATICGRAD_VERIFY", raising=False)
-    monkeypatch.setenv("STATICGRAD_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def no_pass(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def no_pass(graph_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Forbids passes from the moment it is called."""
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -197,10 +183,10 @@ def test_random_sites_are_part_of_the_key() -> None:
     assert key_of(made(False)) == key_of(made(False)) != key_of(made(True))
 
 
-def test_results_have_the_same_bits_however_a_program_was_found(cache: Path) -> None:
+def test_results_have_the_same_bits_however_a_program_was_found(graph_cache: Path) -> None:
     """All variants share one cache: first each is compiled, then each is found."""
     expected = {what: run(base(**change), cache=False) for what, change in CHANGES.items()}
-    assert not cache.exists()
+    assert not graph_cache.exists()
     for turn in range(2):
         before = driver.compilations
         for what, change in CHANGES.items():
@@ -253,7 +239,7 @@ def test_state_of_layers_optimisers_and_generators_is_found(no_pass: Callable[[]
     assert run(layers()) == expected
 
 
-def test_what_is_asked_of_a_found_program_is_made_then(cache: Path, tmp_path: Path) -> None:
+def test_what_is_asked_of_a_found_program_is_made_then(graph_cache: Path, tmp_path: Path) -> None:
     made = base()
     arguments = made["inputs"], made["outputs"], made["updates"]
     cold, warm = (sg.compile(*arguments) for _ in range(2))
@@ -439,16 +425,16 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_entries_are_made_anew(cache: Path, damage: str) -> None:
+def test_damaged_entries_are_made_anew(graph_cache: Path, damage: str) -> None:
     expected = run(base())
-    names = {p.name for p in entries(cache)}
+    names = {p.name for p in entries(graph_cache)}
     assert len(names) == 2  # the graph's, and the text's
     for name in sorted(names):
-        (path,) = [p for p in entries(cache) if p.name == name]
+        (path,) = [p for p in entries(graph_cache) if p.name == name]
         DAMAGE[damage](path)
         assert run(base()) == expected
         if damage != "a directory":
-            assert {p.name for p in entries(cache)} == names
+            assert {p.name for p in entries(graph_cache)} == names
             assert path.stat().st_mode & 0o077 == 0
 
 
@@ -459,21 +445,21 @@ def test_damaged_entries_are_made_anew(cache: Path, damage: str) -> None:
         b"\x1d" + bytes(7) + b'{"object": "aa", "locs": [1]}',
     ],
 )  # fmt: skip
-def test_entries_that_say_something_else_are_made_anew(cache: Path, content: bytes) -> None:
+def test_entries_that_say_something_else_are_made_anew(graph_cache: Path, content: bytes) -> None:
     """Their digest is right: what is in them is not."""
     expected = run(base())
-    store = DiskCache(cache)
+    store = DiskCache(graph_cache)
     assert store.store(key_of(base()), content)
     assert run(base()) == expected
     assert store.load(key_of(base())) != content
 
 
-def test_an_entry_for_another_graph_is_not_taken(cache: Path) -> None:
+def test_an_entry_for_another_graph_is_not_taken(graph_cache: Path) -> None:
     """Whoever may write to the cache runs code anyway; but a mistake must not give wrong state."""
     expected = run(base())
     made = {"inputs": [], "outputs": [sg.constant([1.0])], "updates": None}
     run(made)
-    store = DiskCache(cache)
+    store = DiskCache(graph_cache)
     other = store.load(key_of(base()))
     assert other is not None and store.store(key_of(made), other)
     run(made)
@@ -482,7 +468,7 @@ def test_an_entry_for_another_graph_is_not_taken(cache: Path) -> None:
 
 
 def test_a_read_only_cache_serves_what_it_has(
-    cache: Path, no_pass: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    graph_cache: Path, no_pass: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, other = run(base()), run(base(axis=0), cache=False)
 
@@ -492,29 +478,29 @@ def test_a_read_only_cache_serves_what_it_has(
     for name in ("_write", "remove"):
         monkeypatch.setattr(DiskCache, name, staticmethod(refused))
     monkeypatch.setattr(os, "utime", refused)
-    kept = entries(cache)
+    kept = entries(graph_cache)
     assert run(base(axis=0)) == other
-    assert entries(cache) == kept
+    assert entries(graph_cache) == kept
     no_pass()
     assert run(base()) == expected
 
 
 @pytest.mark.parametrize("kind", ["a file", "below a file", "off"])
 def test_without_a_usable_cache_programs_are_compiled(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    graph_cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     expected = run(base(), cache=False)
     if kind == "off":
         monkeypatch.setenv("STATICGRAD_CACHE", "0")
     else:
-        cache.write_bytes(b"")
+        graph_cache.write_bytes(b"")
         if kind == "below a file":
-            monkeypatch.setenv("STATICGRAD_CACHE_DIR", str(cache / "inner"))
+            monkeypatch.setenv("STATICGRAD_CACHE_DIR", str(graph_cache / "inner"))
     for _ in range(2):
         assert run(base()) == expected
 
 
-def test_a_program_is_not_kept_where_a_line_is_no_part_of_its_graph(cache: Path) -> None:
+def test_a_program_is_not_kept_where_a_line_is_no_part_of_its_graph(graph_cache: Path) -> None:
     made = base()
     graph = sg.Graph(made["inputs"], made["outputs"])
     key = keys.graph_key(graph, None, (), host_target())
@@ -545,7 +531,7 @@ print(sorted(late))
 """
 
 
-def test_a_second_process_runs_no_pass_and_loads_no_compiler(cache: Path) -> None:
+def test_a_second_process_runs_no_pass_and_loads_no_compiler(graph_cache: Path) -> None:
     def lines() -> list[str]:
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True

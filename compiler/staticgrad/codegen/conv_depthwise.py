@@ -11,22 +11,12 @@ weights does not pay for packing: 16 x 64 planes of 28 x 28 under 3 x 3 windows 
 from __future__ import annotations
 
 from .builder import Module, vector, width
-from .conv_emit import (
-    KC,
-    Code,
-    Plan,
-    aligned,
-    emit_add,
-    emit_broadcast,
-    emit_in_register,
-    emit_to_memory,
-    multiply_add,
-)
+from .conv_emit import KC, Code, Plan, aligned, multiply_add
 from .conv_im2col import PASS_PARAMS, require_im2col_pass
 from .conv_lanes import emit_inside, emit_lane_code, emit_load_lanes, kinds_of
 from .conv_weight import PASS_PARAMS as WEIGHT_PARAMS
 from .conv_weight import require_weight_pass
-from .gemm_emit import CONTROL, Element
+from .gemm_emit import CONTROL, Element, emit_add, emit_broadcast, emit_in_memory, emit_in_register
 
 ROWS = 4  # rows of the output at a time
 PIECES = 64  # vectors of a row at a time: 1024 columns of float32
@@ -246,7 +236,7 @@ def _emit_store_rows(f: Code, buffer: str, j: str, sums: list[str]) -> None:
         "%plan", Plan.POSITIONS, Plan.OUT_W, Plan.RUN, Plan.DST_RUN, Plan.DST_COL
     )
     for u, value in enumerate(sums):
-        f.store(element.memory_vector, emit_to_memory(f, value), f.at(buffer, u * element.lanes))
+        f.store(element.memory_vector, emit_in_memory(f, value), f.at(buffer, u * element.lanes))
     # A run is one row, or the whole plane.
     step = f.select(f.compare("eq", run, out_w), dst_run, out_w)
     rows = f.minimum(f.sub(f.div(positions, out_w), "%i"), ROWS)

@@ -192,40 +192,6 @@ def multiply_add(f: Code, ty: str, a: str, b: str, c: str) -> str:
     return f.emit(f"add {ty} {f.emit(f'mul {ty} {a}, {b}')}, {c}")
 
 
-def emit_vector(f: Code, pointer: str) -> str:
-    """One vector from memory, in the type that is computed with."""
-    return emit_in_register(f, f.load(f.element.memory_vector, pointer))
-
-
-def emit_in_register(f: Code, value: str) -> str:
-    """A vector of memory's type in the type that is computed with."""
-    element = f.element
-    if element.memory == element.register:
-        return value
-    return f.emit(f"zext {element.memory_vector} {value} to {element.register_vector}")
-
-
-def emit_to_memory(f: Code, value: str) -> str:
-    """A vector that was computed, in memory's type."""
-    element = f.element
-    if element.memory == element.register:
-        return value
-    return f.emit(f"trunc {element.register_vector} {value} to {element.memory_vector}")
-
-
-def emit_broadcast(f: Code, pointer: str) -> str:
-    """One element from memory in all lanes, in the type that is computed with."""
-    element = f.element
-    value = f.load(element.memory, pointer)
-    if element.memory != element.register:
-        value = f.emit(f"zext {element.memory} {value} to {element.register}")
-    return f.splat(value, element.register_vector)
-
-
-def emit_add(f: Code, ty: str, a: str, b: str) -> str:
-    return f.emit(f"{'fadd' if f.element.is_float else 'add'} {ty} {a}, {b}")
-
-
 def aligned(f: Code, pointer: str) -> str:
     """The first address on a 64-byte line from `pointer` on."""
     address = f.emit(f"ptrtoint ptr {pointer} to i64")

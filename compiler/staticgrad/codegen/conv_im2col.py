@@ -14,10 +14,10 @@ gradient of the input one for each phase of the stride.
 from __future__ import annotations
 
 from .builder import Module
-from .conv_emit import KC, Code, Plan, aligned, emit_add, emit_box_steps, emit_set_box
+from .conv_emit import KC, Code, Plan, aligned, emit_box_steps, emit_set_box
 from .conv_im2col_pack import piece_table_bytes, require_im2col_pack
 from .conv_im2col_tile import VECTORS, Steps, full_height, require_im2col_tile
-from .gemm_emit import CONTROL, Element
+from .gemm_emit import CONTROL, Element, emit_add
 from .target import Target
 
 ROW_BLOCK = 256  # output channels to a block of packed weights: 512 KiB of float32

@@ -10,8 +10,8 @@ from __future__ import annotations
 from enum import IntEnum
 
 from .builder import Module
-from .conv_emit import Code, emit_broadcast, emit_to_memory, emit_vector, multiply_add
-from .gemm_emit import Element
+from .conv_emit import Code, multiply_add
+from .gemm_emit import Element, emit_broadcast, emit_in_memory, emit_vector
 from .target import Target
 
 VECTORS = 3  # vectors of positions to a tile
@@ -61,7 +61,7 @@ def require_im2col_tile(module: Module, element: Element, rows: int, vectors: in
     row = "%c"
     for r in range(rows):
         for v in range(vectors):
-            value = emit_to_memory(f, sums[r * vectors + v])
+            value = emit_in_memory(f, sums[r * vectors + v])
             f.store(element.memory_vector, value, f.at(row, v * element.lanes))
         row = f.at(row, "%c_rs")
     f.leave()

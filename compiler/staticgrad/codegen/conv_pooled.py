@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .builder import Module
-from .conv_emit import Code, emit_broadcast, emit_to_memory, emit_vector, multiply_add
-from .gemm_emit import Element
+from .conv_emit import Code, multiply_add
+from .gemm_emit import Element, emit_broadcast, emit_in_memory, emit_vector
 
 Taps = list[tuple[int, int]]  # tap row, and the distance along it
 
@@ -81,7 +81,7 @@ def _emit_taps(f: Code, c: str, taps: Taps, places: list[str], vectors: list[str
             new.append(f.emit(f"freeze {ty} {term}"))
         q.following = [f.at(ct, 1), f.at_byte(place, 8), *new]
     for target, total in zip(places, q.after[2:]):
-        f.store(f.element.memory_vector, emit_to_memory(f, total), target)
+        f.store(f.element.memory_vector, emit_in_memory(f, total), target)
 
 
 def _emit_spread(f: Code, c: str, taps: Taps, places: list[str], vectors: list[str]) -> None:
@@ -91,5 +91,5 @@ def _emit_spread(f: Code, c: str, taps: Taps, places: list[str], vectors: list[s
         x, value = _emit_window(f, c, place, ct)
         for at, weight in zip(_emit_addresses(f, x, taps), vectors):
             total = multiply_add(f, ty, value, weight, emit_vector(f, at))
-            f.store(f.element.memory_vector, emit_to_memory(f, total), at)
+            f.store(f.element.memory_vector, emit_in_memory(f, total), at)
         q.following = [f.at(ct, 1), f.at_byte(place, 8)]

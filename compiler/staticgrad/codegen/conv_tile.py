@@ -8,8 +8,8 @@ memory. Tiles of two vectors a row took each element twice and ran at 76 to 89.
 from __future__ import annotations
 
 from .builder import Module
-from .conv_emit import Code, emit_add, emit_broadcast, emit_to_memory, emit_vector, multiply_add
-from .gemm_emit import Element
+from .conv_emit import Code, multiply_add
+from .gemm_emit import Element, emit_add, emit_broadcast, emit_in_memory, emit_vector
 from .target import Target
 
 MOST_ROWS = 28  # of a tile, in 32 registers; spare entries of tables and accumulators
@@ -53,7 +53,7 @@ def require_tile(module: Module, element: Element, rows: int) -> str:
         totals = [emit_add(f, ty, emit_vector(f, p), s) for p, s in zip(places, sums)]
     sums = [adding.phi(ty, total, value) for total, value in zip(totals, sums)]
     for place, value in zip(places, sums):
-        f.store(element.memory_vector, emit_to_memory(f, value), place)
+        f.store(element.memory_vector, emit_in_memory(f, value), place)
     f.leave()
     f.finish()
     return name

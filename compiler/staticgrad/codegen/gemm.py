@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from staticgrad.ir.dim import DimLike, dim_max, dim_min, floor_div, product
 
 from .builder import Module
-from .gemm_emit import CONTROL, Element, Emitter, split_params
+from .gemm_emit import CONTROL, LINE_BYTES, Element, Emitter, split_params
 from .gemm_kernel import (
     DESC,
     EDGE_ROWS,
@@ -64,7 +64,6 @@ SWAP_DEPTH = 64
 ROW_COLS = 2048
 PANEL_GAP = 128  # bytes between packed panels, which else were whole multiples of 4096 apart
 _PART_OF_A, _PART_OF_B = 2, 8
-LINE_BYTES = 64
 STRIDE_PERIOD = 4096  # bytes after which addresses fall on the same set of an L1 cache
 
 
@@ -401,11 +400,6 @@ def emit_is_copied(f: Emitter, x: Frame) -> str:
     return f.both(bad, f.compare("sgt", x["n"], nr))
 
 
-def emit_room(f: Emitter, x: Frame) -> str:
-    """The first part of the workspace: for a strip of A, or the sums of one row."""
-    return x["workspace"]
-
-
 def _emit_single_rows(f: Emitter, x: Frame) -> None:
     """Very few rows, each by itself, as far as whole vectors of columns go: to `start`."""
     element = f.element
@@ -421,7 +415,7 @@ def _emit_single_rows(f: Emitter, x: Frame) -> None:
     width = f.select(possible, f.emit(f"and i64 {x['cols']}, {-element.lanes}"), 0)
     x["start"] = width
     with f.loop(0, f.select(f.compare("sgt", width, 0), x["m"], 0)) as i:
-        a, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), emit_room(f, x)
+        a, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), x["workspace"]
         f.stmt(
             f"call void {function}(ptr {a}, i64 {x['a_col']}, ptr {x['block_b']}, "
             f"i64 {x['b_row']}, i64 {x['b_col']}, ptr {room}, i64 {x['k']}, i64 {x['start']})"
@@ -466,7 +460,7 @@ def emit_strip_of_a(f: Emitter, x: Frame, i: str, rows: str) -> str:
     """Where the strip of A from row i lies: in its place, or copied."""
     mr, _ = tile_shape(f.module.target, f.element.dtype)
     x["a_rs"], x["a_cs"] = x["a_row"], x["a_col"]
-    lying, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), emit_room(f, x)
+    lying, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), x["workspace"]
     copied = f.both(x["copied"], f.compare("eq", rows, mr))
     with f.when(copied):
         copy = require_pack_strip(f.module, f.element)

@@ -13,6 +13,7 @@ from .target import Target
 ITEMSIZE = {"float32": 4, "float64": 8, "int8": 1, "int16": 2, "int32": 4, "int64": 8,
             "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8}  # fmt: skip
 
+LINE_BYTES = 64  # of a cache
 # Attributes of functions that only call others: LLVM's quick path takes a third to a half of the
 # time to compile them, and they run too few instructions for that to be felt.
 CONTROL = "nounwind noinline optnone"
@@ -243,6 +244,42 @@ class Emitter(Function):
     def call(self, function: str, *args: tuple[str, str | int]) -> None:
         """Calls a void function; args are (type, value)."""
         self.stmt(f"call void @{function}({', '.join(f'{ty} {v}' for ty, v in args)})")
+
+
+def emit_in_register(f: Emitter, value: str) -> str:
+    """A vector of memory's type in the type that is computed with."""
+    element = f.element
+    if element.memory == element.register:
+        return value
+    return f.emit(f"zext {element.memory_vector} {value} to {element.register_vector}")
+
+
+def emit_in_memory(f: Emitter, value: str) -> str:
+    """A vector that was computed, in memory's type."""
+    element = f.element
+    if element.memory == element.register:
+        return value
+    return f.emit(f"trunc {element.register_vector} {value} to {element.memory_vector}")
+
+
+def emit_vector(f: Emitter, pointer: str, mask: str | None = None) -> str:
+    """One vector from memory, in the type that is computed with."""
+    if mask is None:
+        return emit_in_register(f, f.load(f.element.memory_vector, pointer))
+    return emit_in_register(f, f.masked_load(pointer, mask))
+
+
+def emit_broadcast(f: Emitter, pointer: str) -> str:
+    """One element from memory in all lanes, in the type that is computed with."""
+    element = f.element
+    value = f.load(element.memory, pointer)
+    if element.memory != element.register:
+        value = f.emit(f"zext {element.memory} {value} to {element.register}")
+    return f.splat(value, element.register_vector)
+
+
+def emit_add(f: Emitter, ty: str, a: str, b: str) -> str:
+    return f.emit(f"{'fadd' if f.element.is_float else 'add'} {ty} {a}, {b}")
 
 
 def _suffix(scalar: str) -> str:

@@ -14,7 +14,15 @@ all that varies in registers.
 from __future__ import annotations
 
 from .builder import Module
-from .gemm_emit import Element, Emitter, split_params
+from .gemm_emit import (
+    Element,
+    Emitter,
+    emit_add,
+    emit_broadcast,
+    emit_in_memory,
+    emit_vector,
+    split_params,
+)
 from .target import Target
 
 VECTORS = 2  # vectors of B to a row of the tile
@@ -165,7 +173,7 @@ def _require_edge_kernel(module: Module, element: Element) -> str:
                 f.label(direct)
                 for row, (value,) in zip(row_of, sums):
                     pointer = f.at_byte(c, f.mul(row, c_rs))
-                    f.masked_store(_emit_memory_value(f, value), pointer, mask)
+                    f.masked_store(emit_in_memory(f, value), pointer, mask)
                 f.branch(next_)
             else:
                 f.branch(buffered)
@@ -213,15 +221,8 @@ def _emit_is_plain(f: Emitter) -> str:
     return f.both(f.compare("eq", c_cs, 1), f.compare("eq", accumulate, 0))
 
 
-def _emit_memory_value(f: Emitter, value: str) -> str:
-    element = f.element
-    if element.memory == element.register:
-        return value
-    return f.emit(f"trunc {element.register_vector} {value} to {element.memory_vector}")
-
-
 def emit_store_sum(f: Emitter, value: str, pointer: str) -> None:
-    f.store(f.element.memory_vector, _emit_memory_value(f, value), pointer)
+    f.store(f.element.memory_vector, emit_in_memory(f, value), pointer)
 
 
 def _emit_k_loop(
@@ -291,26 +292,6 @@ def _many_rows(f: Emitter, rows: int) -> list[tuple[str, str]]:
     return result
 
 
-def emit_broadcast(f: Emitter, pointer: str) -> str:
-    element = f.element
-    scalar = f.load(element.memory, pointer)
-    if element.memory != element.register:
-        scalar = f.emit(f"zext {element.memory} {scalar} to {element.register}")
-    return f.splat(scalar, element.register_vector)
-
-
-def emit_vector(f: Emitter, pointer: str, mask: str | None = None) -> str:
-    """One vector of B as computed with, from memory."""
-    element = f.element
-    if mask is None:
-        value = f.load(element.memory_vector, pointer)
-    else:
-        value = f.masked_load(pointer, mask)
-    if element.memory != element.register:
-        value = f.emit(f"zext {element.memory_vector} {value} to {element.register_vector}")
-    return value
-
-
 def emit_multiply_add(f: Emitter, result: str, a: str, b: str, c: str) -> None:
     """result = a * b + c: fused and rounded once for floats, wrapping for integers."""
     ty = f.element.register_vector
@@ -321,10 +302,6 @@ def emit_multiply_add(f: Emitter, result: str, a: str, b: str, c: str) -> None:
     else:
         product = f.emit(f"mul {ty} {a}, {b}")
         f.assign(result, f"add {ty} {product}, {c}")
-
-
-def emit_add(f: Emitter, ty: str, a: str, b: str) -> str:
-    return f.emit(f"{'fadd' if f.element.is_float else 'add'} {ty} {a}, {b}")
 
 
 def require_merge(module: Module, element: Element) -> str:

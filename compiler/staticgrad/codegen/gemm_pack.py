@@ -10,7 +10,7 @@ from __future__ import annotations
 from staticgrad.ir.dim import DimLike, floor_div
 
 from .builder import Module
-from .gemm_emit import CONTROL, Element, Emitter
+from .gemm_emit import CONTROL, LINE_BYTES, Element, Emitter
 from .gemm_kernel import set_field, tile_shape
 
 PACK_PARAMS = "ptr source, i64 rs, i64 cs, ptr panel, i64 k, i64 cols"
@@ -155,7 +155,7 @@ def _emit_shuffle(f: Emitter, a: str, b: str, lanes: list[int]) -> str:
 def strip_bytes(element: Element, k: DimLike) -> DimLike:
     """Room for a packed strip of A of k columns, see `require_pack_strip`."""
     mr, _ = tile_shape(element.target, element.dtype)
-    return (floor_div(k * element.itemsize, 64) + 2) * (mr * 64)
+    return (floor_div(k * element.itemsize, LINE_BYTES) + 2) * (mr * LINE_BYTES)
 
 
 def require_pack_strip(module: Module, element: Element) -> str:

@@ -6,13 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .builder import Module
-from .gemm_emit import Element, Emitter
-from .gemm_kernel import (
-    emit_broadcast,
-    emit_multiply_add,
-    emit_store_sum,
-    emit_vector,
-)
+from .gemm_emit import LINE_BYTES, Element, Emitter, emit_broadcast, emit_vector
+from .gemm_kernel import emit_multiply_add, emit_store_sum
 from .gemm_pack import emit_transposed_load, require_pack_scalar
 
 ROW_PARAMS = "ptr a, i64 a_cs, ptr b, i64 b_rs, i64 b_cs, ptr sums, i64 k, i64 cols"
@@ -23,7 +18,6 @@ ROW_UNROLLS = (8, 2, 1)
 # 0.98 ms become 0.83 with 2 of them, 0.92 with 8. All lines a page ahead cost 1.2 ms.
 PAGE_BYTES = 4096
 PAGE_LINES = 2
-LINE_BYTES = 64
 FAR_BYTES = 4 << 20  # of B, from which on it comes from memory; in a cache they would cost 8 %
 
 
