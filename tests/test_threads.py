@@ -285,8 +285,11 @@ def test_workers_stay_off_the_core_of_their_caller() -> None:
     try:
         for core in [cores[0], cores[-1]]:
             os.sched_setaffinity(0, {core})
-            run(array)
             left = set(cores) - {core} if pool.words[PoolWord.CPUS] > 1 else set(cores)
+            for _ in range(1000):  # where the machine is busy the caller runs alone for a while
+                run(array)
+                if os.sched_getaffinity(worker) == left:
+                    break
             assert os.sched_getaffinity(worker) == left
     finally:
         os.sched_setaffinity(0, cores)
