@@ -48,9 +48,9 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("passes/nontemporal.py", "codegen.target"): "how large the third cache is",
     ("passes/schedule.py", "codegen.sharing"): "an order is judged by what threads hold at once",
     ("passes/scratch.py", "codegen.sharing"): "threads' own memory is one for all of a phase",
-    ("passes/lowering/product.py", "codegen.gemm"): "how much workspace a product's tiles want",
+    ("passes/lowering/matmul.py", "codegen.gemm"): "how much workspace a product's tiles want",
     ("passes/lowering/custom.py", "codegen.gemm"): "how much workspace a product's tiles want",
-    ("passes/lowering/product.py", "codegen.conv"): "how much workspace a convolution wants",
+    ("passes/lowering/convolution.py", "codegen.conv"): "how much workspace a convolution wants",
 }
 
 # The compiler meets the runtime in these modules; a layer that isn't listed meets it nowhere.

@@ -37,12 +37,21 @@ from .gemm_pack import (
     require_pack_strip,
     strip_bytes,
 )
+from .gemm_prologue import (
+    PROLOGUE_PARAMS,
+    emit_fill_bytes,
+    emit_filled_block,
+    emit_row_count,
+    emit_rows,
+    emit_strip_in_rows,
+    fill_bytes,
+)
 from .gemm_skinny import require_row, require_row_transposed
 from .target import Target
 
 __all__ = [
-    "GEMM_PARAMS", "products_text", "require_gemm", "require_micro_kernel", "tile_shape",
-    "workspace_bytes",
+    "GEMM_PARAMS", "products_text", "require_gemm", "require_gemm_prologue", "require_micro_kernel",
+    "tile_shape", "workspace_bytes",
 ]  # fmt: skip
 
 GEMM_PARAMS = (
@@ -64,6 +73,8 @@ SWAP_DEPTH = 64
 ROW_COLS = 2048
 PANEL_GAP = 128  # bytes between packed panels, which else were whole multiples of 4096 apart
 _PART_OF_A, _PART_OF_B = 2, 8
+# Room beyond one panel for `SINGLE_ROWS` rows that a prologue computes, which end with lines.
+_FEW_ROWS_GAP = 2 * LINE_BYTES * SINGLE_ROWS
 STRIDE_PERIOD = 4096  # bytes after which addresses fall on the same set of an L1 cache
 
 
@@ -91,22 +102,36 @@ def block_bounds(target: Target) -> tuple[int, int]:
     return cache // 16 * 3, cache // 16 * 31
 
 
-def emit_block_bytes(f: Emitter, m: str) -> str:
+def emit_block_bytes(f: Emitter, m: str, *, prologue: bool = False) -> str:
     """Room for the block, within the bounds: half of what A has, so that a small A, which stays in
     the cache, costs no memory; and of a large B so much that its rows are read in long pieces (32 x
-    4096 x 1024 on two threads: 1.9 ms with 256 KiB, 1.5 with 512)."""
+    4096 x 1024 on two threads: 1.9 ms with 256 KiB, 1.5 with 512). If A may be computed, once a
+    block, as much as B has up to half of the cache: 100 x 512 x 512 took 5 % longer with blocks of
+    64 columns than from memory."""
     least, most = block_bounds(f.module.target)
     a_bytes = f.mul(f.mul(m, "%k"), f.element.itemsize)
     b_bytes = f.mul(f.mul("%n", "%k"), f.element.itemsize)
     wanted = f.maximum(f.div(a_bytes, _PART_OF_A), f.div(b_bytes, _PART_OF_B))
+    if prologue:
+        wanted = f.maximum(wanted, f.minimum(b_bytes, _most_for_computed(f.element)))
     return f.minimum(f.maximum(wanted, least), most)
 
 
-def _block_bytes(element: Element, m: DimLike, n: DimLike, k: DimLike) -> DimLike:
+def _most_for_computed(element: Element) -> int:
+    return block_bounds(element.target)[1] // 4
+
+
+def _block_bytes(
+    element: Element, m: DimLike, n: DimLike, k: DimLike, *, prologue: bool = False
+) -> DimLike:
     """What `emit_block_bytes` computes, at most."""
+    least: DimLike
     least, most = block_bounds(element.target)
     part_of_a = floor_div(m * k * element.itemsize, _PART_OF_A)
     part_of_b = floor_div(n * k * element.itemsize, _PART_OF_B)
+    if prologue:
+        b_bytes = dim_max(m, n) * k * element.itemsize  # of the transposed product too
+        least = dim_max(least, dim_min(b_bytes, _most_for_computed(element)))
     return dim_min(dim_max(part_of_a, dim_max(part_of_b, least)), most)
 
 
@@ -161,6 +186,22 @@ def workspace_bytes(
     return needed
 
 
+def prologue_workspace_bytes(
+    target: Target, dtype: str, sizes: tuple[DimLike, DimLike, DimLike]
+) -> DimLike:
+    """The same for `require_gemm_prologue`, which packs all of what it computes."""
+    element = Element.of(dtype, target)
+    m, n, k = sizes
+    _, nr = tile_shape(target, dtype)
+    kc = _k_block(element, k)
+    room = dim_max(_room_bytes(element, kc), fill_bytes(element, dim_max(m, n), kc))
+    few = 1 - _above(n, max(EDGE_ROWS, SINGLE_COLS))  # columns: the transposed product
+    panels = _ceil_div(dim_max(n, few * m), nr)
+    panel = kc * (nr * element.itemsize) + PANEL_GAP
+    block = dim_min(panels * panel, _block_bytes(element, *sizes, prologue=True))
+    return room + block + _FEW_ROWS_GAP
+
+
 def _above(size: DimLike, limit: int) -> DimLike:
     """1 where a size is above the limit, else 0."""
     return dim_min(1, dim_max(0, size - limit))
@@ -208,6 +249,16 @@ def require_gemm(module: Module, dtype: str) -> str:
     f.leave()
     f.finish()
     return name
+
+
+def require_gemm_prologue(module: Module, dtype: str) -> str:
+    """Makes sure of `sg_gemm_prologue_<dtype>`, which has the parameters and the meaning of
+    `require_gemm`, and `PROLOGUE_PARAMS`: an operand whose prologue is not null is computed by it
+    (`gemm_prologue`). Of such an operand the pointer does not matter; its unit stride, row or
+    column, tells what the prologue computes. `workspace` has `prologue_workspace_bytes`."""
+    element = Element.of(dtype, module.target)
+    name = f"sg_gemm_prologue_{element.dtype}"
+    return name if module.has(name) else _require_blocked(module, element, prologue=True)
 
 
 def products_text(target: Target, dtypes: Sequence[str]) -> str:
@@ -283,10 +334,16 @@ class Frame:
     POINTERS = ("a", "b", "c", "workspace", "packed", "block_a", "block_b", "block_c")
     FLAGS = ("swap", "unit", "single", "copied")
 
-    def __init__(self, f: Emitter, *more: str) -> None:
-        """`more`: names of further pointers."""
-        self.f = f
-        self.fields = (*self.FIELDS, *more)
+    # Computed operands: where the rectangle begins in them; how many rows of A are computed at
+    # once, which of them lie in the workspace, and with what strides.
+    PROLOGUE = ("first_a", "first_b", "rows", "rows_begin", "rows_end", "rows_rs", "rows_cs")
+    PROLOGUE_POINTERS = ("fill_a", "table_a", "fill_b", "table_b", "strip")
+
+    def __init__(self, f: Emitter, *more: str, prologue: bool = False) -> None:
+        """`more`: names of further pointers; `prologue`: whether operands may be computed."""
+        self.f, self.prologue = f, prologue
+        more = (*more, *(self.PROLOGUE_POINTERS if prologue else ()))
+        self.fields = (*self.FIELDS, *more, *(self.PROLOGUE if prologue else ()))
         self.pointers = (*self.POINTERS, *more)
         self.pointer = f.emit(f"alloca [{len(self.fields)} x i64], align 64")
 
@@ -305,11 +362,12 @@ class Frame:
         return f.compare("ne", value, 0) if field in self.FLAGS else value
 
 
-def _require_blocked(module: Module, element: Element) -> str:
+def _require_blocked(module: Module, element: Element, *, prologue: bool = False) -> str:
     """The blocked loops, for any sizes."""
-    name = f"sg_gemm_blocked_{element.dtype}"
-    f = Emitter(module, name, GEMM_PARAMS, element, CONTROL)
-    x = Frame(f)
+    name = f"sg_gemm_{'prologue' if prologue else 'blocked'}_{element.dtype}"
+    params = f"{GEMM_PARAMS}, {PROLOGUE_PARAMS}" if prologue else GEMM_PARAMS
+    f = Emitter(module, name, params, element, CONTROL)
+    x = Frame(f, prologue=prologue)
     with f.when(f.compare("eq", "%k", 0)):
         emit_zeros(f)
         f.leave()
@@ -325,6 +383,9 @@ def _require_blocked(module: Module, element: Element) -> str:
             x["block_c"] = f.at(x["c"], f.mul(jc, x["c_cs"]))
             _emit_single_rows(f, x)
             _emit_pack_unit(f, x)
+            if prologue:
+                with f.when(emit_is_computed(f, x, "b")):
+                    emit_filled_block(f, x, jc)
             emit_strips(
                 f, x, pc, x["whole_k"], lambda i, rows: _emit_strip(f, x, i, rows),
                 lambda first, stop: _emit_finish(f, x, jc, first, stop),
@@ -357,15 +418,36 @@ def _emit_setup(f: Emitter, x: Frame) -> None:
     x["r0"], x["c0"], x["workspace"] = "%r0", "%c0", "%workspace"
     x["unit"] = f.compare("eq", x["b_col"], size)
     single = f.compare("sle", m, mr)  # all rows are one strip
+    if x.prologue:
+        _emit_prologues(f, x, swap)
+        single = f.both(single, f.negate(emit_is_computed(f, x, "b")))
     x["single"] = single
     x["tiled_rows"] = f.select(single, m, emit_tiled_rows(f, m, x["n"]))
     x["copied"] = emit_is_copied(f, x)
     kc = emit_k_block(f)
-    x["packed"] = f.at_byte("%workspace", _emit_room_bytes(f, kc))
+    room = _emit_room_bytes(f, kc)
+    if x.prologue:
+        room = emit_fill_bytes(f, x, room, kc)
+        emit_row_count(f, x, kc)
+    x["packed"] = f.at_byte("%workspace", room)
     panel_bytes = f.add(f.mul(kc, nr * size), PANEL_GAP)
-    nc = f.mul(f.div(emit_block_bytes(f, m), panel_bytes), nr)
+    nc = f.mul(f.div(emit_block_bytes(f, m, prologue=x.prologue), panel_bytes), nr)
     x["kc"], x["panel_bytes"] = kc, panel_bytes
     x["nc"] = f.select(single, ROW_COLS, nc)
+
+
+def _emit_prologues(f: Emitter, x: Frame, swap: str) -> None:
+    for field, straight, swapped in (
+        ("fill_a", "%prologue_a", "%prologue_b"), ("fill_b", "%prologue_b", "%prologue_a"),
+        ("table_a", "%table_a", "%table_b"), ("table_b", "%table_b", "%table_a"),
+        ("first_a", "%r0", "%c0"), ("first_b", "%c0", "%r0"),
+    ):  # fmt: skip
+        x[field] = f.select(swap, swapped, straight, "ptr" if field in x.pointers else "i64")
+
+
+def emit_is_computed(f: Emitter, x: Frame, operand: str) -> str:
+    """Whether an operand ("a" or "b") has a prologue."""
+    return f.emit(f"icmp ne ptr {x['fill_' + operand]}, null")
 
 
 def emit_tiled_rows(f: Emitter, m: str, n: str) -> str:
@@ -412,12 +494,22 @@ def _emit_single_rows(f: Emitter, x: Frame) -> None:
         unbroken = f.compare("eq", x["b_row"], element.itemsize)
         few = f.both(unbroken, f.compare("sle", x["m"], SINGLE_COLS))
         possible = f.either(possible, few)
+    a_row, a_col, rows_of_a = x["a_row"], x["a_col"], x["block_a"]
+    if x.prologue:
+        possible = f.both(possible, f.negate(emit_is_computed(f, x, "b")))
     width = f.select(possible, f.emit(f"and i64 {x['cols']}, {-element.lanes}"), 0)
     x["start"] = width
+    if x.prologue:
+        x["rows_rs"], x["rows_cs"] = a_row, a_col
+        computed = emit_is_computed(f, x, "a")
+        with f.when(f.both(computed, f.compare("sgt", width, 0))):
+            emit_rows(f, x, "0", x["m"], x["packed"])
+        a_row, a_col = x["rows_rs"], x["rows_cs"]
+        rows_of_a = f.select(computed, x["packed"], rows_of_a, "ptr")
     with f.loop(0, f.select(f.compare("sgt", width, 0), x["m"], 0)) as i:
-        a, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), x["workspace"]
+        a, room = f.at_byte(rows_of_a, f.mul(i, a_row)), x["workspace"]
         f.stmt(
-            f"call void {function}(ptr {a}, i64 {x['a_col']}, ptr {x['block_b']}, "
+            f"call void {function}(ptr {a}, i64 {a_col}, ptr {x['block_b']}, "
             f"i64 {x['b_row']}, i64 {x['b_col']}, ptr {room}, i64 {x['k']}, i64 {x['start']})"
         )
         c = f.at(x["block_c"], f.mul(i, x["c_rs"]))
@@ -428,7 +520,10 @@ def _emit_single_rows(f: Emitter, x: Frame) -> None:
 def _emit_pack_unit(f: Emitter, x: Frame) -> None:
     """Packs the whole panels of a B whose rows lie unbroken, if several strips use them."""
     _, nr = tile_shape(f.module.target, f.element.dtype)
-    with f.when(f.both(x["unit"], f.negate(x["single"]))):
+    several = f.both(x["unit"], f.negate(x["single"]))
+    if x.prologue:
+        several = f.both(several, f.negate(emit_is_computed(f, x, "b")))
+    with f.when(several):
         f.call(require_pack_block(f.module, f.element), ("ptr", x["block_b"]),
                ("i64", x["b_row"]), ("ptr", x["packed"]), ("i64", x["panel_bytes"]),
                ("i64", x["k"]), ("i64", f.div(x["cols"], nr)))  # fmt: skip
@@ -442,6 +537,8 @@ def emit_strips(
     of k, `finish(first, stop)` for rows that are finished."""
     mr, _ = tile_shape(f.module.target, f.element.dtype)
     rows = f.reserve()
+    if x.prologue:
+        x["rows_end"] = 0
     with f.fold(0, x["m"], rows, "i64", "0") as (i, (finished,), carry):
         most = f.select(f.compare("slt", i, x["tiled_rows"]), mr, EDGE_ROWS)
         left = f.sub(x["m"], i)
@@ -457,16 +554,25 @@ def emit_strips(
 
 
 def emit_strip_of_a(f: Emitter, x: Frame, i: str, rows: str) -> str:
-    """Where the strip of A from row i lies: in its place, or copied."""
+    """Where the strip of A from row i lies: in its place, or copied, or computed."""
     mr, _ = tile_shape(f.module.target, f.element.dtype)
     x["a_rs"], x["a_cs"] = x["a_row"], x["a_col"]
     lying, room = f.at_byte(x["block_a"], f.mul(i, x["a_row"])), x["workspace"]
     copied = f.both(x["copied"], f.compare("eq", rows, mr))
+    if x.prologue:
+        computed = emit_is_computed(f, x, "a")
+        copied = f.both(copied, f.negate(computed))
     with f.when(copied):
         copy = require_pack_strip(f.module, f.element)
         f.call(copy, ("ptr", x.pointer), ("ptr", lying), ("i64", x["a_row"]), ("i64", x["a_col"]),
                ("ptr", room), ("i64", x["k"]))  # fmt: skip
-    return f.select(copied, room, lying, "ptr")
+    a = f.select(copied, room, lying, "ptr")
+    if not x.prologue:
+        return a
+    x["strip"] = a
+    with f.when(computed):
+        x["strip"] = emit_strip_in_rows(f, x, i, rows, room)
+    return x["strip"]
 
 
 def _emit_finish(f: Emitter, x: Frame, jc: str, first: str, stop: str) -> None:
@@ -492,6 +598,10 @@ def _emit_strip(f: Emitter, x: Frame, i: str, rows: str) -> None:
         else:
             packed = f.both(unit, whole)
             in_place = f.both(packed, single)
+        if x.prologue:
+            computed = emit_is_computed(f, x, "b")
+            packed = f.either(packed, computed)
+            in_place = f.both(in_place, f.negate(computed))
         # A lone strip uses each panel at once, and all of them in the same place.
         offset = f.select(single, 0, f.mul(f.div(j, nr), x["panel_bytes"]))
         panel = f.at_byte(x["packed"], offset)

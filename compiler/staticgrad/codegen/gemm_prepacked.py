@@ -22,6 +22,7 @@ from .gemm import (
     PANEL_GAP,
     SMALL_PRODUCT,
     Frame,
+    block_bounds,
     emit_block_bytes,
     emit_finished,
     emit_is_copied,
@@ -31,10 +32,12 @@ from .gemm import (
     emit_tiled_rows,
     longest_k_block,
     require_gemm,
+    require_gemm_prologue,
 )
 from .gemm_emit import CONTROL, Element, Emitter, split_params
 from .gemm_kernel import EDGE_ROWS, require_few_rows_kernel, require_strip, tile_shape
 from .gemm_pack import require_pack, require_pack_block, strip_bytes
+from .gemm_prologue import PROLOGUE_PARAMS, emit_row_count, rows_bytes
 from .target import Target
 
 # Rows that are no tile, of `EDGE_ROWS` either, go through a panel by so many at a time.
@@ -71,11 +74,17 @@ def prepacked_bytes(target: Target, dtype: str, n: int, k: int) -> int:
     return -(-k // kc) * panel_count(target, dtype, n) * panel_bytes
 
 
-def strips_bytes(target: Target, dtype: str, m: DimLike, k: int) -> DimLike:
-    """The workspace of a product with panels: for the copy of a strip of A, if m rows make one."""
+def strips_bytes(
+    target: Target, dtype: str, m: DimLike, k: int, *, computed: bool = False
+) -> DimLike:
+    """The workspace of a product with panels: for the copy of a strip of A, if m rows make one, or
+    for rows that are `computed`."""
     mr, _ = tile_shape(target, dtype)
     kc, _ = _block(target, dtype, k)
-    return dim_min(1, floor_div(m, mr)) * strip_bytes(Element.of(dtype, target), kc)
+    element = Element.of(dtype, target)
+    if computed:
+        return rows_bytes(element, m, kc)
+    return dim_min(1, floor_div(m, mr)) * strip_bytes(element, kc)
 
 
 def _block(target: Target, dtype: str, k: int) -> tuple[int, int]:
@@ -140,22 +149,29 @@ def require_prepack(module: Module, dtype: str) -> str:
     return name
 
 
-def require_prepacked(module: Module, dtype: str) -> str:
+def require_prepacked(module: Module, dtype: str, *, prologue: bool = False) -> str:
     """Makes sure of `sg_prepacked_<dtype>`, which has the parameters and the meaning of `sg_gemm`
     (`gemm.require_gemm`), for k > 0, and one more, `ptr panels`: all of B, packed by `sg_prepack`.
-    Where that is null, the product is computed from B itself, which otherwise is not read."""
+    Where that is null, the product is computed from B itself, which otherwise is not read.
+
+    With `prologue`, of `sg_prepacked_prologue_<dtype>`, whose A may be computed, as
+    `gemm.require_gemm_prologue` has it."""
     element = Element.of(dtype, module.target)
-    name = f"sg_prepacked_{element.dtype}"
+    name = f"sg_prepacked_{'prologue_' if prologue else ''}{element.dtype}"
     if module.has(name):
         return name
-    plain = require_gemm(module, dtype)
-    f = Emitter(module, name, GEMM_PARAMS + ", ptr panels", element, CONTROL)
-    args = ", ".join(f"{ty} %{p}" for ty, p in split_params(GEMM_PARAMS))
+    params = f"{GEMM_PARAMS}, {PROLOGUE_PARAMS}" if prologue else GEMM_PARAMS
+    plain = (require_gemm_prologue if prologue else require_gemm)(module, dtype)
+    f = Emitter(module, name, f"{params}, ptr panels", element, CONTROL)
+    args = ", ".join(f"{ty} %{p}" for ty, p in split_params(params))
     with f.when(f.emit("icmp eq ptr %panels, null")):
         f.stmt(f"call void @{plain}({args})")
         f.leave()
-    x = Frame(f, "block")
+    x = Frame(f, "block", prologue=prologue)
     _emit_setup(f, x)
+    if prologue:
+        x["fill_a"], x["table_a"], x["first_a"] = "%prologue_a", "%table_a", "%r0"
+        emit_row_count(f, x, x["kc"])
     with f.loop(x["start"], "%c1", x["nc"]) as jc:
         x["cols"] = f.minimum(x["nc"], f.sub("%c1", jc))
         with f.loop(0, "%k", x["kc"]) as pc:
@@ -193,7 +209,9 @@ def _emit_setup(f: Emitter, x: Frame) -> None:
     kc = emit_k_block(f)
     panel_bytes = f.add(f.mul(kc, nr * size), PANEL_GAP)
     x["kc"], x["panel_bytes"] = kc, panel_bytes
-    x["nc"] = f.mul(f.div(emit_block_bytes(f, rows), panel_bytes), nr)
+    # A block that is not copied costs no memory: a computed A has as few as may be.
+    block = block_bounds(f.module.target)[1] if x.prologue else emit_block_bytes(f, rows)
+    x["nc"] = f.mul(f.div(block, panel_bytes), nr)
     x["start"] = f.mul(f.div("%c0", nr), nr)
 
 
@@ -213,7 +231,7 @@ def _emit_strip(f: Emitter, x: Frame, i: str, rows: str, jc: str) -> None:
         panel = f.at_byte(x["block"], f.mul(f.div(j, nr), x["panel_bytes"]))
         by_few = f.both(is_few, f.compare("eq", width, nr))
         with f.loop(0, f.select(by_few, rows, 0), FEW_ROWS) as row:
-            here, there = f.at_byte(a, f.mul(row, x["a_row"])), f.at(c, f.mul(row, "%c_rs"))
+            here, there = f.at_byte(a, f.mul(row, x["a_rs"])), f.at(c, f.mul(row, "%c_rs"))
             f.stmt(
                 f"call void {few}(ptr {x.pointer}, ptr {here}, ptr {panel}, "
                 f"ptr {f.at(there, first)}, i64 {f.minimum(f.sub(rows, row), FEW_ROWS)}, i64 {nr})"

@@ -29,18 +29,19 @@
              sizes   the element; the number of elements; all dims of all buffers
              attrs   symbol; dtype (c_scalar)
 
-An epilogue is a kernel of its own that the product calls on each finished block. Its buffers and
-sizes reach it through a table of words that the caller fills once.
+An epilogue is a kernel of its own that the product calls on each finished block; a prologue of a
+matrix product one that it calls where it packs an operand, which nobody has stored. Their buffers
+and sizes reach them through a table of words that the caller fills once.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from staticgrad.kernels.ir import Kernel, Template
+from staticgrad.kernels.ir import TILE, TILE_STRIDE, Kernel, Template
 
 from .builder import Function, Module
-from .gemm import require_gemm
+from .gemm import require_gemm, require_gemm_prologue
 
 if TYPE_CHECKING:
     from .loops import KernelEmitter
@@ -54,6 +55,7 @@ _CONV = {
 }
 EPILOGUE_PARAMS = [("ptr", "table"), ("i64", "batch"), ("i64", "r0"), ("i64", "r1"), ("i64", "c0"),
                    ("i64", "c1")]  # fmt: skip
+PROLOGUE_PARAMS = [*EPILOGUE_PARAMS, ("ptr", "tile"), ("i64", f"n_{TILE_STRIDE}")]
 
 
 def emit_template(em: KernelEmitter, s: Template) -> None:
@@ -84,13 +86,17 @@ def require_function(module: Module, s: Template) -> str | None:
     What programs share is one unit of code generation, begun when all of it stands: one function
     that comes later and all are generated again (50 of 308 ms of a CNN's, when those behind pooling
     did)."""
-    if s.name == "matmul" and len(s.buffers) == 4:
-        return require_gemm(module, s.attrs["dtype"])
-    if s.name in ("matmul", "matmul_pack"):
-        from .gemm_prepacked import require_prepack, require_prepacked
+    if s.name == "matmul":
+        dtype, computed = s.attrs["dtype"], any(p is not None for p in s.prologues)
+        if len(s.buffers) == 4:
+            return (require_gemm_prologue if computed else require_gemm)(module, dtype)
+        from .gemm_prepacked import require_prepacked
 
-        require = require_prepacked if s.name == "matmul" else require_prepack
-        return require(module, s.attrs["dtype"])
+        return require_prepacked(module, dtype, prologue=computed)
+    if s.name == "matmul_pack":
+        from .gemm_prepacked import require_prepack
+
+        return require_prepack(module, s.attrs["dtype"])
     if s.name in _CONV:
         from . import conv
 
@@ -129,12 +135,16 @@ def _emit_matmul(em: KernelEmitter, s: Template) -> None:
         for buffer, start in zip(s.buffers, (a0, b0, c0))
     )
     epilogue, table = _epilogue(em, s.epilogue)
-    panels = "".join(f", ptr %b_{buffer}" for buffer in packed)
+    more: list[tuple[str, ...]] = []
+    if s.prologues != (None, None):
+        more += [_prologue(em, p, side) for p, side in zip(s.prologues, ("left", "right"))]
+    more += [(f"%b_{buffer}",) for buffer in packed]
+    pointers = "".join(f", ptr {p}" for group in more for p in group)
     f.stmt(
         f"call void @{name}(i64 {m}, i64 {n}, i64 {k}, ptr {a}, i64 {a_rs}, i64 {a_cs}, "
         f"ptr {b}, i64 {b_rs}, i64 {b_cs}, ptr {c}, i64 {c_rs}, ptr %b_{s.buffers[3]}, "
         f"ptr {epilogue}, ptr {table}, i64 {batch}, i64 {r0}, i64 {r1}, i64 {first}, i64 {last}"
-        f"{panels})"
+        f"{pointers})"
     )
 
 
@@ -224,11 +234,30 @@ def _epilogue(em: KernelEmitter, kernel: Kernel | None) -> tuple[str, str]:
     caller's, by name. Products of other sizes often have an equal one, which is theirs too."""
     if kernel is None:
         return "null", "null"
+    function = Function(em.module, f"{em.f.name}.epilogue", EPILOGUE_PARAMS, once=True)
+    return _called(em, kernel, function)
+
+
+def _prologue(em: KernelEmitter, kernel: Kernel | None, side: str) -> tuple[str, str]:
+    """The function of a prologue and its table. The tile begins at the first row and column that
+    are asked for: its pointer is moved to where row 0 and column 0 would be."""
+    if kernel is None:
+        return "null", "null"
+    function = Function(em.module, f"{em.f.name}.{side}", PROLOGUE_PARAMS, once=True)
+    (tile,) = (b for b in kernel.buffers if b.name == TILE)
+    begin = function.emit(f"mul i64 %r0, %n_{TILE_STRIDE}")
+    begin = function.emit(f"sub i64 0, {function.emit(f'add i64 {begin}, %c0')}")
+    scalar = _scalar(str(tile.dtype))
+    function.assign(f"%b_{TILE}", f"getelementptr {scalar}, ptr %tile, i64 {begin}")
+    return _called(em, kernel, function)
+
+
+def _called(em: KernelEmitter, kernel: Kernel, function: Function) -> tuple[str, str]:
+    """Fills in a function that a product calls; -> its name and its table."""
     from .loops import KernelEmitter
 
-    words = [("ptr", f"%b_{b.name}") for b in kernel.buffers]
-    words += [("i64", f"%n_{s}") for s in kernel.sizes]
-    function = Function(em.module, f"{em.f.name}.epilogue", EPILOGUE_PARAMS, once=True)
+    words = [("ptr", f"%b_{b.name}") for b in kernel.buffers if b.name != TILE]
+    words += [("i64", f"%n_{s}") for s in kernel.sizes if s != TILE_STRIDE]
     for i, (ty, word) in enumerate(words):
         place = function.emit(f"getelementptr i64, ptr %table, i64 {i}")
         function.assign(word, f"load {ty}, ptr {place}")

@@ -162,7 +162,9 @@ class Template:
     """A call of a generated shared function (gemm, conv, sort, ...): `codegen/templates.py`.
 
     `buffers` are names of buffer parameters, `sizes` dims; `attrs` plain data; `epilogue` a kernel
-    that runs on each finished block of the result while it is in the cache.
+    that runs on each finished block of the result while it is in the cache. `prologues` are kernels
+    that compute the operands, left and right, where they are packed; None of one that lies in
+    memory. A prologue stores to a buffer of its own, `TILE`, whose rows are `TILE_STRIDE` apart.
     """
 
     name: str
@@ -170,7 +172,17 @@ class Template:
     sizes: tuple[DimLike, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     epilogue: Kernel | None = None
+    prologues: tuple[Kernel | None, Kernel | None] = (None, None)
 
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """The buffers that are read or written, but by the epilogue."""
+        computed = (b.name for p in self.prologues if p is not None for b in p.buffers)
+        return (*self.buffers, *(name for name in computed if name != TILE))
+
+
+# The buffer and the size of a prologue that are not its caller's.
+TILE, TILE_STRIDE = "tile", "ld"
 
 Stmt = Let | Store | Check | Next | Loop | Reduce | Template
 

@@ -90,3 +90,6 @@ class _Key:
                 add(f"{s.name}{s.buffers}{[str(d) for d in s.sizes]}{sorted(s.attrs.items())}")
                 if s.epilogue is not None:
                     add(kernel_key(s.epilogue))
+                for side, inner in zip(("left", "right"), s.prologues):
+                    if inner is not None:
+                        add(f"{side} {kernel_key(inner)}")

@@ -249,11 +249,17 @@ class _Reader:
         else:
             lex.expect(")", "or ';' after the buffers")
         attrs = lex.attrs()
-        epilogue: Kernel | None = None
-        if lex.accept("epilogue"):
-            lex.expect("kernel")
-            epilogue = _Reader(lex).kernel()
-        return Template(name, tuple(buffers), tuple(sizes), attrs, epilogue)
+        left, right = self._inner("left", "prologue"), self._inner("right", "prologue")
+        epilogue = self._inner("epilogue")
+        return Template(name, tuple(buffers), tuple(sizes), attrs, epilogue, (left, right))
+
+    def _inner(self, first: str, *words: str) -> Kernel | None:
+        """A kernel that a shared function calls."""
+        if not self.lex.accept(first):
+            return None
+        for word in (*words, "kernel"):
+            self.lex.expect(word)
+        return _Reader(self.lex).kernel()
 
     def _known_buffer(self) -> str:
         at = self.lex.token.at

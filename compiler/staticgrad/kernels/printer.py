@@ -83,7 +83,7 @@ def call_dtype(op: str, args: tuple[Expr, ...]) -> DType | None:
 
 
 class _Printer:
-    """Prints one kernel; an epilogue, which shares nothing with it, has its own."""
+    """Prints one kernel; an epilogue or a prologue, which shares nothing with it, has its own."""
 
     def __init__(self, kernel: Kernel, lines: list[str], indent: str) -> None:
         self.kernel, self.lines, self.indent = kernel, lines, indent
@@ -227,8 +227,10 @@ class _Printer:
     def _template(self, s: Template) -> None:
         sizes = f"; {', '.join(str(d) for d in s.sizes)}" if s.sizes else ""
         self.line(f"call {s.name}({', '.join(s.buffers)}{sizes}){attrs_text(s.attrs)}")
-        if s.epilogue is not None:
-            _Printer(s.epilogue, self.lines, self.indent + "  ").run("epilogue kernel")
+        titles = ("left prologue kernel", "right prologue kernel", "epilogue kernel")
+        for title, kernel in zip(titles, (*s.prologues, s.epilogue)):
+            if kernel is not None:
+                _Printer(kernel, self.lines, self.indent + "  ").run(title)
 
 
 def _buffer_text(b: Buffer) -> str:

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from staticgrad.ir.dim import Dim, DimCall, DimLike, substitute, symbols
 
 from .ir import (
+    TILE,
     Call,
     Carry,
     Check,
@@ -119,10 +120,10 @@ def buffer_names(statements: Sequence[Stmt]) -> set[str]:
                 visit(y)
         elif is_dataclass(x) and id(x) not in seen:
             seen.add(id(x))
-            if isinstance(x, (Load, Store)):
+            if isinstance(x, (Load, Store)) and x.buffer != TILE:
                 found.add(x.buffer)
             elif isinstance(x, Template):
-                found.update(x.buffers)
+                found.update(x.touched)
             for f in fields(x):
                 visit(getattr(x, f.name))
 

@@ -12,6 +12,8 @@ from staticgrad.ir.dtype import DType, bool_, int64, integer_range
 from staticgrad.ir.errors import VerifyError
 
 from .ir import (
+    TILE,
+    TILE_STRIDE,
     Buffer,
     Call,
     Check,
@@ -113,8 +115,9 @@ class _Scope:
 
 
 class _Verifier:
-    def __init__(self, kernel: Kernel, outer: Kernel | None) -> None:
-        self.kernel, self.outer = kernel, outer
+    def __init__(self, kernel: Kernel, outer: Kernel | None, role: str = "epilogue") -> None:
+        """`role`: what the kernel is to `outer`, which calls it."""
+        self.kernel, self.outer, self.role = kernel, outer, role
         self.buffers: dict[str, Buffer] = {}
         self.vars: set[str] = set()
         self.scopes = [_Scope()]
@@ -145,14 +148,14 @@ class _Verifier:
         self._body(self.kernel.body)
 
     def _fits_outer(self, outer: Kernel) -> None:
-        """An epilogue's buffers and sizes are its caller's, by name."""
+        """The buffers and sizes of an epilogue or a prologue are its caller's, by name."""
         theirs = {b.name: b.dtype for b in outer.buffers}
         for b in self.kernel.buffers:
-            if theirs.get(b.name) != b.dtype:
-                self.fail(f"the epilogue's buffer {b.name} is none of {outer.name}'s")
+            if b.name != TILE and theirs.get(b.name) != b.dtype:
+                self.fail(f"the {self.role}'s buffer {b.name} is none of {outer.name}'s")
         for s in self.kernel.sizes:
-            if s not in outer.sizes:
-                self.fail(f"the epilogue's size {s} is none of {outer.name}'s")
+            if s != TILE_STRIDE and s not in outer.sizes:
+                self.fail(f"the {self.role}'s size {s} is none of {outer.name}'s")
 
     # --- values -----------------------------------------------------------------------------------
 
@@ -334,7 +337,7 @@ class _Verifier:
         if kind not in LOOP_KINDS:
             self.fail("there is no such kind of loop")
         if kind in ("rows", "columns") and self.outer is None:
-            self.fail("this kind of loop stands in an epilogue only")
+            self.fail("this kind of loop stands in an epilogue only, or in a prologue")
         if kind.startswith("parallel"):
             if self.loops or self.outer is not None:
                 self.fail("a parallel loop has to be outermost")
@@ -375,13 +378,25 @@ class _Verifier:
     def _template(self, s: Template) -> None:
         self.place = f"call of {s.name}"
         if self._in_lanes() or "reduce" in self.loops or self.outer is not None:
-            self.fail("a shared function is called inside of lanes, a reduction or an epilogue")
+            self.fail("a shared function is called inside of lanes, a reduction or another")
         for b in s.buffers:
             self._buffer(b)
         for d in s.sizes:
             self._dim(d)
+        for prologue in s.prologues:
+            if prologue is not None:
+                self._prologue(prologue)
         if s.epilogue is not None:
             _Verifier(s.epilogue, self.kernel).run()
+
+    def _prologue(self, prologue: Kernel) -> None:
+        """It stores to its tile, and to nothing else."""
+        written = [b.name for b in prologue.buffers if b.mode != "in"]
+        if written != [TILE] or TILE_STRIDE not in prologue.sizes:
+            self.fail(
+                f"a prologue writes to {', '.join(written)}, expected {TILE} by {TILE_STRIDE}"
+            )
+        _Verifier(prologue, self.kernel, "prologue").run()
 
 
 def _fits(value: float | int | bool, dtype: DType) -> bool:

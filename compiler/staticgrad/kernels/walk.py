@@ -43,7 +43,8 @@ def accesses(
     statements: Sequence[Stmt], extents: Extents | None = None
 ) -> Iterator[tuple[Load | Store | Template, Extents]]:
     """Every load, store and template, epilogues included, each once in a list of statements, with
-    the extents of the variables that it may depend on."""
+    the extents of the variables that it may depend on. What prologues load is the template's
+    (`Template.touched`)."""
     around = extents or {}
     seen: set[int] = set()
     for s in statements:

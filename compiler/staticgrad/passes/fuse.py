@@ -1,4 +1,4 @@
-"""fuse: element-wise chains, their producers, reductions and epilogues -> `fused` nodes.
+"""fuse: element-wise chains, their producers, reductions, epilogues and prologues -> `fused` nodes.
 
 before -> after
 
@@ -8,10 +8,10 @@ before -> after
 
 A group becomes one kernel. Its kinds: "map" (element-wise over one shape), "reduce" (reductions of
 one shape over the same axes, with what feeds them and what uses them; sums over all other axes too,
-see `columns`), "product" (a matrix product
-or convolution with element-wise consumers). A group's level is one more than the highest level of
-what it reads; a node may join a group only if everything else it reads is of a lower level, so no
-cycle can arise and the pass is linear in the nodes.
+see `columns`), "product" (a matrix product or convolution with element-wise consumers, and a matrix
+product with what its operands are computed of, see `prologue`). A group's level is one more than
+the highest level of what it reads; a node may join a group only if everything else it reads is of a
+lower level, so no cycle can arise and the pass is linear in the nodes.
 
 Preserving: every element is computed by the same operations in the same order, fused or not.
 """
@@ -31,6 +31,7 @@ from staticgrad.ops import registry
 from staticgrad.ops.lowering import Generate, Leaf, Pointwise, Product, Reduction, View
 
 from .columns import attach_columns
+from .prologue import attach_prologues
 from .sink import sink_cheap
 
 # Above this a function of the fused kernel costs more to compile than its sweep over memory saves:
@@ -47,6 +48,7 @@ class Group:
     axes: tuple[int, ...] = ()
     forms: dict[Node, str] = field(default_factory=dict)  # of values that depend on a reduction
     merged: Group | None = None
+    read: bool = False  # by a node outside: then what depends on it may be of any higher level
 
 
 def fuse(graph: Graph, *, in_loop: bool = False) -> Graph:
@@ -100,10 +102,13 @@ class _Fusion:
                 self._place(node, "reduce")
             elif isinstance(lower, Product):
                 self._new_group("product", node, node.types[0].shape)
+                self._mark_read(node)
             else:
+                self._mark_read(node)
                 self.levels[node] = 1 + self._operand_level(node)
         attach_columns(self)
         self._inline_producers()
+        attach_prologues(self, MOST_NODES)
         sink_cheap(self, MOST_NODES)
         if self.in_loop:
             self._join_siblings()
@@ -148,6 +153,7 @@ class _Fusion:
         ):
             self._add(g, node)
             return
+        self._mark_read(node)
         self.levels[node] = self._operand_level(node)
 
     def _view_fits(self, g: Group, node: Node) -> bool:
@@ -181,13 +187,20 @@ class _Fusion:
         axes = node.attrs["axes"] if kind == "reduce" else ()
         if kind == "reduce" and not axes:
             kind = "map"
+        self._level_up(node, shape)
         for g in self._candidates(node):
             if len(g.nodes) < MOST_NODES and self._fits(g, node, kind, shape, axes):
                 self._absorb_others(g, node)
                 self._add(g, node)
                 break
         else:
-            g = self._new_group(kind, node, shape, axes)
+            lifted = self._lifted(node, kind, shape, axes)
+            if lifted is not None:
+                g = lifted
+                self._add(g, node)
+            else:
+                g = self._new_group(kind, node, shape, axes)
+        self._mark_read(node)
         for v in node.operands:
             producer = self.group(v.node)
             if producer is not None and producer is not g:
@@ -207,6 +220,40 @@ class _Fusion:
         if len(found) > 1 and not self._mergeable(found):
             return []
         return found[:1] if found else []
+
+    def _mark_read(self, node: Node) -> None:
+        own = self.group(node)
+        for g in self._operand_groups(node):
+            if g is not own:
+                g.read = True
+
+    def _lifted(self, node: Node, kind: str, shape: Shape, axes: tuple[int, ...]) -> Group | None:
+        """A group that `node` may join once the group is of a higher level than all else that
+        `node` reads. Nothing outside may have read it: then nothing depends on it.
+
+        A batch norm's `rsqrt` of state is of the level of the convolution that it scales, an
+        optimiser's rate of that of the moments.
+        """
+        for g in self._operand_groups(node):
+            if g.read or len(g.nodes) >= MOST_NODES or (g.kind == "map" and g.shape != shape):
+                continue
+            before = g.level
+            others = (self.level(v.node) for v in node.operands if self.group(v.node) is not g)
+            g.level = max(before, 1 + max(others, default=0))
+            if self._fits(g, node, kind, shape, axes):
+                return g
+            g.level = before
+        return None
+
+    def _level_up(self, node: Node, shape: Shape) -> None:
+        """Sweeps over the same elements that nothing outside has read yet come to be of one level,
+        so that `node`, which reads them all, can make them one: Adam's two moments."""
+        free = [g for g in self._operand_groups(node)
+                if g.kind == "map" and g.shape == shape and not g.read]  # fmt: skip
+        if len(free) > 1 and self._mergeable(free):
+            level = max(g.level for g in free)
+            for g in free:
+                g.level = level
 
     def _mergeable(self, groups: list[Group]) -> bool:
         first = groups[0]
@@ -228,6 +275,7 @@ class _Fusion:
                 g.kind, g.axes = "reduce", other.axes
             g.nodes += other.nodes
             g.forms.update(other.forms)
+            g.read = g.read or other.read
             other.merged = g
 
     # --- producers --------------------------------------------------------------------------------

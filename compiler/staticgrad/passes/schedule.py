@@ -212,7 +212,7 @@ def element_accesses(kernel: Kernel) -> dict[str, tuple[set[DimLike | None], set
     found: dict[str, tuple[set[DimLike | None], set[DimLike | None]]] = {}
     for touch, _ in accesses(kernel.body):
         if isinstance(touch, Template):
-            for b in touch.buffers:
+            for b in touch.touched:
                 for indices in found.setdefault(b, (set(), set())):
                     indices.add(None)
         else:

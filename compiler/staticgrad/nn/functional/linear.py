@@ -34,13 +34,8 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
     if w.ndim == 1:
         y = matmul(x, w)
         return y if bias is None else _biased(y, bias, "linear", False)
-    # One product of matrices whatever the rank: so is the weight's gradient. The bias is added to
-    # it, not to the reshaped result, so that both are one kernel.
-    flat = x if x.ndim <= 2 else reshape(x, (product(x.shape[:-1]), x.shape[-1]))
-    y = matmul(flat, matrix_transpose(w))
-    if bias is not None:
-        y = _biased(y, bias, "linear", True)
-    return y if x.ndim <= 2 else reshape(y, (*x.shape[:-1], w.shape[0]))
+    y = matmul(x, matrix_transpose(w))
+    return y if bias is None else _biased(y, bias, "linear", True)
 
 
 def _biased(y: Tensor, bias: Any, what: str, by_output: bool) -> Tensor:

@@ -27,7 +27,7 @@ from staticgrad.codegen.sharing import is_shared, kernel_unit
 from staticgrad.codegen.target import Target
 from staticgrad.ir.dim import Dim, DimLike, dim_max, dim_min, floor_div, substitute, symbols
 from staticgrad.ir.dtype import dtype
-from staticgrad.kernels.ir import Kernel, Loop, Stmt, Template
+from staticgrad.kernels.ir import TILE, Kernel, Loop, Stmt, Template
 from staticgrad.kernels.program import Choose, Item, Program, Repeat, Step, parts
 from staticgrad.kernels.rewrite import factor_of
 from staticgrad.kernels.walk import accesses
@@ -220,6 +220,11 @@ def _product_rows(step: Step, s: Template, values: Mapping[str, DimLike]) -> _Ro
         _Access(s.buffers[2], c + row * c_rs + column, {"column": n}),
     ]
     found += [_Access(b, None, {}) for b in (s.buffers[1], *s.buffers[4:])]
+    left, right = s.prologues
+    if left is not None:
+        found += _prologue_accesses(left, values, k, by_columns=a_rs == 1)
+    if right is not None:
+        found += [_Access(b.name, None, {}) for b in right.buffers if b.name != TILE]
     if s.epilogue is not None:
         found += _epilogue_accesses(s.epilogue, values, n)
     matrix_bytes = n * k * dtype(s.attrs["dtype"]).itemsize_bytes
@@ -240,6 +245,22 @@ def _epilogue_accesses(
                 yield from (_Access(b.name, None, {}) for b in epilogue.buffers)
 
 
+def _prologue_accesses(
+    prologue: Kernel, values: Mapping[str, DimLike], k: DimLike, *, by_columns: bool
+) -> Iterator[_Access]:
+    """What a prologue of A reads for a row, which is a column of its loops where it computes the
+    transpose."""
+    (rows,) = prologue.body
+    assert isinstance(rows, Loop)
+    (columns,) = rows.body
+    assert isinstance(columns, Loop)
+    row, other = (columns, rows) if by_columns else (rows, columns)
+    at = {**values, row.var: Dim.symbol(ROW)}
+    for access in _accesses(columns.body, at, {other.var: k}):
+        if access.buffer != TILE:
+            yield access
+
+
 def _accesses(
     body: Sequence[Stmt],
     values: Mapping[str, DimLike],
@@ -248,7 +269,7 @@ def _accesses(
     """What statements touch, with `values` put in for names."""
     for touch, around in accesses(body, extents):
         if isinstance(touch, Template):
-            yield from (_Access(b, None, {}) for b in touch.buffers)
+            yield from (_Access(b, None, {}) for b in touch.touched)
         else:
             index = None if touch.gathers else substitute(touch.index, values)
             known = {name: substitute(extent, values) for name, extent in around.items()}

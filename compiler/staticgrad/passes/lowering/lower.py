@@ -40,10 +40,11 @@ from staticgrad.ops.lowering import (
 
 from .body import Body
 from .control import lower_control
+from .convolution import ConvLowering
 from .custom import lower_custom
 from .draft import Draft, linear
 from .map import At, Output, lower_map
-from .product import lower_product
+from .matmul import MatmulLowering
 from .reduce import lower_reduce
 
 # Views under which the elements keep their order: the dense operand is the dense result.
@@ -358,7 +359,7 @@ class Lowerer:
         body = Body.of(node, self.graph.locs[node])
         kinds = [registry.get(n.op).lower for n in body.inside]
         if any(isinstance(k, Product) for k in kinds):
-            lower_product(self, body)
+            self._lower_product(body)
         elif any(isinstance(k, Reduction) and n.attrs["axes"] for n, k in zip(body.inside, kinds)):
             lower_reduce(self, body)
         elif all(isinstance(k, (Pointwise, Generate, View, Reduction)) for k in kinds):
@@ -398,6 +399,15 @@ class Lowerer:
 
             found.append((self._whole_buffer(whole), place))
         return found
+
+    def _lower_product(self, body: Body) -> None:
+        root = next(n for n in body.inside if isinstance(registry.get(n.op).lower, Product))
+        lower = registry.get(root.op).lower
+        assert isinstance(lower, Product)
+        if lower.kind == "matmul":
+            MatmulLowering(self, body, root).run()
+        else:
+            ConvLowering(self, body, root, lower.kind).run()
 
     def outside(self, draft: Draft, body: Body, v: Value, at: tuple[DimLike, ...]) -> Expr:
         """The element of a value that a body reads from outside."""

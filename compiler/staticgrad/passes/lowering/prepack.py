@@ -217,7 +217,7 @@ class _Packer:
         template = body[0]
         if len(body) != 1 or not isinstance(template, Template) or template.name != "matmul":
             return None
-        if len(template.buffers) != 4:
+        if len(template.buffers) != 4 or template.prologues[1] is not None:
             return None
         values = dict(zip(step.kernel.sizes, step.sizes))
         m, n, k, _, _, _, start, rs, cs, _, _, batch, *_ = (
@@ -261,7 +261,8 @@ class _Packer:
         assert isinstance(template, Template)
         names = [b.name for b in step.kernel.buffers]
         index = step.buffers[names.index(template.buffers[3])]
-        size: DimLike = strips_bytes(self.target, matrix.dtype, rows, matrix.k)
+        computed = template.prologues[0] is not None
+        size = strips_bytes(self.target, matrix.dtype, rows, matrix.k, computed=computed)
         buffer = self.program.buffers[index]
         if also_plain:
             size = dim_max(size, buffer.size)
