@@ -189,6 +189,20 @@ def test_sizes_past_all_blocks(dtype):
         check(a, b, run(a, b))
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "int64"])
+def test_copied_strips_have_the_bits_of_those_in_place(dtype, target):
+    """Rows 4096 bytes apart, of whole vectors and of what is left of one."""
+    run = product(dtype, target)
+    lying = values((45, 4096 // np.dtype(dtype).itemsize), dtype, 1)
+    for k in (3, 64, 167, lying.shape[1]):
+        b = values((k, 140), dtype, 2)
+        expected = run(np.asfortranarray(lying[:, :k]), b)
+        run.new_workspace()
+        np.testing.assert_array_equal(run(lying[:, :k], b), expected)
+        check(lying[:, :k], b, expected)
+
+
 def test_stride_of_a_cache_period():
     """Rows 4096 bytes apart: strips of A are copied."""
     run = product("float32")

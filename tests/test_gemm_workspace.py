@@ -32,8 +32,8 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def check(target: str, dtype: str, m: int, n: int, k: int, kinds: tuple[str, str]) -> None:
-    """Runs a product, whole and by parts of its longer side or of its rows, with room for what it
-    says and marks behind that."""
+    """Runs a product, whole and by parts of its longer side, of a square's columns, or of its rows,
+    with room for what it says and marks behind that."""
     run = product(dtype, target)
     a, b = laid_out((m, k), dtype, kinds[0], 1), laid_out((k, n), dtype, kinds[1], 2)
     unbroken = b.strides[1] == b.itemsize
@@ -44,7 +44,7 @@ def check(target: str, dtype: str, m: int, n: int, k: int, kinds: tuple[str, str
     run.workspace = memory.ctypes.data + start
     expected = a.astype(np.float64) @ b.astype(np.float64)
     try:
-        for by_rows, part in itertools.product((n <= m, True), (max(m, n), 1, 7, 16)):
+        for by_rows, part in itertools.product((n < m, True), (max(m, n), 1, 7, 16)):
             c = np.zeros((m, n), dtype)
             side = m if by_rows else n
             for begin in range(0, side, part):

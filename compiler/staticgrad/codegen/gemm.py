@@ -117,6 +117,15 @@ def emit_block_bytes(f: Emitter, m: str, *, prologue: bool = False) -> str:
     return f.minimum(f.maximum(wanted, least), most)
 
 
+def emit_block_cols(f: Emitter, n: str, block_bytes: str, panel_bytes: str) -> str:
+    """Columns of a block of B. Two blocks are equally wide, as 256 columns by 1024 stay in the L2
+    cache and 480 do not; of more the rows are read in the longest pieces (32 x 4096 x 1024)."""
+    _, nr = tile_shape(f.module.target, f.element.dtype)
+    panels, most = f.div(f.add(n, nr - 1), nr), f.div(block_bytes, panel_bytes)
+    two = f.both(f.compare("sgt", panels, most), f.compare("sle", panels, f.mul(most, 2)))
+    return f.mul(f.select(two, f.div(f.add(panels, 1), 2), most), nr)
+
+
 def _most_for_computed(element: Element) -> int:
     return block_bounds(element.target)[1] // 4
 
@@ -431,7 +440,8 @@ def _emit_setup(f: Emitter, x: Frame) -> None:
         emit_row_count(f, x, kc)
     x["packed"] = f.at_byte("%workspace", room)
     panel_bytes = f.add(f.mul(kc, nr * size), PANEL_GAP)
-    nc = f.mul(f.div(emit_block_bytes(f, m, prologue=x.prologue), panel_bytes), nr)
+    block = emit_block_bytes(f, m, prologue=x.prologue)
+    nc = emit_block_cols(f, x["n"], block, panel_bytes)
     x["kc"], x["panel_bytes"] = kc, panel_bytes
     x["nc"] = f.select(single, ROW_COLS, nc)
 
