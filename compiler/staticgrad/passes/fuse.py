@@ -32,6 +32,7 @@ from staticgrad.ops.lowering import Generate, Leaf, Pointwise, Product, Reductio
 from .columns import attach_columns
 from .prologue import attach_prologues
 from .regroup import regrouped
+from .rows import attach_rows
 from .sink import sink_cheap
 
 # Above this a function of the fused kernel costs more to compile than its sweep over memory saves:
@@ -53,7 +54,30 @@ class Group:
 
 def fuse(graph: Graph, *, in_loop: bool = False) -> Graph:
     """`in_loop`: of the body of a loop or choice, siblings that read the same become one kernel."""
-    return _Fusion(graph, in_loop).run()
+    return _Fusion(_with_copies(graph) if in_loop else graph, in_loop).run()
+
+
+def _with_copies(graph: Graph) -> Graph:
+    """A body whose outputs that are parts of what it computes are copied by nodes of their own, so
+    that a sibling which reads the same can make the copy: a third of a GRU's product is kept for
+    the reverse, and read by the cell."""
+    copied: dict[Value, Value] = {}
+    for v in graph.outputs:
+        source = v
+        while isinstance(registry.get(source.node.op).lower, View):
+            source = source.node.operands[0]
+        is_part = source.type.size != v.type.size
+        if is_part and not isinstance(registry.get(source.node.op).lower, Leaf):
+            copy = registry.make("astype", (v,), {"dtype": v.dtype}, locs=graph.locs[v.node])
+            copied.setdefault(v, copy.results[0])
+    if not copied:
+        return graph
+    locs = {**graph.locs, **{w.node: graph.locs[v.node] for v, w in copied.items()}}
+    return Graph(
+        graph.inputs, [copied.get(v, v) for v in graph.outputs], graph.updates,
+        order=[*graph.nodes, *(w.node for w in copied.values())], locs=locs,
+        constraints=graph.constraints, single=graph.single,
+    )  # fmt: skip
 
 
 def canonical_index(form: str, names: Sequence[Dim], axes: tuple[int, ...]) -> tuple[DimLike, ...]:
@@ -106,6 +130,7 @@ class _Fusion:
             else:
                 self._mark_read(node)
                 self.levels[node] = 1 + self._operand_level(node)
+        attach_rows(self, MOST_NODES)
         attach_columns(self)
         self._inline_producers()
         attach_prologues(self, MOST_NODES)

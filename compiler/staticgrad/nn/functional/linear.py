@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dim import DimLike, product, shape_text
+from staticgrad.ir.dim import DimLike, shape_text
 from staticgrad.ir.dtype import int64
 from staticgrad.ir.errors import ArgumentError, DTypeError, ShapeError
 from staticgrad.ops.comparison import equal
