@@ -7,11 +7,12 @@ before -> after
     %5 = relu(%4)
 
 A group becomes one kernel. Its kinds: "map" (element-wise over one shape), "reduce" (reductions of
-one shape over the same axes, with what feeds them and what uses them; sums over all other axes too,
-see `columns`), "product" (a matrix product or convolution with element-wise consumers, and a matrix
-product with what its operands are computed of, see `prologue`). A group's level is one more than
-the highest level of what it reads; a node may join a group only if everything else it reads is of a
-lower level, so no cycle can arise and the pass is linear in the nodes.
+one shape over the same axes, see `siblings`, with what feeds them and what uses them; sums over all
+other axes too, see `columns`), "product" (a matrix product or convolution with element-wise
+consumers, and a matrix product with what its operands are computed of, see `prologue`). A group's
+level is one more than the highest level of what it reads; a node may join a group only if
+everything else it reads is of a lower level, so no cycle can arise and the pass is linear in the
+nodes. What is cheap is computed where it is read, see `sink` and `recompute`.
 
 Preserving: every element is computed by the same operations in the same order, fused or not.
 """
@@ -31,8 +32,10 @@ from staticgrad.ops.lowering import Generate, Leaf, Pointwise, Product, Reductio
 
 from .columns import attach_columns
 from .prologue import attach_prologues
+from .recompute import recompute_cheap
 from .regroup import regrouped
 from .rows import attach_rows
+from .siblings import join_sums
 from .sink import sink_cheap
 
 # Above this a function of the fused kernel costs more to compile than its sweep over memory saves:
@@ -50,6 +53,7 @@ class Group:
     forms: dict[Node, str] = field(default_factory=dict)  # of values that depend on a reduction
     merged: Group | None = None
     read: bool = False  # by a node outside: then what depends on it may be of any higher level
+    copies: dict[Node, None] = field(default_factory=dict)  # of other groups' nodes: `recompute`
 
 
 def fuse(graph: Graph, *, in_loop: bool = False) -> Graph:
@@ -137,6 +141,7 @@ class _Fusion:
         sink_cheap(self, MOST_NODES)
         if self.in_loop:
             self._join_siblings()
+        recompute_cheap(self, MOST_NODES)
         return regrouped(self.graph, self.groups, self.group_of, self.held)
 
     # --- placing ----------------------------------------------------------------------------------
@@ -226,6 +231,9 @@ class _Fusion:
             else:
                 g = self._new_group(kind, node, shape, axes)
         self._mark_read(node)
+        if kind == "reduce":
+            join_sums(self, node, MOST_NODES)
+            g = self.group(node) or g
         for v in node.operands:
             producer = self.group(v.node)
             if producer is not None and producer is not g:
@@ -392,7 +400,7 @@ class _Fusion:
             return self._reduce_fits(every, node, shape, axes)
         if any(h.kind == "reduce" for h in every):
             return self._join_reduce(every, node)
-        return g.shape == shape or self._widens(g, node, shape)
+        return self._widens(every, node, shape)
 
     def _operand_groups(self, node: Node) -> list[Group]:
         found: list[Group] = []
@@ -418,26 +426,30 @@ class _Fusion:
                 return False
             fits = source.node not in g.forms or g.forms[source.node] == "full"
         else:
-            fits = g.shape == shape or self._widens(g, node, shape)
+            fits = self._widens(groups, node, shape)
             if fits:
                 g.kind, g.shape, g.axes = "reduce", shape, axes
         if fits:
             g.forms[node] = "kept" if node.attrs["keepdims"] else "row"
         return fits
 
-    def _widens(self, g: Group, node: Node, shape: Shape) -> bool:
-        """`g` is computed inside the larger space of its only consumer; what depends on fewer dims
-        is computed once an outer iteration, by the code generator's levels."""
-        if g.kind != "map" or any(is_heavy(n) for n in g.nodes):
+    def _widens(self, groups: list[Group], node: Node, shape: Shape) -> bool:
+        """Whether the groups, of one shape, are of this one, or can be computed inside the larger
+        space of their only consumer; what depends on fewer dims is computed once an outer
+        iteration, by the code generator's levels. What others read has no place there: of an array
+        of the smaller shape one element would be stored."""
+        if groups[0].shape == shape:
+            return True
+        members = {n for g in groups for n in g.nodes}
+        if any(g.kind != "map" for g in groups) or any(is_heavy(n) for n in members):
             return False
-        members = set(g.nodes)
-        for n in g.nodes:
-            for v in n.results:
-                if v in self.roots:
-                    return False
-                if any(u is not node and u not in members for u in self.uses.get(v, ())):
-                    return False
-        g.shape = shape
+        for v in (v for n in members for v in n.results):
+            if v in self.roots:
+                return False
+            if any(u is not node and u not in members for u in self.uses.get(v, ())):
+                return False
+        for g in groups:
+            g.shape = shape
         return True
 
     def _join_reduce(self, groups: list[Group], node: Node) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from staticgrad.ir.dim import product
 from staticgrad.ir.graph import Graph
 from staticgrad.ir.loc import Locs, use_locs
 from staticgrad.ir.node import Node, Value
 from staticgrad.ops import registry
-from staticgrad.ops.lowering import View
+from staticgrad.ops.lowering import Reduction, View
 
 if TYPE_CHECKING:
     from .fuse import Group
@@ -21,8 +23,7 @@ def regrouped(
     """`graph` with each group of several nodes as one `fused` node; `held` are the attributes of
     nodes whose sub-graphs are fused."""
     order = _topological(graph, groups, group_of)
-    uses = graph.uses()
-    roots = set(graph.roots)
+    leaves = _leaving(graph, groups, group_of)
     new: dict[Value, Value] = {}
     locs: dict[Node, Locs] = {}
     nodes: list[Node] = []
@@ -42,11 +43,12 @@ def regrouped(
     for item in order:
         if isinstance(item, Node):
             keep(item)
-        elif len(item.nodes) == 1:
+        elif len(item.nodes) == 1 and not item.copies:
             keep(item.nodes[0])
         else:
-            made, results = _fused_node(graph, item, new, uses, roots)
-            locs[made[0]] = frozenset().union(*(graph.locs[n] for n in item.nodes))
+            made, results = _fused_node(graph, item, new, leaves)
+            inside = (*item.nodes, *item.copies)
+            locs[made[0]] = frozenset().union(*(graph.locs[n] for n in inside))
             nodes += made
             new.update(results)
     return Graph(
@@ -56,11 +58,38 @@ def regrouped(
     )  # fmt: skip
 
 
+def _leaving(
+    graph: Graph, groups: list[Group], group_of: dict[Node, Group]
+) -> Callable[[Value, Group], bool]:
+    """Whether a value of a group is needed outside of it: by something that does not compute it
+    again."""
+    uses, roots = graph.uses(), set(graph.roots)
+    holders: dict[Node, list[Group]] = {}
+    for g in groups:
+        for n in g.copies:
+            holders.setdefault(n, []).append(g)
+
+    def leaves(v: Value, g: Group) -> bool:
+        return v in roots or any(
+            h is not g and (h is None or v.node not in h.copies)
+            for u in uses.get(v, ())
+            for h in (_final(u, group_of), *holders.get(u, ()))
+        )
+
+    return leaves
+
+
+def _final(node: Node, group_of: dict[Node, Group]) -> Group | None:
+    g = group_of.get(node)
+    while g is not None and g.merged is not None:
+        g = g.merged
+    return g
+
+
 def _fused_node(
-    graph: Graph, g: Group, new: dict[Value, Value], uses: dict[Value, list[Node]],
-    roots: set[Value],
-) -> tuple[list[Node], dict[Value, Value]]:  # fmt: skip
-    members = sorted(g.nodes, key=lambda n: n.id)
+    graph: Graph, g: Group, new: dict[Value, Value], leaves: Callable[[Value, Group], bool]
+) -> tuple[list[Node], dict[Value, Value]]:
+    members = sorted([*g.nodes, *g.copies], key=lambda n: n.id)
     inside = set(members)
     external: dict[Value, Value] = {}
     for n in members:
@@ -77,12 +106,14 @@ def _fused_node(
         body_of.update(zip(n.results, copy.results))
     escaping: dict[Value, None] = {}
     views: list[Node] = []
-    for n in members:
+    for n in sorted(g.nodes, key=lambda n: n.id):
         for v in n.results:
-            if v in roots or any(u not in inside for u in uses.get(v, ())):
+            if leaves(v, g):
                 if isinstance(registry.get(n.op).lower, View):
                     views += [m for m in _view_chain(n, inside) if m not in views]
                     v = _view_chain(n, inside)[0].operands[0]
+                if not _has_place(g, v):
+                    raise AssertionError(f"fuse: no place for {v.type} in a group over {g.shape}")
                 escaping.setdefault(v)
     body = Graph(list(external.values()), [body_of[v] for v in escaping], order=order)
     with use_locs(frozenset()):
@@ -95,6 +126,15 @@ def _fused_node(
         nodes.append(copy)
         results.update(zip(n.results, copy.results))
     return nodes, results
+
+
+def _has_place(g: Group, v: Value) -> bool:
+    """Whether a kernel over the group's elements computes all of a value."""
+    if v.shape == g.shape or g.kind != "reduce":
+        return v.shape == g.shape
+    kept = tuple(1 if i in g.axes else d for i, d in enumerate(g.shape))
+    is_sum = isinstance(registry.get(v.node.op).lower, Reduction)  # maybe over the other axes
+    return is_sum or v.node in g.forms or v.type.size == product(kept)
 
 
 def _view_chain(node: Node, inside: set[Node]) -> list[Node]:
@@ -115,10 +155,7 @@ def _topological(
     what they view, then by the age of their first node."""
 
     def final(n: Node) -> Node | Group:
-        g = group_of.get(n)
-        while g is not None and g.merged is not None:
-            g = g.merged
-        return n if g is None else g
+        return _final(n, group_of) or n
 
     position = {n: i for i, n in enumerate(graph.nodes)}
     items: dict[Node | Group, int] = {}
@@ -127,7 +164,7 @@ def _topological(
     waiting: dict[Node | Group, int] = {}
     followers: dict[Node | Group, list[Node | Group]] = {}
     for item in items:
-        members = [item] if isinstance(item, Node) else item.nodes
+        members = [item] if isinstance(item, Node) else [*item.nodes, *item.copies]
         before = {final(v.node) for n in members for v in n.operands} - {item}
         waiting[item] = len(before)
         for b in before:

@@ -93,12 +93,42 @@ def rms_norm(
     return _scaled(x * rsqrt(mean(x * x, axis=axes, keepdims=True) + small), weight, None)
 
 
-def _per_channel(value: Any, x: Tensor, what: str) -> Tensor:
-    """[C] as [C, 1, 1], beside x: [N, C, ..]."""
+def _of_channels(value: Any, x: Tensor, what: str) -> Tensor:
+    """[C], checked beside x: [N, C, ..]."""
     v = as_tensor(value, what)
     if v.ndim != 1 or x.ndim < 2 or not may_equal(v.shape[0], x.shape[1]):
         raise ShapeError(f"{what}: expected one value for each channel of {x.type}, got {v.type}")
+    return v
+
+
+def _per_channel(value: Any, x: Tensor, what: str) -> Tensor:
+    """[C] as [C, 1, 1], beside x: [N, C, ..]."""
+    v = _of_channels(value, x, what)
     return reshape(v, (v.shape[0], *(1,) * (x.ndim - 2)))
+
+
+def _scale_of(weight: Any, bias: Any, x: Tensor, what: str) -> list[Tensor | None]:
+    """Weight and bias, [C] each where they are given."""
+    return [
+        None if v is None else _of_channels(v, x, f"{what}: {name}")
+        for name, v in (("weight", weight), ("bias", bias))
+    ]
+
+
+def _standardised_along(
+    x: Tensor, axes: tuple[int, ...], scale: Sequence[Tensor | None], scale_axes: tuple[int, ...],
+    eps: float,
+) -> Tensor:  # fmt: skip
+    """Standardised over `axes`; weight and bias are of x's dims at `scale_axes`."""
+    given = [v for v in scale if v is not None and v.dtype == x.dtype]
+    if len(given) == 2:
+        result: Tensor = apply("standardize", x, *given, axes=axes, scale_axes=scale_axes, eps=eps)
+        return result
+    beside = tuple(x.shape[a] if a in scale_axes else 1 for a in range(scale_axes[0], x.ndim))
+    return _scaled(
+        apply("standardize", x, axes=axes, scale_axes=(), eps=eps),
+        *(None if v is None else reshape(v, beside) for v in scale),
+    )
 
 
 def group_norm(
@@ -116,13 +146,15 @@ def group_norm(
         raise ArgumentError(f"group_norm: num_groups must be at least 1, got {num_groups!r}")
     if isinstance(channels, int) and channels % num_groups:
         raise ShapeError(f"group_norm: {num_groups} groups do not divide the {channels} channels")
-    grouped = reshape(x, (x.shape[0], num_groups, product(x.shape[1:]) // num_groups))
-    y = reshape(_standardised(grouped, (2,), eps), x.shape)
-    return _scaled(
-        y,
-        None if weight is None else _per_channel(weight, x, "group_norm: weight"),
-        None if bias is None else _per_channel(bias, x, "group_norm: bias"),
-    )
+    # A group's channels are an axis of their own, so that the scale is part of the same kernel.
+    groups = (num_groups, channels // num_groups)
+    scale = [
+        None if v is None else reshape(v, groups) for v in _scale_of(weight, bias, x, "group_norm")
+    ]
+    spatial = (product(x.shape[2:]),) if x.ndim > 2 else ()
+    grouped = reshape(x, (x.shape[0], *groups, *spatial))
+    axes = tuple(range(2, grouped.ndim))
+    return reshape(_standardised_along(grouped, axes, scale, (1, 2), eps), x.shape)
 
 
 def instance_norm(
@@ -145,17 +177,13 @@ def instance_norm(
         raise ArgumentError(
             "instance_norm: use_input_stats=False needs running_mean and running_var"
         )
+    scale = _scale_of(weight, bias, x, "instance_norm")
     if use_input_stats:
-        y = _standardised(x, tuple(range(2, x.ndim)), eps)
-    else:
-        y = (x - _per_channel(running_mean, x, "running_mean")) * rsqrt(
-            _per_channel(running_var, x, "running_var") + eps
-        )
-    return _scaled(
-        y,
-        None if weight is None else _per_channel(weight, x, "instance_norm: weight"),
-        None if bias is None else _per_channel(bias, x, "instance_norm: bias"),
+        return _standardised_along(x, tuple(range(2, x.ndim)), scale, (1,), eps)
+    y = (x - _per_channel(running_mean, x, "running_mean")) * rsqrt(
+        _per_channel(running_var, x, "running_var") + eps
     )
+    return _scaled_by_channel(y, x, scale, "instance_norm")
 
 
 def _unbiased(var: Tensor, count: DimLike) -> Tensor:
@@ -179,7 +207,7 @@ def normalise_batch(
     known = (x - _per_channel(old_mean, x, "batch_norm: mean")) * rsqrt(
         _per_channel(old_var, x, "batch_norm: var") + eps
     )
-    known = _scaled_by_channel(known, x, scale)
+    known = _scaled_by_channel(known, x, scale, "batch_norm")
     if mode is False:
         return known
     axes = (0, *range(2, x.ndim))
@@ -201,22 +229,16 @@ def normalise_batch(
 
 def _by_batch(x: Tensor, scale: tuple[Any, Any], eps: float) -> Tensor:
     """Standardised by the batch's own statistics, and scaled."""
-    axes = (0, *range(2, x.ndim))
-    tensors = [None if v is None else as_tensor(v) for v in scale]
-    one = [t for t in tensors if t is not None and t.dtype == x.dtype and t.ndim == 1]
-    if len(one) < 2 or not all(may_equal(t.shape[0], x.shape[1]) for t in one):
-        return _scaled_by_channel(apply("standardize", x, axes=axes, eps=eps), x, scale)
-    result: Tensor = apply("standardize", x, *one, axes=axes, eps=eps)
-    return result
+    checked = _scale_of(*scale, x, "batch_norm")
+    return _standardised_along(x, (0, *range(2, x.ndim)), checked, (1,), eps)
 
 
-def _scaled_by_channel(y: Tensor, x: Tensor, scale: tuple[Any, Any]) -> Tensor:
-    weight, bias = scale
-    return _scaled(
-        y,
-        None if weight is None else _per_channel(weight, x, "batch_norm: weight"),
-        None if bias is None else _per_channel(bias, x, "batch_norm: bias"),
+def _scaled_by_channel(y: Tensor, x: Tensor, scale: Sequence[Any], what: str) -> Tensor:
+    weight, bias = (
+        None if v is None else _per_channel(v, x, f"{what}: {name}")
+        for name, v in zip(("weight", "bias"), scale)
     )
+    return _scaled(y, weight, bias)
 
 
 def batch_norm(
