@@ -278,7 +278,7 @@ def test_the_gradient_of_an_added_mask(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     at, along = rng.standard_normal((2, *shape))
     program = _with_bias(operands, at, "bias")
-    assert _kernels(program) - {"copy"} == {"attention_mask_gradient", "multiply"}
+    assert _kernels(program) - {"copy"} == {"attention_mask_gradient"}
     ends = [
         np.sum(_oracle(*operands[:3], at + step * along, False, 0.5) * operands[3])
         for step in (1e-5, -1e-5)
@@ -579,3 +579,55 @@ def test_vmap_of_forward_mode() -> None:
             for s in (1e-5, -1e-5)
         ]
         np.testing.assert_allclose(found[1][i], (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+# --- the scale of queries -------------------------------------------------------------------------
+
+
+def _gradient_kernels(**options: Any) -> list[str]:
+    """The operations of kernels of a forward and backward pass, but for copies."""
+    length = CAUSAL_BLOCK + 3
+    program = _program(_operands((2, 2), length, length, width=8), is_causal=True, **options)
+    kernels = program.report().to_dict()["kernels"]
+    return sorted(n for k in kernels for n in k["nodes"] if n != "copy")
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_queries_are_scaled_in_attentions_kernels(symbolic: bool) -> None:
+    assert _gradient_kernels(symbolic=symbolic) == ["attention", "attention_gradient"]
+    separate = ["attention", "attention_gradient", "multiply", "multiply"]
+    assert sorted(_gradient_kernels(symbolic=symbolic, disable=("simplify",))) == separate
+
+
+@pytest.mark.parametrize("moving", ["qk", "q", "k", "qkv"])
+def test_scaling_in_the_kernels_gives_the_same_bits(moving: str) -> None:
+    """Of a number that rounds, beside a constant factor that canonical forms merge with it."""
+    operands = _operands((2, 3), BLOCK + 9, BLOCK + 11, width=5)
+    for run in (
+        lambda **o: _program(operands, dropout_p=0.25, scale=0.3, **o)(*operands),
+        lambda **o: _call(*_pushed(operands[:3], None, moving, scale=0.3, is_causal=True, **o)),
+    ):
+        found = []
+        for disable in ((), ("simplify",)):
+            sg.random.seed(5)
+            found.append(_bits(run(disable=disable)))
+        assert found[0] == found[1]
+
+
+def _call(program: Any, arrays: list[Array]) -> list[Array]:
+    return [program(*arrays)]
+
+
+def test_scaled_queries_that_others_read_stay() -> None:
+    """As they do where the cotangent of the scaled queries is wanted."""
+    q, k, v, ct = _operands((2,), BLOCK + 9, 40, dtype="float64")
+    inputs = [sg.input(n, x.shape, "float64") for n, x in zip("qkvc", (q, k, v, ct))]
+    scaled = inputs[0] * 0.3
+    y = F.scaled_dot_product_attention(scaled, *inputs[1:3], scale=1.0)
+    for wanted in ([y, scaled], [y, *sg.gradients(y, [scaled], cotangent=inputs[3])]):
+        program = sg.compile(inputs, wanted)
+        assert "multiply" in _kernels(program)
+        found = program(q, k, v, ct)
+        np.testing.assert_allclose(found[0], _oracle(q, k, v, None, False, 0.3), rtol=1e-11)
+    given = _program([q, k, v, ct], scale=0.3)(q, k, v, ct)[1]
+    np.testing.assert_allclose(found[1] * 0.3, given, rtol=1e-11)

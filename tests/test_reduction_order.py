@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
 import staticgrad as sg
@@ -71,3 +74,69 @@ def test_reductions_of_no_elements_compile() -> None:
     both = sg.grad(lambda a, b: sg.sum(sg.minimum(a, b)), argnums=(0, 1))
     a, b = sg.vmap(both, in_axes=(None, 3))(np.ones(1, "f4"), np.ones((0, 1, 1, 3), "f4"))
     assert a.tolist() == [[0.0]] * 3 and b.shape == (3, 0, 1, 1)
+
+
+ONES = [
+    ("float32", (1, 5000)), ("float32", (5000, 1)), ("float64", (1, 300, 1)),
+    ("float32", (1, 70, 40)), ("float32", (70, 1, 40)), ("float32", (70, 40, 1)),
+    ("float64", (3, 1, 70, 1)), ("float32", (2, 5000)), ("float64", (1, 1, 9)),
+    ("float32", (5, 0, 1)), ("float32", (1, 1)), ("float32", (1, 130, 4100)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "shape"), ONES, ids=str)
+def test_sizes_that_turn_out_to_be_one(dtype: str, shape: tuple[int, ...]) -> None:
+    """Over all subsets of the axes, whichever sizes are declared."""
+    rng = np.random.default_rng(len(shape))
+    a = (rng.normal(size=shape) * 10.0 ** rng.integers(-3, 4, shape)).astype(dtype)
+    rank = len(shape)
+    subsets = [s for k in range(1, rank + 1) for s in itertools.combinations(range(rank), k)]
+    found = []
+    for known in (range(rank), *([i] for i in range(rank)), range(rank - 1), []):
+        x = sg.input("x", [n if i in known else f"N{i}" for i, n in enumerate(shape)], dtype)
+        outputs = [y for s in subsets for y in (sg.sum(x, axis=s), sg.prod(x + 1, axis=s))]
+        outputs += [sg.sum(x * x, axis=s, keepdims=True) for s in subsets]
+        found.append([y.tobytes() for y in sg.compile([x], outputs, cache=False)(a)])
+    assert all(f == found[0] for f in found)
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (300, 1), (40, 1, 30), (1, 40, 1)], ids=str)
+def test_what_has_the_full_shape_beside_sizes_of_one(shape: tuple[int, ...]) -> None:
+    a = np.random.default_rng(3).normal(size=shape).astype("float32")
+    found = []
+    for sizes in (shape, "NMK"[: len(shape)]):
+        x = sg.input("x", tuple(sizes))
+        every = tuple(range(len(shape)))
+        outputs = [sg.softmax(x, axis=every), sg.logsumexp(x, axis=every), sg.var(x, axis=0)]
+        for axis in (0, every):
+            centred = x - sg.mean(x, axis=axis, keepdims=True)
+            spread = sg.mean(sg.square(centred), axis=axis, keepdims=True)
+            outputs += [centred / sg.sqrt(spread + 1e-5), sg.sum(sg.exp(x) * spread)]
+        program = sg.compile([x], outputs, cache=False)
+        results = program(a)
+        found.append([y.tobytes() for y in results])
+        wide = np.exp(a.astype("float64"))
+        np.testing.assert_allclose(results[0], wide / wide.sum(), rtol=1e-5)
+        for threads in (1, 3):
+            again = sg.compile([x], outputs, cache=False, threads=threads)(a)
+            assert [y.tobytes() for y in again] == found[-1]
+    assert found[0] == found[1]
+
+
+def test_another_space_for_sizes_of_one_takes_no_kernel_more() -> None:
+    x, y = sg.input("x", ("N", "M")), sg.input("y", ("N", 40))
+    program = sg.compile([x, y], [x.sum(), x.sum(axis=0), y.sum(), y.sum(axis=0)], cache=False)
+    assert len(program.report().to_dict()["kernels"]) == 4
+    a, b = np.ones((200, 300), "f4"), np.ones((200, 40), "f4")
+    whole, columns, *_ = program(a, b)
+    assert whole == 60_000 and columns.tolist() == [200] * 300
+
+
+@pytest.mark.parametrize("rows", [2, "N"])
+def test_few_long_rows_are_many_blocks(rows: Any) -> None:
+    """Each adds few elements to a lane, and threads share them."""
+    x = sg.input("x", (rows, 1_000_000))
+    program = sg.compile([x], x.sum(), cache=False)
+    a = np.full((2, 1_000_000), 0.1, "float32")
+    np.testing.assert_allclose(program(a), float(a[0, 0]) * 2_000_000, rtol=2e-6)
+    assert program.peak_bytes(**({} if rows == 2 else {"N": 2})) == 1984  # of 2 x 245 blocks

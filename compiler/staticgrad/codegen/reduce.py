@@ -1,23 +1,24 @@
 """Reductions: the fixed order in which elements are folded.
 
-Row form (`Reduce.vector`): element j of the last reduced axis goes to lane j mod L, where L lanes
-are 128 bytes; lanes are folded by halves. Column form: elements are taken one after another. Both
-work in blocks of BLOCK (column form: COLUMN_BLOCK) elements, with several reduced axes in as many
-steps of the first axis as give a lane about as much; blocks are added in order, for float sums
-with compensation. Nothing here depends on the vector width, on threads or on what was fused.
+Row form (`Reduce.vector`), over rows or one row: element j of a row goes to lane j mod L, where L
+lanes are 128 bytes, row after row; lanes are folded by halves. Column form, over one axis: elements
+are taken one after another. Both work in blocks: of BLOCK elements of a long row, of as many short
+rows as give a lane about as much, of COLUMN_BLOCK elements of a column. Blocks are added in order,
+for float sums with compensation. Nothing here depends on the vector width, on threads or on what
+was fused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from staticgrad.ir.dim import DimLike, product
+from staticgrad.ir.dim import product
 from staticgrad.kernels.ir import Reduce
 from staticgrad.kernels.order import (
     BLOCK,
     COLUMN_BLOCK,
-    block_steps,
+    block_rows,
     combine_op,
     identity,
     reduce_lanes,
@@ -51,18 +52,19 @@ class ReduceEmitter:
             self.lanes = lanes.pop()
         else:
             self.lanes = em.lanes if em.vector_var is not None else 1
-        self.block = BLOCK if s.vector else COLUMN_BLOCK
 
     def run(self) -> None:
         em, s = self.em, self.s
         if product(s.extents) == 0:
             results = self._identities(1 if s.vector else self.lanes)
-        elif not s.vector and self._small():
+        elif self._is_unrolled():
             results = self._unrolled(list(s.vars), self._identities(self.lanes))
-        elif len(s.vars) == 1:
-            results = self._one_axis()
+        elif len(s.vars) > (2 if s.vector else 1):
+            raise ValueError(f"{em.kernel.name}: a reduction over axes that are to be one")
+        elif s.vector:
+            results = self._rows()
         else:
-            results = self._several_axes()
+            results = self._column()
         result_lanes = 1 if s.vector else self.lanes
         for i, compensated in enumerate(self._compensated()):
             if compensated:  # the sum of nothing, -0.0 so far, is shown as +0.0
@@ -71,9 +73,9 @@ class ReduceEmitter:
         for a, name, dtype in zip(s.accumulators, results, self.dtypes):
             em.scopes[-1].names[a.name] = Lane(name, dtype, result_lanes, em.level)
 
-    def _small(self) -> bool:
+    def _is_unrolled(self) -> bool:
         total = product(self.s.extents)
-        return isinstance(total, int) and total <= UNROLL
+        return not self.s.vector and isinstance(total, int) and total <= UNROLL
 
     def _identities(self, lanes: int) -> list[str]:
         return [
@@ -140,56 +142,72 @@ class ReduceEmitter:
 
     # --- blocks -----------------------------------------------------------------------------------
 
-    def _one_axis(self) -> list[str]:
-        em = self.em
+    def _column(self) -> list[str]:
         (var,), (extent,) = self.s.vars, self.s.extents
-        if isinstance(extent, int) and extent <= self.block:
-            return self._fold(self._axis(var, "0", em.integer(extent), extent))
+        end = self.em.integer(extent)
+        if isinstance(extent, int) and extent <= COLUMN_BLOCK:
+            return self._elements(var, "0", end)
+        loop = ("block of " + var, end, str(COLUMN_BLOCK))
+        return self._blocks([loop], lambda spans: self._elements(var, *spans[0]))
 
-        def block(start: str, stop: str) -> list[str]:
-            return self._fold(self._axis(var, start, stop, None))
+    def _rows(self) -> list[str]:
+        """Blocks of a long row, or of several short ones: one of the two loops has one step."""
+        em = self.em
+        *rows, var = self.s.vars
+        *counts, length = self.s.extents
+        known = length if isinstance(length, int) and length <= BLOCK else None
+        loops = []
+        if rows:
+            steps = em.integer(block_rows(length, self.lanes))
+            loops.append(("block of " + rows[0], em.integer(counts[0]), steps))
+        if known is None:
+            loops.append(("block of " + var, em.integer(length), str(BLOCK)))
+        end = em.integer(length)
 
-        return self._blocks("block of " + var, em.integer(extent), str(self.block), block)
-
-    def _several_axes(self) -> list[str]:
-        """Blocks of as many steps of the first axis as make a lane take about as many elements as
-        in a block of one axis."""
-        em, s = self.em, self.s
-        steps = block_steps(s.extents, self.lanes if s.vector else None)
-
-        def block(start: str, stop: str) -> list[str]:
+        def block(spans: list[tuple[str, str]]) -> list[str]:
+            first, last = spans[-1] if known is None else ("0", end)
+            if not rows:
+                return self._fold(self._lanes(var, first, last, known, self._no_parts()))
             carried = list(zip(self._part_types(self.lanes), self._no_parts()))
-            opened = em.open_loop(s.vars[0], start, stop, 1, carried)
-            found = self._inner(1, opened.phis)
-            em.close_loop(opened, found)
+            opened = em.open_loop(rows[0], *spans[0], 1, carried)
+            em.close_loop(opened, self._lanes(var, first, last, known, opened.phis))
             return self._fold(opened.phis)
 
-        end = em.integer(s.extents[0])
-        return self._blocks("block of " + s.vars[0], end, em.integer(steps), block)
+        return self._blocks(loops, block) if loops else block([])
 
     def _blocks(
-        self, name: str, end: str, size: str, block: Callable[[str, str], list[str]]
-    ) -> list[str]:
-        """Adds the results of blocks in order. A float's sum carries what each addition rounds away
-        (Knuth's two-sum), or a million blocks would add up a million rounding errors."""
+        self, loops: list[tuple[str, str, str]],
+        block: Callable[[list[tuple[str, str]]], list[str]],
+    ) -> list[str]:  # fmt: skip
+        """Adds the results of blocks in order: `loops` are nested (name, end, step), and `block`
+        gets their spans. A float's sum carries what each addition rounds away (Knuth's two-sum), or
+        a million blocks would add up a million rounding errors."""
         em = self.em
         lanes = 1 if self.s.vector else self.lanes
-        inits = self._identities(lanes)
-        carried = list(zip(self._types(lanes), inits))
+        types, inits = self._types(lanes), self._identities(lanes)
         lost = [i for i, compensated in enumerate(self._compensated()) if compensated]
-        opened = em.open_loop(name, "0", end, size, carried + [carried[i] for i in lost])
-        totals, rests = opened.phis[: len(inits)], opened.phis[len(inits) :]
-        limit = em.f.emit(f"add i64 {opened.i}, {size}")
-        found = block(opened.i, em.f.call_intrinsic("llvm.smin", "i64", limit, end))
-        added = self._combine(lanes, totals, found)
-        kept = [
-            self._kept(self._types(lanes)[i], totals[i], found[i], added[i], rest)
-            for i, rest in zip(lost, rests)
-        ]
-        em.close_loop(opened, added + kept)
-        results = list(totals)
+        all_types = types + [types[i] for i in lost]
+
+        def nested(left: list[tuple[str, str, str]], carried: list[str], spans: Any) -> list[str]:
+            if not left:
+                totals, rests = carried[: len(inits)], carried[len(inits) :]
+                found = block(spans)
+                added = self._combine(lanes, totals, found)
+                return added + [
+                    self._kept(types[i], totals[i], found[i], added[i], rest)
+                    for i, rest in zip(lost, rests)
+                ]
+            (name, end, step), *inner = left
+            opened = em.open_loop(name, "0", end, step, list(zip(all_types, carried)))
+            limit = em.f.emit(f"add i64 {opened.i}, {step}")
+            span = (opened.i, em.f.call_intrinsic("llvm.smin", "i64", limit, end))
+            em.close_loop(opened, nested(inner, opened.phis, [*spans, span]))
+            return opened.phis
+
+        carried = nested(loops, inits + [inits[i] for i in lost], [])
+        results, rests = carried[: len(inits)], carried[len(inits) :]
         for i, rest in zip(lost, rests):
-            results[i] = self._with_rest(self._types(lanes)[i], totals[i], rest, lanes)
+            results[i] = self._with_rest(types[i], results[i], rest, lanes)
         return results
 
     def _compensated(self) -> list[bool]:
@@ -210,17 +228,6 @@ class ReduceEmitter:
         known = f.emit(f"fcmp ord {ty} {rest}, {rest}")
         whole = f.emit(f"fadd {ty} {total}, {rest}")
         return f.emit(f"select {vector('i1', lanes)} {known}, {ty} {whole}, {ty} {total}")
-
-    def _inner(self, axis: int, accumulated: list[str]) -> list[str]:
-        em, s = self.em, self.s
-        extent = s.extents[axis]
-        if axis == len(s.vars) - 1:
-            return self._axis(s.vars[axis], "0", em.integer(extent), extent, accumulated)
-        carried = list(zip(self._part_types(self.lanes), accumulated))
-        opened = em.open_loop(s.vars[axis], "0", em.integer(extent), 1, carried)
-        found = self._inner(axis + 1, opened.phis)
-        em.close_loop(opened, found)
-        return opened.phis
 
     def _fold(self, parts: list[str]) -> list[str]:
         """The accumulators of a row's parts, whose lanes are folded by halves."""
@@ -249,19 +256,12 @@ class ReduceEmitter:
             second.append(f.emit(f"extractelement <1 x {ty}> {y}, i32 0"))
         return self._merged(1, first, second)
 
-    # --- one axis ---------------------------------------------------------------------------------
+    # --- elements ---------------------------------------------------------------------------------
 
-    def _axis(
-        self, var: str, begin: str, end: str, extent: DimLike | None,
-        accumulated: list[str] | None = None,
-    ) -> list[str]:  # fmt: skip
-        """Accumulates over `[begin, end)` of one axis."""
-        if accumulated is None:
-            accumulated = self._no_parts()
-        if self.s.vector:
-            return self._axis_lanes(var, begin, end, extent, accumulated)
+    def _elements(self, var: str, begin: str, end: str) -> list[str]:
+        """Accumulates over `[begin, end)` of a column."""
         em = self.em
-        carried = list(zip(self._part_types(self.lanes), accumulated))
+        carried = list(zip(self._part_types(self.lanes), self._no_parts()))
         opened = em.open_loop(var, begin, end, 1, carried)
         em.close_loop(opened, self._step(opened.phis))
         return opened.phis
@@ -291,12 +291,12 @@ class ReduceEmitter:
             em.scopes.pop()
         return accumulated
 
-    def _axis_lanes(
-        self, var: str, begin: str, end: str, extent: DimLike | None, accumulated: list[str]
+    def _lanes(
+        self, var: str, begin: str, end: str, known: int | None, accumulated: list[str]
     ) -> list[str]:
+        """Accumulates over `[begin, end)` of a row, whose length may be known."""
         em, width = self.em, self.lanes
         f = em.f
-        known = extent if isinstance(extent, int) else None
         em.lanes, em.vector_var = width, var
         start = begin
         if known is None or known >= width:

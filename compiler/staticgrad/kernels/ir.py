@@ -143,6 +143,8 @@ class Accumulator:
 @dataclass(frozen=True, slots=True, eq=False)
 class Reduce:
     """Reduces over the index space `vars` x `extents`; after it each accumulator's name is bound.
+    Reduced axes are numbered as rows: with `vector` there is an element's variable, or a row's and
+    an element's; without, one.
 
     The order is a function of the space and the dtype alone. With `vector`, the last variable runs
     in LANES[dtype] lanes (element j goes to lane j mod LANES), in blocks of BLOCK elements that are

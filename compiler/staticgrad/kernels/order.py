@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from staticgrad.ir.dim import DimLike, dim_max, floor_div, product
+from staticgrad.ir.dim import Dim, DimLike, dim_max, dim_min, floor_div, product
 from staticgrad.ir.dtype import DType, float32, integer_range
 
 # A reduction's order is a function of its extents and dtype alone, so these are part of what a
-# program means. 128 bytes of lanes are two 512-bit vectors: enough to hide an add's latency of 4
-# cycles at one load a cycle from L2. Blocks bound the rounding error: a lane adds 128 elements of a
-# row, 64 of a column, one after another, and blocks are added with compensation, so four million
-# times 0.1 is off by 1e-6 (1e-2 without, over rows of 4). Blocks are also what threads can share.
+# program means. Axes that are reduced count as one axis of rows, beside the last one where lanes
+# run along that: an axis of size 1 more or less among the rows makes no difference.
+#
+# 128 bytes of lanes are two 512-bit vectors: enough to hide an add's latency of 4 cycles at one
+# load a cycle from L2. Blocks bound the rounding error: a lane adds 128 elements of a row, 64 of a
+# column, one after another, and blocks are added with compensation, so four million times 0.1 is
+# off by 1e-6 (1e-2 without, over rows of 4). Blocks are also what threads can share.
 LANE_BYTES = 128
 BLOCK = 4096
 COLUMN_BLOCK = 64
@@ -54,15 +57,29 @@ def combine_op(op: str) -> str:
     return COMBINE[op]
 
 
-def block_steps(extents: Sequence[DimLike], lanes: int | None) -> DimLike:
-    """How many steps of the first axis make a block of a reduction over `extents`: with `lanes` (of
-    the last axis), else one element after another."""
-    block, width = (COLUMN_BLOCK, 1) if lanes is None else (BLOCK, lanes)
-    if len(extents) == 1:
-        return block
-    turns = floor_div(extents[-1] + (width - 1), width)  # of the last axis, for one lane
-    taken = dim_max(1, product(tuple(extents[1:-1])) * turns)
-    return dim_max(1, floor_div(block // width, taken))
+def block_rows(length: DimLike, lanes: int) -> DimLike:
+    """How many rows of this length make a block in lanes: one, of which it is a piece of BLOCK
+    elements, or as many as give a lane about as much; no more than of a column, so that rows of one
+    element are added as a column is."""
+    turns = floor_div(length + (lanes - 1), lanes)  # of a row, for one lane
+    rows = dim_min(COLUMN_BLOCK, floor_div(BLOCK // lanes, dim_max(1, turns)))
+    return dim_max(1, rows)
+
+
+def flattened(
+    axes: Sequence[tuple[str, DimLike]],
+) -> tuple[tuple[str, DimLike], dict[str, DimLike]]:
+    """Several loops (variable, extent) as one, which has the last one's variable; and what stands
+    for each variable. Where the axes lie one behind another in memory, the divisions cancel."""
+    name = axes[-1][0]
+    rest: DimLike = Dim.symbol(name)
+    table: dict[str, DimLike] = {}
+    for variable, extent in reversed(axes[1:]):
+        whole = floor_div(rest, extent)
+        table[variable] = rest - whole * extent
+        rest = whole
+    table[axes[0][0]] = rest
+    return (name, product(tuple(extent for _, extent in axes))), table
 
 
 def reduce_lanes(dtype: DType) -> int:

@@ -6,7 +6,8 @@ memory of the thread's own that the next block uses again: what a program needs 
 not with L * S. The gradients (of q, k, v; of an added mask) and the forward derivative
 (`attention_tangent`) compute them once more; derivatives of these are of the plain formula. Where a
 query sees only the keys up to its own place, products and sweeps end there: the keys behind weigh
-exactly 0.
+exactly 0. The attribute `scale`, which the pass `simplify` sets (`passes/attention_scale.py`),
+multiplies q, and the cotangent that comes back to it.
 
 Source: Vaswani et al. 2017, arXiv 1706.03762; blocks and recomputation: Dao et al. 2022, arXiv
 2205.14135, here with whole rows in place of the running maximum.
@@ -27,7 +28,7 @@ from staticgrad.ir.types import TensorType
 
 from .arithmetic import add
 from .attention_gradients import emit_gradient, emit_mask_gradient
-from .attention_kernels import BLOCK, block_of, emit_attention
+from .attention_kernels import BLOCK, block_of, emit_attention, scale_of
 from .comparison import less
 from .convert import astype, constant_array
 from .creation import band, zeros_like
@@ -90,6 +91,10 @@ class Parts:
         self.added = rest.pop(0) if attrs["added"] else None
         self.key = rest.pop(0) if attrs["dropout"] else None
         self.rest = rest  # of the gradient: the cotangent
+        self.scale = scale_of(attrs)
+
+    def times_scale(self, x: Any) -> Any:
+        return x if self.scale == 1.0 else x * self.scale
 
 
 # --- types ----------------------------------------------------------------------------------------
@@ -175,7 +180,7 @@ def products_flops(types: Types, count: tuple[int, int]) -> DimLike:
 
 def reference_weights(p: Parts, attrs: Attrs) -> tuple[Any, Any]:
     """The weights, and by what dropout multiplies each."""
-    scores = p.q.astype(np.float64) @ np.swapaxes(p.k, -1, -2).astype(np.float64)
+    scores = p.times_scale(p.q).astype(np.float64) @ np.swapaxes(p.k, -1, -2).astype(np.float64)
     if p.added is not None:
         scores = scores + p.added
     if p.allowed is not None:
@@ -209,7 +214,8 @@ def _reference_gradient(*operands: Any, **attrs: Any) -> Any:
     p = Parts(operands, attrs)
     by_score, used = _reference_scores(p, attrs)
     turned = np.swapaxes(by_score, -1, -2)
-    found = by_score @ p.k, turned @ p.q, np.swapaxes(used, -1, -2) @ p.rest[0]
+    found = [p.times_scale(by_score @ p.k), turned @ p.times_scale(p.q)]
+    found.append(np.swapaxes(used, -1, -2) @ p.rest[0])
     return tuple(x.astype(p.q.dtype) for x in found)
 
 
@@ -265,7 +271,7 @@ def _jvp(c: Any, tangents: Sequence[Tensor | None]) -> Tensor:
 
 
 def plain_weights(p: Parts, attrs: Attrs) -> Tensor:
-    return attention_weights(p.q, p.k, p.allowed, p.added, attrs["causal"])
+    return attention_weights(p.times_scale(p.q), p.k, p.allowed, p.added, attrs["causal"])
 
 
 def _plain_scores(c: Any, p: Parts) -> tuple[Any, Any]:
@@ -283,7 +289,8 @@ def _plain_gradient(c: Any, operands: Sequence[Any]) -> list[Any]:
     p = Parts(operands, c.attrs)
     by_score, used = _plain_scores(c, p)
     return [
-        matmul(by_score, p.k), matmul(matrix_transpose(by_score), p.q),
+        p.times_scale(matmul(by_score, p.k)),
+        matmul(matrix_transpose(by_score), p.times_scale(p.q)),
         matmul(matrix_transpose(used), p.rest[0]),
     ]  # fmt: skip
 
@@ -343,7 +350,7 @@ def _batch(c: BatchContext) -> Any:
 def sample(
     gradient: bool, batch: tuple[int, ...], sizes: tuple[int, int, int, int],
     dtype: str = "float64", *, causal: bool = False, allowed: tuple[int, ...] | None = None,
-    added: tuple[int, ...] | None = None, dropout: float = 0.0,
+    added: tuple[int, ...] | None = None, dropout: float = 0.0, scale: float = 1.0,
 ) -> Sample:  # fmt: skip
     queries, keys, width, value_width = sizes
     shapes = [(queries, width), (keys, width), (keys, value_width)]
@@ -359,7 +366,8 @@ def sample(
     if gradient:
         operands.append(random_array((*batch, queries, value_width), dtype, 6))
     attrs = {"causal": causal, "allowed": allowed is not None, "added": added is not None}
-    return Sample(tuple(operands), {**attrs, "dropout": dropout})
+    scaled = {} if scale == 1.0 else {"scale": scale}
+    return Sample(tuple(operands), {**attrs, "dropout": dropout, **scaled})
 
 
 def _samples(gradient: bool) -> list[Sample]:
@@ -375,6 +383,8 @@ def _samples(gradient: bool) -> list[Sample]:
         sample(gradient, (0,), (2, 3, 2, 2)),
         sample(gradient, (2,), (19, 33, 8, 8), "float32", causal=True),
         sample(gradient, (1,), (BLOCK + 3, BLOCK + 5, 4, 4), "float32", causal=True),
+        sample(gradient, (2,), (5, 4, 3, 2), scale=0.75),
+        sample(gradient, (), (6, 4, 3, 2), causal=True, dropout=0.25, scale=-1.5),
     ]
 
 
@@ -388,6 +398,7 @@ def _mask_samples() -> list[Sample]:
         sample(True, (0,), (2, 3, 2, 2), added=(1, 2, 3)),
         sample(True, (2,), (0, 3, 2, 2), added=(2, 1, 3)),
         sample(True, (2,), (19, 33, 8, 8), "float32", causal=True, added=(1, 19, 33)),
+        sample(True, (2,), (5, 4, 3, 2), added=(1, 5, 4), scale=0.75),
     ]
 
 
@@ -397,7 +408,7 @@ TOLERANCE = Tolerance(1e-4, 1e-11)
 register(
     Op(
         name="attention",
-        summary="y = softmax(q k^T + mask) v, a block of queries at a time",
+        summary="y = softmax((q scale) k^T + mask) v, a block of queries at a time",
         infer=infer_attention,
         reference=_reference,
         vjp=_vjp,

@@ -1,9 +1,10 @@
 """The kernels of attention's gradients: the scores' cotangents, a block of queries at a time.
 
     for each block of queries of an item of the batch
-        w, moved = q k^T, ct v^T                       rows, in memory of the thread's own
+        q = q scale                                    rows, in memory of the thread's own
+        w, moved = q k^T, ct v^T                       likewise
         for each row: w = softmax(w + mask); moved = w (moved - sum(w moved))
-        dq = moved k; dk += moved^T q; dv += w^T ct    or: cotangent of the mask += moved
+        dq = moved k scale; dk += moved^T q; dv += w^T ct, or: cotangent of the mask += moved
 
 Each block of an item adds to the cotangents of all keys and values: threads share items, or groups
 of an item's blocks. To the cotangent of an added mask all items add that it is the same for:
@@ -17,7 +18,7 @@ from staticgrad.ir.dtype import bool_
 from staticgrad.kernels.builder import Array, KernelBuilder
 from staticgrad.kernels.ir import Expr
 
-from .attention_kernels import GAP, Attention, divisor
+from .attention_kernels import GAP, Attention, Rows, divisor
 
 # Blocks of which a group of the gradient has at least so many, and the most groups of an item.
 GROUP_BLOCKS = 8
@@ -35,8 +36,9 @@ class _Cotangents(Attention):
 
     def open_with_scores(self, item: DimLike, block: DimLike) -> None:
         self.open(item, block)
-        self.scores(self.weights, self.q, self.key)
-        self.scores(self.moved, self.ct, self.v)
+        self.block_of_q = self.scaled(self.q, self.scaled_q)
+        self.scores(self.weights, self.block_of_q, self.key)
+        self.scores(self.moved, self.rows_of(self.ct), self.v)
 
     def cotangents(self, r: DimLike) -> None:
         """Row r of the weights, and the cotangents of its scores: weight * (of weight - the sum of
@@ -139,15 +141,25 @@ class _Gradient(_Cotangents):
             with k.loop(self.rows) as r:
                 self.cotangents(r)
             self.weighted(self.moved, self.key, self.dq)
-            self.add_product(self.moved, self.q, dk, at)
-            self.add_product(self.weights, self.ct, dv, at)
+            self.scale_rows(self.dq)
+            self.add_product(self.moved, self.block_of_q, dk, at)
+            self.add_product(self.weights, self.rows_of(self.ct), dv, at)
 
-    def add_product(self, left: Array, right: Array, into: Array, at: DimLike) -> None:
+    def scale_rows(self, x: Array) -> None:
+        """The block's rows of x times the scale, in place."""
+        k, flat = self.k, x.reshaped((product(x.shape),))
+        first = self.of_queries(x)[0]
+        if self.scale != 1.0:
+            with k.vector(self.rows * x.shape[-1]) as j:
+                factor = k.literal(self.scale, x.dtype)
+                k.store(flat, (first + j,), k.call("multiply", k.load(flat, (first + j,)), factor))
+
+    def add_product(self, left: Array, right: Rows, into: Array, at: DimLike) -> None:
         """into[at, j] += the sum over the block's rows of left[r, j] * right[r]."""
-        columns = right.shape[-1]
+        columns = into.shape[-1]
         self.product(
-            self.seen, columns, self.rows, (left, (0, 1, self.row)),
-            (right, self.of_queries(right)), (self.part, 0, columns),
+            self.seen, columns, self.rows, (left, (0, 1, self.row)), right,
+            (self.part, 0, columns),
         )  # fmt: skip
         self.add(into, at, self.part, self.seen)
 

@@ -1,7 +1,7 @@
 """The kernel of `attention`, and what it has in common with those of its gradients.
 
 for each block of queries of each item of the batch         (shared among threads)
-    s = q k^T           rows of scores, in memory of the thread's own
+    s = (q scale) k^T           rows of scores, in memory of the thread's own
     for each row: s = softmax(s + mask)
     y = s v
 """
@@ -19,6 +19,7 @@ from staticgrad.kernels.builder import Array, KernelBuilder
 from staticgrad.kernels.ir import Expr, Ref, cast
 
 from .random import emit_bits
+from .registry import Attrs
 
 # Queries to a block. The more, the less often the keys are packed: 128 take 4 % less time than 64.
 # But where a query sees the keys up to its own, they compute more of what is cut off: 64 take 7 %
@@ -35,10 +36,16 @@ def block_of(causal: bool) -> int:
 
 
 Place = tuple[DimLike, DimLike, DimLike]  # where a matrix begins, strides of rows and columns
+Rows = tuple[Array, Place]
+
+
+def scale_of(attrs: Attrs) -> float:
+    """By what queries are multiplied; where it is 1 no attribute says so."""
+    return float(attrs.get("scale", 1.0))
 
 
 class Attention:
-    """What both kernels have: sizes, memory, and the rows of weights."""
+    """What all kernels have: sizes, memory, scaled queries, and the rows of weights."""
 
     def __init__(self, k: KernelBuilder) -> None:
         self.k = k
@@ -56,6 +63,8 @@ class Attention:
         self.block = block_of(self.causal)
         self.row = self.keys + GAP
         self.weights = k.scratch(q.dtype, (self.block, self.row))
+        self.scale = scale_of(k.attrs)
+        self.scaled_q = self.room_for_scaled()
         rows, widest = dim_min(self.block, self.queries), dim_max(self.width, self.value_width)
         sizes = [(rows, self.keys, widest), (rows, widest, self.keys), (self.keys, widest, rows)]
         self.workspace = k.workspace(q.dtype, sizes)
@@ -89,12 +98,32 @@ class Attention:
         columns = x.shape[-1]
         return (self.item * self.queries + self.first) * columns, columns, 1
 
+    def room_for_scaled(self) -> Array | None:
+        """Memory for a block's rows of queries, or of their tangents, times the scale."""
+        return None if self.scale == 1.0 else self.k.scratch(self.q.dtype, (self.block, self.width))
+
+    def scaled(self, x: Array, into: Array | None) -> Rows:
+        """The block's rows of x times the scale, which are in the cache when they are multiplied.
+        Scaled before, 4 x 8 heads of 512 x 64 are two sweeps more, 0.4 of 26 ms."""
+        k, place = self.k, self.of_queries(x)
+        if into is None:
+            return x, place
+        size = self.block * self.width
+        source, target = x.reshaped((product(x.shape),)), into.reshaped((size,))
+        with k.vector(self.rows * self.width) as j:
+            factor = k.literal(self.scale, x.dtype)
+            k.store(target, (j,), k.call("multiply", k.load(source, (place[0] + j,)), factor))
+        return into, (0, self.width, 1)
+
+    def rows_of(self, x: Array) -> Rows:
+        return x, self.of_queries(x)
+
     def of_keys(self, x: Array) -> Place:
         columns = x.shape[-1]
         return self.item * self.keys * columns, columns, 1
 
     def product(
-        self, m: DimLike, n: DimLike, k: DimLike, a: tuple[Array, Place], b: tuple[Array, Place],
+        self, m: DimLike, n: DimLike, k: DimLike, a: Rows, b: Rows,
         c: tuple[Array, DimLike, DimLike],
     ) -> None:  # fmt: skip
         """c[m, n] = a[m, k] b[k, n]."""
@@ -102,12 +131,12 @@ class Attention:
         arrays = (a[0], b[0], c[0], self.workspace)
         self.k.template("matmul", arrays, sizes, dtype=str(self.q.dtype))
 
-    def scores(self, into: Array, left: Array, right: Array) -> None:
+    def scores(self, into: Array, left: Rows, right: Array) -> None:
         """into[r, j] = the product of row r of `left` and row j of `right`."""
         start, stride, _ = self.of_keys(right)
         self.product(
-            self.rows, self.seen, left.shape[-1], (left, self.of_queries(left)),
-            (right, (start, 1, stride)), (into, 0, self.row),
+            self.rows, self.seen, right.shape[-1], left, (right, (start, 1, stride)),
+            (into, 0, self.row),
         )  # fmt: skip
 
     def weighted(self, weights: Array, x: Array, into: Array) -> None:
@@ -210,7 +239,7 @@ def emit_attention(k: KernelBuilder) -> None:
     y, w = k.results[0], a.weights
     with k.parallel(a.items * a.blocks) as i:
         a.open(*a.place(i))
-        a.scores(w, a.q, a.key)
+        a.scores(w, a.scaled(a.q, a.scaled_q), a.key)
         with k.loop(a.rows) as r:
             reciprocal = a.exponentials(r)
             with k.vector(a.visible(r)) as j:
@@ -222,4 +251,7 @@ def emit_attention(k: KernelBuilder) -> None:
         a.weighted(w, a.v, y)
 
 
-__all__ = ["BLOCK", "CAUSAL_BLOCK", "Attention", "block_of", "divisor", "emit_attention"]
+__all__ = [
+    "BLOCK", "CAUSAL_BLOCK", "Attention", "Rows", "block_of", "divisor", "emit_attention",
+    "scale_of",
+]  # fmt: skip

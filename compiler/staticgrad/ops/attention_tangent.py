@@ -1,7 +1,8 @@
 """How attention moves with its scores: the part of its forward derivative that has a kernel.
 
     for each block of queries of each item of the batch         (shared among threads)
-        w, moved = q k^T, q' k^T + q k'^T      rows of scores, in memory of the thread's own
+        q, q' = q scale, q' scale              rows, in memory of the thread's own
+        w, moved = q k^T, q' k^T + q k'^T      rows of scores, likewise
         for each row: w = softmax(w + mask); moved = w (moved + mask' - sum(w (moved + mask')))
         y' = moved v
 
@@ -48,6 +49,12 @@ def _tangents(p: Parts, attrs: Attrs) -> dict[str, Any]:
     return dict(zip(attrs["moving"], p.rest, strict=True))
 
 
+def _scaled_tangents(p: Parts, attrs: Attrs) -> dict[str, Any]:
+    """That of q as `p.scale` scales q."""
+    found = _tangents(p, attrs)
+    return {name: p.times_scale(t) if name == "q" else t for name, t in found.items()}
+
+
 def _infer(types: Types, attrs: Attrs) -> Types:
     result = infer_attention(types[: -len(attrs["moving"])], attrs)
     p = Parts(types, attrs)
@@ -63,13 +70,13 @@ def _infer(types: Types, attrs: Attrs) -> Types:
 
 def _reference(*operands: Any, **attrs: Any) -> Any:
     p = Parts(operands, attrs)
-    t = {name: x.astype(np.float64) for name, x in _tangents(p, attrs).items()}
+    t = {name: x.astype(np.float64) for name, x in _scaled_tangents(p, attrs).items()}
     w, factor = reference_weights(p, attrs)
     moved = np.zeros_like(w)
     if "q" in t:
         moved = moved + t["q"] @ np.swapaxes(p.k, -1, -2)
     if "k" in t:
-        moved = moved + p.q @ np.swapaxes(t["k"], -1, -2)
+        moved = moved + p.times_scale(p.q) @ np.swapaxes(t["k"], -1, -2)
     if "m" in t:
         moved = moved + t["m"]
     moved = w * (moved - np.sum(w * moved, axis=-1, keepdims=True))
@@ -78,9 +85,9 @@ def _reference(*operands: Any, **attrs: Any) -> Any:
 
 def _plain(c: Any, operands: Sequence[Any]) -> list[Any]:
     p = Parts(operands, c.attrs)
-    t, w = _tangents(p, c.attrs), plain_weights(p, c.attrs)
+    t, w = _scaled_tangents(p, c.attrs), plain_weights(p, c.attrs)
     terms = [matmul(t["q"], matrix_transpose(p.k))] if "q" in t else []
-    terms += [matmul(p.q, matrix_transpose(t["k"]))] if "k" in t else []
+    terms += [matmul(p.times_scale(p.q), matrix_transpose(t["k"]))] if "k" in t else []
     terms += [t["m"]] if "m" in t else []
     moved: Any = terms[0]
     for more in terms[1:]:
@@ -117,22 +124,26 @@ class _Tangent(Attention):
         super().__init__(k)
         tangents = dict(zip(k.attrs["moving"], self.rest, strict=True))
         self.by_mask = tangents.pop("m", None)
-        pairs = {"q": lambda t: (t, self.key), "k": lambda t: (self.q, t)}
-        self.factors = [pairs[name](t) for name, t in tangents.items()]
+        self.tangents_of = tangents
+        self.scaled_t = self.room_for_scaled() if "q" in tangents else None
         shape = (self.block, self.row)
         self.moved = k.scratch(self.q.dtype, shape)
         self.more = k.scratch(self.q.dtype, shape) if len(tangents) == 2 else self.moved
 
     def open_with_scores(self, item: DimLike, block: DimLike) -> None:
         self.open(item, block)
-        self.scores(self.weights, self.q, self.key)
-        for into, (left, right) in zip((self.moved, self.more), self.factors):
-            self.scores(into, left, right)
+        q = self.scaled(self.q, self.scaled_q)
+        self.scores(self.weights, q, self.key)
+        for into, (name, t) in zip((self.moved, self.more), self.tangents_of.items()):
+            if name == "q":
+                self.scores(into, self.scaled(t, self.scaled_t), self.key)
+            else:
+                self.scores(into, q, t)
 
     def tangent(self, r: DimLike, j: DimLike) -> Expr:
         """Of a score: the products, and the mask's."""
         k = self.k
-        arrays = (self.moved, self.more)[: len(self.factors)]
+        arrays = (self.moved, self.more)[: len(self.tangents_of)]
         terms: list[Expr] = [k.load(x, (r, j)) for x in arrays]
         if self.by_mask is not None:
             terms.append(self.mask(self.by_mask, r, j))
@@ -186,6 +197,8 @@ def _samples() -> list[Sample]:
         ("qk", sample(False, (2, 3), (5, 4, 2, 3), dropout=0.25)),
         ("qk", sample(False, (0,), (2, 3, 2, 2))),
         ("qk", sample(False, (2,), (19, 33, 8, 8), "float32", causal=True)),
+        ("qkm", sample(False, (2,), (5, 4, 3, 2), added=(1, 5, 4), scale=0.75)),
+        ("k", sample(False, (), (6, 4, 3, 2), causal=True, scale=-1.5)),
     ):
         operands = dict(zip("qkm", (*given.operands[:2], given.operands[-1])))
         arrays = [

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from staticgrad.ir.dim import DimLike, Shape, dim_min, floor_div, product
+from staticgrad.ir.dim import DimLike, Shape, dim_max, dim_min, floor_div, product
 from staticgrad.ir.dtype import bool_, int64
 from staticgrad.ir.errors import ArgumentError, DTypeError, ExecutionError, ShapeError
 from staticgrad.ir.node import Node
@@ -54,6 +54,7 @@ _FAILURES = {
     "row": "index {value} is out of range for a table of {size} rows",
     "class": "class {value} is out of range for {size} classes",
 }
+CACHE_LINE = 64  # bytes
 COLUMNS = 64  # of a row that one thread's turn adds to: 256 bytes of float32
 
 # --- shapes ---------------------------------------------------------------------------------------
@@ -261,6 +262,16 @@ def _emit_gather(k: KernelBuilder) -> None:
     _nested_loops(k, (nest.batch, nest.outer, nest.places), copy)
 
 
+def _gather_moved(types: Types, results: Types, attrs: Attrs) -> DimLike:
+    """Of x only what is picked, in whole lines of the cache: one of 10,000 classes is no sweep."""
+    x, *indices = types
+    layout = _layout(x.shape, tuple(indices), attrs, False)
+    rows = product((*layout.batch, *layout.outer, *layout.places))
+    picked = rows * dim_max(CACHE_LINE, product(layout.inner) * x.dtype.itemsize_bytes)
+    others = (*indices, *results)
+    return dim_min(picked, x.size_bytes) + sum((t.size_bytes for t in others), start=0)
+
+
 def _emit_scatter_add(k: KernelBuilder) -> None:
     """Zeros, then the values one place after another, so that equal places add in their order.
 
@@ -432,7 +443,7 @@ register(
         vjp=_vjp_gather,
         jvp=jvp_linear,
         batch=_batch_gather,
-        lower=Custom(_emit_gather),
+        lower=Custom(_emit_gather, moved=_gather_moved),
         samples=lambda: _samples(False),
         source=_SOURCE,
         traits=frozenset(("can_fail",)),

@@ -80,10 +80,14 @@ class Product:
 class Custom:
     """A kernel of its own: `emit(k)`, with `k` a `kernels.builder.KernelBuilder` that has the
     node's operands, results and attributes. One that calls shared functions says how many flops
-    they do in its first loop, `flops(operand types, attrs)`: how work is shared depends on it."""
+    they do, `flops(operand types, attrs)`, and in which of its outermost loops; one that touches a
+    part of its operands how many bytes, `moved(operand types, result types, attrs)`: how work is
+    shared depends on it."""
 
     emit: Callable[[Any], None]
     flops: Callable[[tuple[TensorType, ...], Attrs], DimLike] | None = None
+    flops_at: int = 0
+    moved: Callable[[tuple[TensorType, ...], tuple[TensorType, ...], Attrs], DimLike] | None = None
 
 
 @dataclass(frozen=True)

@@ -328,8 +328,8 @@ _record("max_pool_place", "where each window has its first maximum: h * row + w 
         _infer_place, _reference_place, Custom(emit_max_pool_place), _samples_place, Tolerance()
         )  # fmt: skip
 _record("conv_grad_weight_pooled", "conv_grad_weight of x and a cotangent of zeros but at place",
-        _infer_weight, _reference_weight, Custom(_emit_weight, _flops), lambda: _samples(True),
-        Tolerance(1e-4, 1e-11))  # fmt: skip
+        _infer_weight, _reference_weight, Custom(_emit_weight, _flops, flops_at=1),
+        lambda: _samples(True), Tolerance(1e-4, 1e-11))  # fmt: skip
 _record("conv_grad_input_pooled", "conv_grad_input of a cotangent of zeros but at place, and w",
-        _infer_input, _reference_input, Custom(_emit_input, _flops), lambda: _samples(False),
-        Tolerance(1e-4, 1e-11))  # fmt: skip
+        _infer_input, _reference_input, Custom(_emit_input, _flops, flops_at=1),
+        lambda: _samples(False), Tolerance(1e-4, 1e-11))  # fmt: skip

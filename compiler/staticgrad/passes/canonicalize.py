@@ -26,7 +26,7 @@ The canonical form, which the passes after this one match and no other:
   broadcast, and what is the same for all is computed before the broadcast.
 - Chains of one view op (reshape, permute_dims, broadcast_to, slice) are one; views that change
   nothing are none; a permutation of dims of 1 is a reshape, a view of a number the number.
-- Reductions have no axes of size 1, and hold `keepdims` instead of a reshape after them.
+- Reductions have no axes of size 1 beside others; they hold `keepdims`, no reshape after them does.
 - Exact chains of `astype` are one. On bools the bitwise ops are the logical ones.
 - `stop_gradient` is gone: differentiation is over.
 

@@ -40,15 +40,19 @@ from staticgrad.rewrite.pattern import (
 )
 
 from . import joints
+from .attention_scale import scales_into_attention
+from .picks import pick_first
 from .places import Places
 from .pools import Pools, behind_convolutions
+from .views import reduced_ones
 
 Found = Sequence[Value] | None
 
 
 def simplify(graph: Graph) -> Graph:
     numbering = Numbering()
-    return behind_convolutions(rewrite(graph, numbered(numbering, rule_table(_rules(numbering)))))
+    graph = rewrite(graph, numbered(numbering, rule_table(_rules(numbering))))
+    return scales_into_attention(behind_convolutions(graph))
 
 
 def _rules(numbering: Numbering) -> Callable[[str], list[Rule]]:
@@ -83,7 +87,7 @@ def _rules(numbering: Numbering) -> Callable[[str], list[Rule]]:
         "relu": [_relu_twice],
         "reciprocal": [_reciprocal_twice],
         "sum": [_sum_of_broadcast, _sum_of_negative, places.sum_of_row],
-        "gather": [places.note_gather],
+        "gather": [pick_first, places.note_gather],
         "scatter_add": [places.one_in_a_row],
         "concat": [joints.flat, joints.adjacent_slices],
         "slice": [joints.slice_of_concat, joints.slice_of_pad],
@@ -93,7 +97,7 @@ def _rules(numbering: Numbering) -> Callable[[str], list[Rule]]:
     def rules_of(op: str) -> list[Rule]:
         found = list(own.get(op, ()))
         if isinstance(registry.get(op).lower, Reduction):
-            found += [_reduced_view]
+            found += [reduced_ones, _reduced_view]
             if op in _IDEMPOTENT:
                 found += [_extremum_of_broadcast]
         return found

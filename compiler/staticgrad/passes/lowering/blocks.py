@@ -32,7 +32,7 @@ from staticgrad.kernels.ir import (
     Store,
     call,
 )
-from staticgrad.kernels.order import block_steps, combine_op, identity
+from staticgrad.kernels.order import BLOCK, COLUMN_BLOCK, block_rows, combine_op, identity
 from staticgrad.kernels.rewrite import all_indices, merges, replaced
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
@@ -42,7 +42,8 @@ from .map import lower_map, nest
 from .pull import At, Puller
 
 if TYPE_CHECKING:
-    from .reduce import ReduceLowering, Space
+    from .reduce import ReduceLowering
+    from .space import Space
 
 # A sweep over so many elements takes some 5 us; a barrier and a kernel more take 1.
 LEAST_ELEMENTS = 1 << 16
@@ -130,9 +131,9 @@ def pieces(step: DimLike, extent: DimLike) -> DimLike:
     return floor_div(extent + (step - 1), step)
 
 
-def piece(variable: str, step: DimLike, extent: DimLike) -> tuple[DimLike, DimLike]:
+def piece(number: DimLike, step: DimLike, extent: DimLike) -> tuple[DimLike, DimLike]:
     """Where the piece of that number begins, and how long it is."""
-    begin = Dim.symbol(variable) * step
+    begin = number * step
     if isinstance(extent, int) and isinstance(step, int) and extent % step == 0:
         return begin, step
     return begin, dim_min(step, extent - begin)
@@ -143,19 +144,17 @@ def in_blocks(space: Space, stages: int, full: bool) -> bool:
     alone decide; the bits are the same either way."""
     if not space.reduced or space.is_short:
         return False
+    sizes = [space.shape[a] for a in space.axes]
+    known = product(tuple(e for e in sizes if isinstance(e, int)))
+    assert isinstance(known, int)
+    any_size = any(isinstance(e, Dim) for e in sizes)
     if not space.kept:
-        sizes = [e for _, e in space.reduced]
-        known = product(tuple(e for e in sizes if isinstance(e, int)))
-        assert isinstance(known, int)
-        least = LEAST_ROW if any(isinstance(e, Dim) for e in sizes) else LEAST_ELEMENTS
-        return known >= least
-    rows, columns = product(tuple(e for _, e in space.reduced)), space.kept[-1][1]
+        return known >= (LEAST_ROW if any_size else LEAST_ELEMENTS)
+    rows, columns = known * (ASSUMED_ROWS if any_size else 1), space.kept[-1][1]
     if space.rows_in_lanes or stages > 1 or full:
         return False
     if isinstance(columns, Dim):
         return False
-    if isinstance(rows, Dim):
-        rows = ASSUMED_ROWS * product(tuple(e for _, e in space.reduced if isinstance(e, int)))
     whole = product(space.shape)
     if isinstance(whole, int) and whole >= LEAST_STREAM and rows >= LEAST_STREAM_ROWS:
         return True
@@ -206,19 +205,27 @@ class BlockedLowering:
         return Puller(r.body.inside, r._outside, known)
 
     def _stage(self, stage: list[Node], rows: list[tuple[Value, Value]], full: bool) -> None:
-        r, space = self.r, self.space
-        lanes = r.lanes_of(stage)
-        extents = tuple(e for _, e in space.reduced)
-        steps = block_steps(extents, lanes)
-        blocks = pieces(steps, extents[0])
+        space, cut = self.space, self._cut(stage)
+        blocks = product(tuple(pieces(step, extent) for _, step, extent in cut))
         parts = [
             self.lowerer.scratch(
                 n.types[0].dtype, blocks * product(tuple(e for _, e in space.kept))
             )
             for n in stage
         ]
-        self._block_kernel(stage, steps, blocks, parts)
+        self._block_kernel(stage, cut, blocks, parts)
         self._combine_kernel(stage, blocks, parts, rows, full)
+
+    def _cut(self, stage: list[Node]) -> list[tuple[str, DimLike, DimLike]]:
+        """The reduced axes that blocks are pieces of: variable, length of a piece, extent."""
+        lanes = self.r.lanes_of(stage)
+        *rows, (name, extent) = self.space.reduced
+        if lanes is None:
+            return [(name, COLUMN_BLOCK, extent)]
+        cut = [(row, block_rows(extent, lanes), count) for row, count in rows]
+        if not (cut and isinstance(extent, int) and extent <= BLOCK):
+            cut.append((name, BLOCK, extent))
+        return cut
 
     def _place(self, blocks: DimLike) -> DimLike:
         """Of a block's result: blocks lie side by side, the columns of one together."""
@@ -230,21 +237,30 @@ class BlockedLowering:
         return linear(at, tuple(shape))
 
     def _block_kernel(
-        self, stage: list[Node], steps: DimLike, blocks: DimLike, parts: list[int]
-    ) -> None:
+        self, stage: list[Node], cut: list[tuple[str, DimLike, DimLike]], blocks: DimLike,
+        parts: list[int],
+    ) -> None:  # fmt: skip
         r, space = self.r, self.space
         r.draft = draft = Draft(self.lowerer.program)
-        (first, extent), *_ = space.reduced
-        begin, size = piece(self.block, steps, extent)
-        extents = (size, *(e for _, e in space.reduced[1:]))
+        extents, table = dict(space.reduced), {}
+        number: DimLike = Dim.symbol(self.block)  # of the block, along the axes not yet cut
+        for i, (name, step, extent) in reversed(list(enumerate(cut))):
+            outer = floor_div(number, pieces(step, extent)) if i else 0
+            begin, extents[name] = piece(number - outer * pieces(step, extent), step, extent)
+            table[name] = begin + Dim.symbol(name)
+            if step == 1:  # a piece of one row, whose loop would be a tenth of the time
+                table[name] = begin
+                del extents[name]
+            number = outer
         if space.kept:
-            body, loops = self._streamed(stage, blocks, parts, extents, begin)
+            body, loops = self._streamed(stage, blocks, parts, extents, table)
         else:
             names = {n: f"r{i}" for i, n in enumerate(stage)}
             reduction = r.reduction(stage, names, self._puller({}))
             body = (
                 *replaced(
-                    [replace(reduction, extents=extents)], {first: begin + Dim.symbol(first)}
+                    [replace(reduction, vars=tuple(extents), extents=tuple(extents.values()))],
+                    table,
                 ),
                 *(
                     draft.store(b, self._place(blocks), Ref(names[n], n.types[0].dtype))
@@ -260,12 +276,13 @@ class BlockedLowering:
         self._add(body, r.body.name, loops[0][1], product(space.shape) * len(r.body.labels))
 
     def _streamed(
-        self, stage: list[Node], blocks: DimLike, parts: list[int], extents: tuple[DimLike, ...],
-        begin: DimLike,
+        self, stage: list[Node], blocks: DimLike, parts: list[int], extents: dict[str, DimLike],
+        table: dict[str, DimLike],
     ) -> tuple[tuple[Stmt, ...], list[tuple[str, DimLike]]]:  # fmt: skip
-        """A block of rows, from row `begin` on, taken one after another as they lie in memory and
-        added to a line of results in the cache; and the loops around. Bands of columns in registers
-        read 1 KiB of a row at a time: 64 x 262144 took 3.5 ms so, as long as on one thread."""
+        """A block of rows, which begins as `table` says, taken one after another as they lie in
+        memory and added to a line of results in the cache; and the loops around. Bands of columns
+        in registers read 1 KiB of a row at a time: 64 x 262144 took 3.5 ms so, as long as on one
+        thread."""
         space, place = self.space, self._place(blocks)
         puller = self._puller({})
         nothing: list[Stmt] = []
@@ -289,18 +306,15 @@ class BlockedLowering:
         column, columns = kept.pop()
         tile, width = f"d{len(space.shape) + 1}", columns
         if not (isinstance(columns, int) and columns <= TILE_COLUMNS):
-            start, width = piece(tile, TILE_COLUMNS, columns)
+            start, width = piece(Dim.symbol(tile), TILE_COLUMNS, columns)
             statements = replaced(statements, {column: start + Dim.symbol(column)})
             kept.append((tile, pieces(TILE_COLUMNS, columns)))
-        first, _ = space.reduced[0]
-        statements = replaced(statements, {first: begin + Dim.symbol(first)})
-        names = [name for name, _ in space.reduced]
+        statements = replaced(statements, table)
+        ((row, rows),) = extents.items()
         row_bytes = columns * stage[0].operands[0].dtype.itemsize_bytes
         at_once = ROWS_AT_ONCE if _at_least(row_bytes, LEAST_BYTES) and self._is_light() else 1
         sums = statements[len(nothing) :]
-        body = self._rows(sums, names[-1], extents[-1], at_once, (column, width))
-        for name, size in reversed(list(zip(names[:-1], extents))):
-            body = (Loop(name, size, body, "serial"),)
+        body = self._rows(sums, row, rows, at_once, (column, width))
         return (Loop(column, width, statements[: len(nothing)], "vector"), *body), kept
 
     def _is_light(self) -> bool:

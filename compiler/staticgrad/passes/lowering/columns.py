@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from staticgrad.ir.dim import Dim, DimLike, product
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.ir import Call, Loop, Ref, Stmt, Store
-from staticgrad.kernels.order import block_steps
+from staticgrad.kernels.order import COLUMN_BLOCK, flattened
 from staticgrad.kernels.rewrite import replaced
 
 from .blocks import Total, combined, no_elements, piece, pieces
@@ -33,7 +33,7 @@ from .pull import Puller
 
 if TYPE_CHECKING:
     from .lower import Lowerer
-    from .reduce import Space
+    from .space import Space
 
 
 @dataclass
@@ -47,8 +47,8 @@ class ColumnSums:
     parts: dict[Node, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.steps = block_steps([e for _, e in self.space.kept], None)
-        self.blocks = pieces(self.steps, self.space.kept[0][1])
+        self.row, self.rows = flattened(self.space.kept)
+        self.blocks = pieces(COLUMN_BLOCK, self.row[1])
         self.block = f"d{len(self.space.shape)}"  # a loop's name, as `passes/names.py` knows them
         for n in self.nodes:
             size = self.blocks * n.types[0].size
@@ -76,12 +76,9 @@ class ColumnSums:
 
     def loops(self, draft: Draft, statements: Sequence[Stmt]) -> tuple[tuple[Stmt, ...], DimLike]:
         """The statements of a row inside of the loops over blocks and rows; how many blocks."""
-        (first, extent), *others = self.space.kept
-        body: tuple[Stmt, ...] = tuple(statements)
-        for name, size in reversed(others):
-            body = (Loop(name, size, body, "serial"),)
-        begin, rows = piece(self.block, self.steps, extent)
-        body = replaced(body, {first: begin + Dim.symbol(first)})
+        row, extent = self.row
+        begin, rows = piece(Dim.symbol(self.block), COLUMN_BLOCK, extent)
+        body = replaced(replaced(statements, self.rows), {row: begin + Dim.symbol(row)})
         zeros = [
             draft.store(self.parts[n], self._place(n), no_elements("sum", n.types[0].dtype))
             for n in self.nodes
@@ -89,7 +86,7 @@ class ColumnSums:
         nothing: tuple[Stmt, ...] = tuple(zeros)
         for i, (name, size) in enumerate(reversed(self.space.reduced)):
             nothing = (Loop(name, size, nothing, "serial" if i else "vector"),)
-        body = (*nothing, Loop(first, rows, body, "serial"))
+        body = (*nothing, Loop(row, rows, body, "serial"))
         return (Loop(self.block, self.blocks, body, "parallel"),), self.blocks
 
     def finish(self, outer: dict[Value, Value]) -> None:

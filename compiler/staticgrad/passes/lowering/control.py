@@ -115,7 +115,7 @@ def _scan(lowerer: Lowerer, node: Node) -> None:
     lowerer.lower_nodes()
     places |= {i: c.after for i, c in enumerate(carries) if c.stacks}
     for j, place in sorted(places.items()):
-        if scope.stored.get(body.outputs[j]) != place:
+        if lowerer.held(body.outputs[j]) != place:
             lowerer.copy(body.outputs[j], place)
     single = [(v, c.after) for v, c in zip(body.outputs, carries) if not c.stacks]
     commit = _move_carries(lowerer, [v for v, _ in single], [place for _, place in single])
@@ -179,7 +179,7 @@ def _while(lowerer: Lowerer, node: Node) -> None:
     fill(test, condition, node.operands[nc : nc + tested])
     lowerer.plan(condition.outputs[0], predicate)
     lowerer.lower_nodes()
-    if test.stored.get(condition.outputs[0]) != predicate:
+    if lowerer.held(condition.outputs[0]) != predicate:
         lowerer.copy(condition.outputs[0], predicate)
     _close(lowerer)
     scope = _open(lowerer, body, number, 1)
@@ -202,7 +202,7 @@ def _move_carries(lowerer: Lowerer, values: Sequence[Value], carries: Sequence[i
     scope, program = lowerer.scope, lowerer.program
     sources: list[tuple[Value, int, int]] = []
     for v, carry in zip(values, carries):
-        source = scope.stored.get(v)
+        source = lowerer.held(v)
         if source == carry:
             continue
         own = source is not None and program.buffers[source].region == scope.region
@@ -229,7 +229,7 @@ def _branch(lowerer: Lowerer, node: Node) -> None:
             lowerer.plan(v, buffer)
         lowerer.lower_nodes()
         for v, buffer in zip(graph.outputs, results):
-            if scope.stored.get(v) != buffer:
+            if lowerer.held(v) != buffer:
                 lowerer.copy(v, buffer)
         _close(lowerer)
         branches.append(tuple(scope.items))

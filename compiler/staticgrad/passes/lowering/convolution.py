@@ -25,6 +25,7 @@ class ConvLowering(ProductLowering):
 
     def run(self) -> None:
         from staticgrad.codegen import conv  # a dozen modules, which few programs need
+        from staticgrad.codegen.conv_depthwise import near_stride
 
         first, second = (self.outer(v) for v in self.root.operands)
         result = self.result
@@ -67,6 +68,9 @@ class ConvLowering(ProductLowering):
         # Another order of the sum, so a function of the declared shapes alone.
         depthwise = w.shape[1] == 1 and w.shape[0] == x.shape[1] == attrs["groups"]
         described: dict[str, Any] = {"dtype": str(result.dtype), "depthwise": depthwise}
+        if depthwise:
+            window = (w.shape[2:], attrs["stride"], attrs["dilation"])
+            described["near"] = near_stride(*window)
         per_output = product(tuple(w.shape[1:]))
         extent = result.shape[0]
         target = self.lowerer.target

@@ -53,6 +53,7 @@ def lower_custom(lowerer: Lowerer, node: Node) -> None:
         steps = sum(b.name in buffer_names(body) for body in groups)
         places.append(lowerer.scratch(b.dtype, b.size, per_thread=steps == 1))
     flops = record.lower.flops(types, node.attrs) if record.lower.flops is not None else 0
+    moved = record.lower.moved and record.lower.moved(types, node.types, node.attrs)
     for i, body in enumerate(groups):
         sizes = SizeParameters([*loop_vars(body), "begin", "end"])
         mapped = IndexMapper(sizes.index, sizes.index).body(body)
@@ -68,5 +69,6 @@ def lower_custom(lowerer: Lowerer, node: Node) -> None:
         extent: DimLike = shared[0].extent if shared else 1
         lowerer.add_step(
             part, tuple(places), tuple(sizes.values), extent, (node.op,),
-            lowerer.graph.locs[node], flops=0 if i else flops, can_fail=can_fail,
+            lowerer.graph.locs[node], flops=flops if i == record.lower.flops_at else 0,
+            can_fail=can_fail, moved=moved,
         )  # fmt: skip

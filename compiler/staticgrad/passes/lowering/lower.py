@@ -106,7 +106,7 @@ class Lowerer:
         outputs = self._place_outputs()
         self.lower_nodes()
         for value, buffer in zip(self.graph.outputs, outputs):
-            if self.stored.get(value) != buffer:
+            if self.held(value) != buffer:
                 self.copy(value, buffer)
         self._update_state()
         self.program.items = self.scope.items
@@ -184,7 +184,7 @@ class Lowerer:
         for state, value in self.graph.updates:
             if value is state:
                 continue
-            source = self.stored.get(value)
+            source = self.held(value)
             if source is None or self.program.buffers[source].kind not in ("temp", "output"):
                 # A view, or other state: it would change under the writes that come first.
                 source = self.scratch(value.dtype, value.type.size)
@@ -239,12 +239,17 @@ class Lowerer:
         return self.program.outputs
 
     def plan(self, v: Value, buffer: int) -> None:
-        """Has the kernel that computes `v` store it in `buffer`, if there is one and no other is
-        given for it already."""
+        """Has the kernel that computes `v`, maybe in another shape, store it in `buffer`, if there
+        is one and no other is given for it already."""
+        v = _same_elements(v)
         lower = registry.get(v.node.op).lower
         computed = v.node.op == "fused" or not isinstance(lower, (Leaf, View))
         if computed:
             self.scope.planned.setdefault(v, buffer)
+
+    def held(self, v: Value) -> int | None:
+        """The buffer that already holds `v`, maybe in another shape."""
+        return self.stored.get(v, self.stored.get(_same_elements(v)))
 
     def result_buffer(self, v: Value) -> int:
         """The buffer that a kernel stores `v` in."""
@@ -340,6 +345,8 @@ class Lowerer:
     def copy(self, v: Value, buffer: int, source: int | None = None, *, holds: bool = True) -> None:
         """A step that stores `v` densely in `buffer` (from the dense buffer `source`, if given),
         which then `holds` it."""
+        if source is None and v not in self.stored:
+            v = _same_elements(v)  # else a view below is copied to memory of its own first
         draft = Draft(self.program)
 
         def value(at: tuple[DimLike, ...]) -> Expr:
@@ -416,13 +423,12 @@ class Lowerer:
     def add_step(
         self, kernel: Kernel, buffers: tuple[int, ...], sizes: tuple[DimLike, ...],
         extent: DimLike, nodes: tuple[str, ...], locs: Locs, *, flops: DimLike = 0,
-        can_fail: bool = False,
+        can_fail: bool = False, moved: DimLike | None = None,
     ) -> None:  # fmt: skip
-        moved: DimLike = 0
-        for index in buffers:
-            buffer = self.program.buffers[index]
-            if not buffer.per_thread:  # scratch memory stays in the cache
-                moved = moved + buffer.size_bytes
+        if moved is None:
+            used = [self.program.buffers[index] for index in buffers]
+            # Scratch memory stays in the cache.
+            moved = sum((b.size_bytes for b in used if not b.per_thread), start=0)
         self.scope.items.append(
             Step(kernel, buffers, sizes, extent, nodes, locs, flops, moved, can_fail,
                  self.scope.times)
@@ -442,6 +448,13 @@ def _lies_in_buffer(v: Value, scope: Scope) -> bool:
     while v not in scope.stored and v.node.op in _SAME_ORDER:
         v = v.node.operands[0]
     return v in scope.stored
+
+
+def _same_elements(v: Value) -> Value:
+    """What has the elements of `v` in their order, in a shape that a kernel may store."""
+    while v.node.op in _SAME_ORDER:
+        v = v.node.operands[0]
+    return v
 
 
 def _moved(at: tuple[DimLike, ...], axis: int, start: DimLike) -> tuple[DimLike, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from staticgrad.codegen import gemm
+from staticgrad.codegen import gemm, gemm_vector
 from staticgrad.ir.dim import Dim, DimLike, dim_max, floor_div, modulo, product, substitute
 from staticgrad.ir.dtype import dtype
 from staticgrad.ir.node import Value
@@ -32,6 +32,11 @@ class MatmulLowering(ProductLowering):
         b_buffer, b_at = self._operand(b, b_place, [*names[:-2], "k", names[-1]])
         c_at = linear(at, shape)
         row_dims, batch_dims = self._rows(shape, a_at, b_at, c_at)
+        few = self._are_few(shape[row_dims[-1]], n)
+        if a_buffer is not None and few and self._share_right(batch_dims, b_at):
+            a_buffer = self.lowerer.dense(self.outer(a))
+            a_at = linear(broadcast_index(a_place, a.shape), a.shape)
+            row_dims, batch_dims = self._rows(shape, a_at, b_at, c_at)
         rows = product(tuple(shape[d] for d in row_dims))
         row, column = f"d{row_dims[-1]}", names[-1]
         left = right = None
@@ -47,8 +52,10 @@ class MatmulLowering(ProductLowering):
         if left is None and right is None:
             unbroken = factor_of(b_at, column) == 1
             needed = gemm.workspace_bytes(target, held, (rows, n, k), unbroken=unbroken)
+            vectors = gemm_vector.vectors_of(held, (rows, n), strides[2], strides[4])
         else:
             needed = gemm.prologue_workspace_bytes(target, held, (rows, n, k))
+            vectors = 0
         workspace = self.lowerer.scratch(dtype("uint8"), needed, per_thread=True)
         buffers = (
             draft.buffer(workspace if a_buffer is None else a_buffer, "in"),
@@ -65,8 +72,9 @@ class MatmulLowering(ProductLowering):
             rows, n, k, *strides, 0 if split else BATCH,
             begin if split else 0, end if split else longer,
         )  # fmt: skip
+        attrs = {"dtype": held, **({"vectors": vectors} if vectors else {})}
         template = Template(
-            "matmul", buffers, sizes, {"dtype": held},  # type: ignore[arg-type]
+            "matmul", buffers, sizes, attrs,  # type: ignore[arg-type]
             epilogue[0] if epilogue else None,
             (left[0] if left else None, right[0] if right else None),
         )  # fmt: skip
@@ -149,6 +157,17 @@ class MatmulLowering(ProductLowering):
             rows = rows * shape[batch_dims[-1]]
             row_dims.insert(0, batch_dims.pop())
         return row_dims, batch_dims
+
+    def _share_right(self, batch_dims: list[int], b: DimLike) -> bool:
+        """Whether matrices have one right side, and are no rows of one since the left one lies
+        otherwise. A copy costs less than packing the right side for each of few rows: 64 of 4 x
+        1024 by 1024 x 1024 took 23.0 ms one by one, 5.2 with the copy."""
+        return bool(batch_dims) and factor_of(b, f"d{batch_dims[-1]}") == 0
+
+    def _are_few(self, rows: DimLike, columns: DimLike) -> bool:
+        """Whether there may be no more rows than columns."""
+        more = dim_max(0, rows - columns)
+        return more == 0 or not isinstance(more, int)
 
     def _batch_start(
         self, index: DimLike, batch_dims: list[int], shape: tuple[DimLike, ...]

@@ -305,7 +305,8 @@ def _with_panels(step: Step, panels: int, *, instead: bool = False) -> Step:
     if instead:
         if epilogue is not None and b not in buffer_names(epilogue.body):
             epilogue = replace(epilogue, buffers=tuple(e for e in epilogue.buffers if e.name != b))
-        if b not in {a, *rest, *(() if epilogue is None else (e.name for e in epilogue.buffers))}:
+        called = [k for k in (epilogue, *template.prologues) if k is not None]
+        if b not in {a, *rest, *(e.name for k in called for e in k.buffers)}:
             del held[b]
         b = name
         sizes[6:9] = 0, 0, 0

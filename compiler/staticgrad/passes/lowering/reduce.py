@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from staticgrad.ir.dim import Dim, DimLike, product
+from staticgrad.ir.dim import Dim, DimLike, product, substitute
 from staticgrad.ir.dtype import bool_
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.ir import (
@@ -31,18 +31,18 @@ from staticgrad.kernels.ir import (
     Ref,
     Stmt,
 )
-from staticgrad.kernels.order import SHORT_ROW, combine_op, reduce_lanes
-from staticgrad.kernels.rewrite import all_indices, merges, replaced
+from staticgrad.kernels.order import combine_op, reduce_lanes
+from staticgrad.kernels.rewrite import IndexMapper, all_indices, merges, replaced
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
 
 from ..fuse import is_heavy
-from .blocks import BlockedLowering, in_blocks
+from .blocks import BlockedLowering, in_blocks, piece, pieces
 from .body import Body
 from .columns import ColumnSums
 from .draft import Draft, linear
-from .map import loop_space
 from .pull import At, Puller
+from .space import OfOnes, Space, space_of, spaces_of_ones
 
 if TYPE_CHECKING:
     from .lower import Lowerer
@@ -52,62 +52,17 @@ def lower_reduce(lowerer: Lowerer, body: Body) -> None:
     ReduceLowering(lowerer, body).run()
 
 
-@dataclass
-class Space:
-    """The loops: kept and reduced variables with their extents, and where elements lie."""
-
-    shape: tuple[DimLike, ...]
-    axes: tuple[int, ...]
-    at: At
-    kept: list[tuple[str, DimLike]] = field(default_factory=list)
-    reduced: list[tuple[str, DimLike]] = field(default_factory=list)
-
-    @property
-    def row(self) -> At:
-        return tuple(i for a, i in enumerate(self.at) if a not in self.axes)
-
-    @property
-    def rows_in_lanes(self) -> bool:
-        """Lanes along the last reduced axis. A function of the shape and the axes alone, since the
-        order of the sum follows from it."""
-        if not self.kept:
-            return True
-        if not self.reduced or len(self.shape) - 1 not in self.axes:
-            return False
-        return not self.is_short
-
-    @property
-    def is_short(self) -> bool:
-        """Whether the last axis alone is reduced, and is written out. Another one that is reduced
-        beside a last one of size 1 takes lanes: the order is the same."""
-        if not self.kept or [name for name, _ in self.reduced] != [f"d{len(self.shape) - 1}"]:
-            return False
-        extent, last_kept = self.reduced[0][1], self.kept[-1][1]
-        wide = not isinstance(last_kept, int) or last_kept > SHORT_ROW
-        return wide and isinstance(extent, int) and 0 < extent <= SHORT_ROW
-
-
-def space_of(node: Node) -> Space:
-    shape, axes = node.operands[0].shape, node.attrs["axes"]
-    at, variables, extents = loop_space("d", shape)
-    space = Space(shape, axes, at)
-    for name, extent in zip(variables, extents):
-        (space.reduced if int(name[1:]) in axes else space.kept).append((name, extent))
-    if not space.reduced:  # every reduced dim is 1: one of them keeps its loop
-        name = f"d{axes[-1]}"
-        space.at = tuple(Dim.symbol(name) if a == axes[-1] else i for a, i in enumerate(at))
-        space.reduced.append((name, 1))
-    return space
+COLUMNS_AT_ONCE = 128  # a band of columns, see `codegen/loops.py`
 
 
 class ReduceLowering:
-    def __init__(self, lowerer: Lowerer, body: Body) -> None:
+    def __init__(self, lowerer: Lowerer, body: Body, space: Space | None = None) -> None:
         self.lowerer, self.body = lowerer, body
         self.draft = Draft(lowerer.program)
         every = [n for n in body.inside if self._is_reduction(n)]
         rows = [n for n in every if n.operands[0].type.ndim - 1 in n.attrs["axes"]]
         self.reductions = rows or every
-        self.space = space_of(self.reductions[0])
+        self.space = space or space_of(self.reductions[0])
         sums = [n for n in every if n not in self.reductions]
         self.columns = ColumnSums(lowerer, body, self.space, sums) if sums else None
         self.stages = self._stages()
@@ -161,7 +116,7 @@ class ReduceLowering:
             if times < 2 or v.shape != self.space.shape or not is_heavy(n):
                 continue
             if v in outputs:
-                self.kept_rows[v] = self.lowerer.result_buffer(outputs[v])
+                self.kept_rows[v] = self._result(outputs[v])
             else:
                 size = product(tuple(e for _, e in self.space.reduced))
                 self.kept_rows[v] = self.lowerer.scratch(v.dtype, size, per_thread=True)
@@ -177,9 +132,32 @@ class ReduceLowering:
         if space.is_short:
             self._finish(self._written_out(full, rows))
             return
-        if self.columns is None and in_blocks(space, len(self.stages), bool(full)):
+        ones = [] if self.columns is not None else spaces_of_ones(self.reductions[0])
+        if self.columns is None and not ones and in_blocks(space, len(self.stages), bool(full)):
             BlockedLowering(self).run(full, rows)
             return
+        statements = self._statements(full, rows)
+        self._finish(statements, [self._of_ones(o, full, rows) for o in ones])
+        if self.columns is not None:
+            self.columns.finish(dict(self.body.outputs))
+
+    def _of_ones(
+        self, ones: OfOnes, full: list[tuple[Value, Value]], rows: list[tuple[Value, Value]]
+    ) -> Loop:
+        """The statements that run where sizes turn out to be 1."""
+        other = ReduceLowering(self.lowerer, self.body, ones.space)
+        other.draft = self.draft
+        at_one = IndexMapper(lambda d: substitute(d, ones.sizes), lambda d: d)
+        return self._if(ones.when, at_one.body(other._statements(full, rows)))
+
+    def _if(self, when: DimLike, statements: Sequence[Stmt]) -> Loop:
+        return Loop(f"d{len(self.space.shape) + 1}", when, tuple(statements), "serial")
+
+    def _statements(
+        self, full: list[tuple[Value, Value]], rows: list[tuple[Value, Value]]
+    ) -> list[Stmt]:
+        """What computes the group's results, inside of the loops over what is kept."""
+        space = self.space
         self._plan_rows(full)
         statements: list[Stmt] = []
         for stage in self.stages:
@@ -189,7 +167,7 @@ class ReduceLowering:
         for inner, outer in full:
             if inner in self.kept_rows and self.kept_rows[inner] == self.lowerer.stored.get(outer):
                 continue  # a stage has stored it
-            buffer = self.lowerer.result_buffer(outer)
+            buffer = self._result(outer)
             value = self._full_value(puller, inner)
             stores.append(self.draft.store(buffer, linear(space.at, outer.shape), value))
         if self.columns is not None:
@@ -201,14 +179,12 @@ class ReduceLowering:
             at = self.row_at(inner)
             statements.append(
                 self.draft.store(
-                    self.lowerer.result_buffer(outer),
+                    self._result(outer),
                     linear(at, outer.shape),
                     puller.pull(inner, at),
                 )
             )
-        self._finish(statements)
-        if self.columns is not None:
-            self.columns.finish(dict(self.body.outputs))
+        return statements
 
     def _written_out(
         self, full: list[tuple[Value, Value]], rows: list[tuple[Value, Value]]
@@ -227,17 +203,22 @@ class ReduceLowering:
             )
         statements: list[Stmt] = []
         for inner, outer in full:
-            buffer = self.lowerer.result_buffer(outer)
+            buffer = self._result(outer)
             for j in range(extent):
                 at = (*space.at[:-1], j)
                 value = puller.pull(inner, at)
                 statements.append(self.draft.store(buffer, linear(at, outer.shape), value))
         for inner, outer in rows:
             at = self.row_at(inner)
-            buffer = self.lowerer.result_buffer(outer)
+            buffer = self._result(outer)
             value = puller.pull(inner, at)
             statements.append(self.draft.store(buffer, linear(at, outer.shape), value))
         return statements
+
+    def _result(self, outer: Value) -> int:
+        """The buffer of a result, of which there is one for all sizes."""
+        known = self.lowerer.stored.get(outer)
+        return self.lowerer.result_buffer(outer) if known is None else known
 
     def _is_full(self, v: Value) -> bool:
         return v.shape == self.space.shape and not self._is_reduction(v.node)
@@ -319,7 +300,7 @@ class ReduceLowering:
             inner = (Loop(name, extent, inner, kind),)
         return inner
 
-    def _finish(self, statements: list[Stmt]) -> None:
+    def _finish(self, statements: list[Stmt], ones: Sequence[Loop] = ()) -> None:
         if self.columns is not None:
             self._add_step(*self.columns.loops(self.draft, statements))
             return
@@ -333,8 +314,14 @@ class ReduceLowering:
                 body = replaced(body, {outer: 0})
                 kept[i : i + 2] = [(inner, e0 * e1)]
             i -= 1
-        extent: DimLike = kept[0][1] if kept else 1
         in_lanes = not space.rows_in_lanes
+        if ones:
+            if in_lanes:
+                body, tiles = self._tiled(body, *kept.pop())
+                kept.append(tiles)
+                in_lanes = False
+            body = (self._if(1 - sum(o.extent for o in ones), body), *ones)
+        extent: DimLike = kept[0][1] if kept else 1
         for i in range(len(kept) - 1, -1, -1):
             name, size = kept[i]
             last = i == len(kept) - 1
@@ -343,6 +330,15 @@ class ReduceLowering:
                 kind = "parallel_vector" if i == 0 else "vector"
             body = (Loop(name, size, body, kind),)
         self._add_step(body, extent)
+
+    def _tiled(
+        self, body: tuple[Stmt, ...], column: str, columns: DimLike
+    ) -> tuple[tuple[Stmt, ...], tuple[str, DimLike]]:
+        """The columns in lanes, in pieces that threads can share; and the loop over those."""
+        tile = f"d{len(self.space.shape)}"
+        start, width = piece(Dim.symbol(tile), COLUMNS_AT_ONCE, columns)
+        body = replaced(body, {column: start + Dim.symbol(column)})
+        return (Loop(column, width, body, "vector"),), (tile, pieces(COLUMNS_AT_ONCE, columns))
 
     def _add_step(self, body: tuple[Stmt, ...], extent: DimLike) -> None:
         kernel, buffers, sizes = self.draft.finish(self.body.name, body)
