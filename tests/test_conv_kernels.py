@@ -24,6 +24,7 @@ from staticgrad.codegen.conv import (
     wide_rows,
     workspace_bytes,
 )
+from staticgrad.codegen.conv_depthwise import near_stride
 from staticgrad.codegen.gemm_emit import Element
 from staticgrad.codegen.target import Target, host_target
 
@@ -130,18 +131,18 @@ class Compiled:
     """The three functions of one dtype, compiled together."""
 
     def __init__(
-        self, dtype: str, target: Target, depthwise: bool, wide: bool, lanes: int = 0
+        self, dtype: str, target: Target, depthwise: bool, wide: bool, lanes: int = 0, near: int = 0
     ) -> None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         module = Module(target)
         rows = tile_rows(target, None) if wide else 0
         names = {
-            kind: require(module, dtype, depthwise=depthwise, rows=rows)
+            kind: require(module, dtype, depthwise=depthwise, rows=rows, near=near)
             for kind, require in KINDS.items()
         }
         if lanes:
-            more = {"depthwise": depthwise, "rows": 9, "lanes": lanes}
+            more = {"depthwise": depthwise, "rows": 9, "lanes": lanes, "near": near}
             names["grad_weight"] = require_conv_grad_weight(module, dtype, **more)
         text = module.to_text()
         for kind, name in names.items():
@@ -200,9 +201,9 @@ class Compiled:
 @functools.cache
 def compiled(
     dtype: str = "float32", target: Target | None = None, depthwise: bool = False,
-    wide: bool = True, lanes: int = 0,
+    wide: bool = True, lanes: int = 0, near: int = 0,
 ) -> Compiled:  # fmt: skip
-    return Compiled(dtype, target or host_target(), depthwise, wide, lanes)
+    return Compiled(dtype, target or host_target(), depthwise, wide, lanes, near)
 
 
 def random_operands(geometry: Geometry, dtype: str, seed: int = 0) -> list[Array]:
@@ -215,10 +216,11 @@ def random_operands(geometry: Geometry, dtype: str, seed: int = 0) -> list[Array
 
 def check(
     kind: str, geometry: Geometry, dtype: str = "float32", target: Any = None,
-    depthwise: bool = False, wide: bool = True,
+    depthwise: bool = False, wide: bool = True, near: int = 0,
 ) -> None:  # fmt: skip
     operands = random_operands(geometry, dtype)
-    got = compiled(dtype, target, depthwise, wide).result(kind, geometry, operands)
+    functions = compiled(dtype, target, depthwise, wide, near=near)
+    got = functions.result(kind, geometry, operands)
     if got.dtype.kind != "f":
         with np.errstate(over="ignore"):
             np.testing.assert_array_equal(got, reference(kind, geometry, operands))
@@ -365,6 +367,49 @@ PLANELESS = [name for name in GEOMETRIES if name.startswith("planeless")]
 @pytest.mark.parametrize("name", [*DEPTHWISE, *PART])
 def test_depthwise_agrees_with_loops_in_float64(name: str, kind: str) -> None:
     check(kind, GEOMETRIES[name], depthwise=True)
+
+
+# Windows of 3 x 3: rows in fours and a rest, images of fewer rows than that or than the window,
+# several vectors and less than one, padding on each side, none and more than the window.
+NEAR = [
+    Geometry(n, c, h, w, c, 3, 3, (stride, stride), pad, groups=c)
+    for stride in (1, 2)
+    for n, c, h, w, pad in (
+        (2, 3, 18, 37, (1, 1, 1, 1)), (3, 2, 7, 7, (1, 1, 1, 1)), (2, 2, 9, 20, (0, 0, 0, 0)),
+        (1, 3, 8, 33, (2, 0, 0, 2)), (2, 2, 11, 16, (0, 2, 2, 0)), (2, 1, 1, 1, (1, 1, 1, 1)),
+        (1, 2, 2, 50, (4, 4, 4, 4)), (1, 2, 17, 2, (1, 1, 1, 1)), (1, 1, 5, 2100, (1, 1, 1, 1)),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("geometry", NEAR, ids=str)
+def test_windows_of_3_by_3_have_the_bits_of_any_others(geometry: Geometry, kind: str) -> None:
+    near = near_stride((geometry.kh, geometry.kw), geometry.stride, geometry.dilation)
+    assert near == geometry.stride[0]
+    check(kind, geometry, depthwise=True, near=near)
+    for dtype, target in (
+        ("float32", None), ("float64", None), ("int8", None), ("float32", narrowed(256)),
+        ("float32", without_masks()),
+    ):  # fmt: skip
+        operands = random_operands(geometry, dtype)
+        one, other = (
+            compiled(dtype, target, True, near=n).result(kind, geometry, operands)
+            for n in (0, near)
+        )
+        assert one.tobytes() == other.tobytes(), (dtype, target)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        ((3, 3), (3, 3), (1, 1)), ((3, 3), (1, 2), (1, 1)), ((3, 3), (1, 1), (2, 2)),
+        ((3, 3), (1, 1), (1, 2)), ((3, 5), (1, 1), (1, 1)), ((3,), (1,), (1,)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_windows_are_not_near(window: Any) -> None:
+    assert near_stride(*window) == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

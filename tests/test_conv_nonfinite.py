@@ -87,6 +87,14 @@ def test_it_gets_to_what_depends_on_it(way: str, kind: str, operand: int) -> Non
 
 
 @pytest.mark.parametrize(("kind", "operand"), READ)
+def test_nor_does_it_depend_on_the_window(kind: str, operand: int) -> None:
+    strided = Geometry(2, 5, 12, 9, 5, 3, 3, (2, 2), (1, 1, 1, 1), groups=5)
+    for geometry in (PLACES["depthwise"], PLACES["depthwise_six_rows"], strided):
+        functions = compiled("float32", depthwise=True, near=geometry.stride[0])
+        check(functions, kind, operand, geometry, "float32")
+
+
+@pytest.mark.parametrize(("kind", "operand"), READ)
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_nor_does_it_depend_on_the_vectors(depthwise: bool, kind: str, operand: int) -> None:
     for target in (narrowed(256), without_masks()):

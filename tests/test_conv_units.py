@@ -55,11 +55,20 @@ def test_what_depends_on_sizes_is_a_unit_apart(monkeypatch: pytest.MonkeyPatch) 
         assert len({re.sub(r"sg_(conv(_tile)?)_.*", r"\1", name) for name in unit}) == 1
 
 
+def test_depthwise_windows_of_3_by_3_need_no_other_functions() -> None:
+    for near in (1, 2):
+        module = Module(host_target())
+        conv.require_conv_forward(module, "float32", depthwise=True, near=near)
+        conv.require_conv_grad_weight(module, "float32", depthwise=True, near=near)
+        assert not [name for name in module.functions if "im2col" in name or "tile" in name]
+
+
 def test_no_unit_of_a_programs_own_has_a_function_of_convolution() -> None:
     module = Module(host_target())
     for require in (conv.require_conv_forward, conv.require_conv_grad_input):
         for options in ({"rows": 0}, {"rows": 28}, {"depthwise": True}):
             require(module, "float32", **options)
+        require(module, "float32", depthwise=True, near=1)
     conv.require_conv_grad_weight(module, "float32", depthwise=True)
     conv.require_conv_grad_weight(module, "float32", rows=9, lanes=8)
     shared = "".join(unit.text for unit in shared_units(module.to_text()))

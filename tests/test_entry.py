@@ -146,11 +146,62 @@ def test_out_that_fits_does_not_take_the_checked_path(monkeypatch: pytest.Monkey
     assert found[0] is a and found[1] is b and type(found) is tuple
     np.testing.assert_array_equal(a, [2, 2])
     np.testing.assert_array_equal(b, [10, 10])
-    held = sys.getrefcount(both), sys.getrefcount(both[0])
-    for _ in range(100):
-        pair(x2, y, out=both)
-    assert (sys.getrefcount(both), sys.getrefcount(both[0])) == held
+    for out in (both, list(both)):
+        held = sys.getrefcount(out), *map(sys.getrefcount, both)
+        for _ in range(100):
+            found = pair(x2, y, out=out)
+            assert found[0] is both[0] and found[1] is both[1]
+        del found
+        assert (sys.getrefcount(out), *map(sys.getrefcount, both)) == held
+        np.testing.assert_array_equal(out[1], [10, 10])
+        out[1][:] = 0
     assert not calls
+
+
+def test_a_list_of_out_may_change_during_the_call() -> None:
+    """The arrays are held from the moment they are checked; the list is not looked at again."""
+    whole = waiting()
+    whole.manifest.single = False
+    executable = Executable(whole, [StateCell(0.0)])
+    executable(np.array([1.0]))
+    flag, result, out = np.zeros(1), np.zeros(()), []
+    out.append(result)
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(executable(flag, out=out)))
+    held = sys.getrefcount(result)
+    thread.start()
+    while executable._published is None or not executable._published.busy:
+        pass
+    out[:] = [None] * 1000
+    flag[0] = 4.0
+    thread.join()
+    assert found[0][0] is result and result == 5.0
+    found.clear()
+    assert sys.getrefcount(result) == held - 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda a, b: [a], lambda a, b: [a, b, b], lambda a, b: [], lambda a, b: [a, None],
+        lambda a, b: [a, a], lambda a, b: [a, 0.0], lambda a, b: type("L", (list,), {})([a, b]),
+    ],
+)  # fmt: skip
+def test_any_other_list_is_checked(other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = programs.load(programs.with_temps)
+    x, y, a, b = np.ones(2), np.ones(5), np.zeros(2), np.zeros(2)
+    pair(x, y)
+    checked = []
+    gather_arguments = runtime_executable.gather
+    monkeypatch.setattr(
+        runtime_executable, "gather", lambda *a: checked.append(a) or gather_arguments(*a)
+    )
+    out = other(a, b)
+    held = [sys.getrefcount(array) for array in (out, a, b)]
+    with contextlib.suppress(BindError):
+        assert pair(x, y, out=out)[0] is a
+    assert [sys.getrefcount(array) for array in (out, a, b)] == held
+    assert len(checked) == 1
 
 
 @pytest.mark.parametrize(
@@ -435,6 +486,7 @@ def probe_anew() -> Any:
     [
         ("OBJECT_TYPE", 0), ("NDARRAY_DATA", 24), ("NDARRAY_NDIM", 28), ("NDARRAY_SHAPE", 40),
         ("NDARRAY_DESCR", 48), ("FLAG_C_CONTIGUOUS", 2), ("FLAG_ALIGNED", 0x400),
+        ("SEQUENCE_SIZE", 8), ("TUPLE_ITEMS", 32), ("LIST_ITEMS", 8),
     ],
 )  # fmt: skip
 def test_another_array_struct_is_noticed(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,9 +65,11 @@ def byte_range(array: Array) -> tuple[int, int]:
     return start, start + array.nbytes
 
 
-def overlaps(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    """Whether two address ranges share a byte; an empty one shares none."""
-    return max(a[0], b[0]) < min(a[1], b[1])
+def overlaps(mine: tuple[int, int], others: Sequence[tuple[int, int]]) -> bool:
+    """Whether an address range shares a byte with one of `others`, which are in order, not empty,
+    and share none with each other. An empty one shares none."""
+    behind = bisect_left(others, (mine[1],))  # the last to start before `mine` stops ends last too
+    return mine[0] < mine[1] and behind > 0 and others[behind - 1][1] > mine[0]
 
 
 def is_dense(array: Array) -> bool:

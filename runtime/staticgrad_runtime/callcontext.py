@@ -107,6 +107,7 @@ class CallContext:
         words[Word.DEC_REF] = interface.dec_ref
         words[Word.INC_REF] = interface.inc_ref
         words[Word.TUPLE_TYPE] = id(tuple)
+        words[Word.LIST_TYPE] = id(list)
         words[Word.OUT_NAME] = id(OUT_NAME)
         words[Word.TUPLE_NEW] = interface.tuple_new
         words[Word.TUPLE_SET_ITEM] = interface.tuple_set_item

@@ -84,6 +84,7 @@ class Word(IntEnum):
     PACKS = 46  # pointer to a table of pointers to the records of packed copies, see PackRecord
     N_PACKS = 47  # how many of them this binding reads
     PACK = 48  # `void sg_pack(ptr context, i64 which)` of the program
+    LIST_TYPE = 49  # PyTypeObject* of list
 
 
 CONTEXT_WORDS = 56
@@ -154,8 +155,9 @@ NDARRAY_FLAGS = 64
 FLAG_C_CONTIGUOUS = 0x0001
 FLAG_ALIGNED = 0x0100
 FLAG_WRITEABLE = 0x0400
-TUPLE_SIZE = 16  # and its items behind it
-TUPLE_ITEMS = 24
+SEQUENCE_SIZE = 16  # of a tuple and of a list
+TUPLE_ITEMS = 24  # the items themselves
+LIST_ITEMS = 24  # a pointer to them
 VECTORCALL_OFFSET_FLAG = 1 << 63
 
 RUN_SYMBOL = "sg_run"

@@ -13,6 +13,7 @@ import ctypes
 import os
 import threading
 import weakref
+from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ from .callcontext import CallContext
 from .context import CALL_SYMBOL, ENTRY_SYMBOL, PACK_SYMBOL, REFRESH_SYMBOL, RUN_SYMBOL
 from .dims import shape_text
 from .errors import BindError, ExecutionError, StateError
+from .forks import no_fork
 from .interrupt import INTERRUPTED, raise_interrupt
 from .layout import Head, is_native_class, native_class, native_interface, set_call
 from .loader import Library, check_host
@@ -113,7 +115,8 @@ class Executable(Head):
         self.manifest = manifest
         self.on_failure: FailureHook | None = None
         self._cells = tuple(cells)
-        self._state_ranges = [byte_range(cell.view()) for cell in cells]
+        ranges = [byte_range(cell.view()) for cell in cells]
+        self._state_ranges = sorted(mine for mine in ranges if mine[0] < mine[1])
         self._written = [cell for cell, spec in zip(cells, manifest.state) if spec.written]
         self._locks = CellLocks((cell, spec.written) for cell, spec in zip(cells, manifest.state))
         self._constants = _load_constants(artifact)
@@ -165,7 +168,8 @@ class Executable(Head):
         key = dims_key(dims, self.manifest.dims)
         found = self._bindings.get(key)
         if found is None:
-            found = self._binder.binding(dict(zip(self.manifest.dims, key)))
+            with no_fork():  # many temporaries are placed by native code
+                found = self._binder.binding(dict(zip(self.manifest.dims, key)))
             _remember(self._bindings, key, found)
         return found
 
@@ -221,16 +225,18 @@ class Executable(Head):
     def _without_overlaps(self, inputs: list[Array], outputs: list[Array]) -> list[Array]:
         """Copies each input that shares memory with state or `out`; refuses outputs that do."""
         state = self._state_ranges
-        ranges = [byte_range(array) for array in outputs]
-        for i, mine in enumerate(ranges):
-            if any(overlaps(mine, other) for other in ranges[:i]):
+        taken: list[tuple[int, int]] = []
+        for array in outputs:
+            mine = byte_range(array)
+            if overlaps(mine, taken):
                 raise BindError("out: two of the arrays share memory")
-            if any(overlaps(mine, other) for other in state):
+            if overlaps(mine, state):
                 raise BindError("out: an array shares memory with the program's state")
-        taken = state + ranges
+            if mine[0] < mine[1]:
+                insort(taken, mine)
         return [
-            array.copy() if any(overlaps(byte_range(array), other) for other in taken) else array
-            for array in inputs
+            array.copy() if overlaps(mine, taken) or overlaps(mine, state) else array
+            for array, mine in zip(inputs, map(byte_range, inputs))
         ]
 
     def _raise_failure(self, code: int, element: int, value: int, *arrays: Array) -> NoReturn:

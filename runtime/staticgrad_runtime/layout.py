@@ -153,11 +153,15 @@ def _arrays_match() -> bool:
         raw[1:].view(np.float64),
     ]
     samples[0].flags.writeable = False
-    pair = (samples, raw)
-    words = [_word(id(pair) + context.TUPLE_SIZE)]
-    words += [_word(id(pair) + context.TUPLE_ITEMS + 8 * i) for i in range(2)]
-    if words != [2, id(samples), id(raw)]:
-        return False
+    pair, listed = (samples, raw), [samples, raw]
+    for sequence, items in (
+        (pair, id(pair) + context.TUPLE_ITEMS),
+        (listed, _word(id(listed) + context.LIST_ITEMS)),
+    ):
+        if _word(id(sequence) + context.SEQUENCE_SIZE) != 2:
+            return False
+        if [_word(items + 8 * i) for i in range(2)] != [id(samples), id(raw)]:
+            return False
     same_descriptor = all(np.empty(1, a.dtype).dtype is np.dtype(a.dtype.name) for a in samples)
     return same_descriptor and all(_array_fields_match(array) for array in samples)
 

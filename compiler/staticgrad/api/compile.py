@@ -16,6 +16,7 @@ import numpy as np
 from staticgrad_runtime import executable as runtime
 from staticgrad_runtime.artifact import Artifact, ConstantSpec, StateSpec
 from staticgrad_runtime.code_pages import count_code_generation
+from staticgrad_runtime.forks import no_fork
 from staticgrad_runtime.workers import thread_count, usable_cpus
 
 from staticgrad.ir.errors import ArgumentError, BindError
@@ -77,7 +78,8 @@ def compile(
     if check not in (None, "nan"):
         raise ArgumentError(f'check must be None or "nan", got {check!r}')
     if mode == "reference":
-        from .reference import ReferenceExecutable
+        with no_fork():
+            from .reference import ReferenceExecutable
 
         return ReferenceExecutable(graph, training, effects)
     if mode != "native":
@@ -86,9 +88,10 @@ def compile(
         return build(
             graph, effects, training=training, threads=threads, cache=cache, disable=disable
         )
-    from staticgrad.passes.mode import bind_mode
+    with no_fork():
+        from staticgrad.passes.mode import bind_mode
 
-    from .check import explain_nan, watched
+        from .check import explain_nan, watched
 
     bound = bind_mode(graph, training)
     program = build(
@@ -133,6 +136,7 @@ def _without_collection() -> Iterator[None]:
         gc.enable()
 
 
+@no_fork()
 @_without_collection()
 def compile_stages(
     graph: IrGraph, *, training: bool | None = None, disable: Iterable[str] = (),
@@ -187,6 +191,7 @@ def compile_graph(
     return build(graph, effects, training=training, threads=threads, cache=cache, disable=disable)
 
 
+@no_fork()
 @_without_collection()
 def build(
     graph: IrGraph, effects: Effects | None = None, *, training: bool | None = None,
@@ -294,24 +299,35 @@ def _begun(graph: IrGraph, store: DiskCache | None) -> Iterator[Stream]:
     """Who generates code while the text is emitted. What all matrix products share, a third of a
     small model's code, is begun at once: on another core it is done when the passes are."""
     from staticgrad.codegen.assemble import Crew, Stream
-    from staticgrad.codegen.gemm import products_text
+    from staticgrad.codegen.gemm_vector import products_text
     from staticgrad.codegen.split import shared_units
     from staticgrad.codegen.target import host_target
 
     target, threads = host_target(), min(usable_cpus(), MOST_THREADS)
     crew = Crew(target, threads=threads, load=None if store is None else store.load)
-    dtypes = sorted(_product_dtypes(graph))
+    products = _products(graph)
     try:
-        if dtypes:
-            crew.aside(lambda: crew.add(shared_units(products_text(target, dtypes))))
+        if products:
+            crew.aside(lambda: crew.add(shared_units(products_text(target, products))))
         yield Stream(crew)
     finally:
         crew.rest()
 
 
-def _product_dtypes(graph: IrGraph) -> set[str]:
-    found = {str(n.types[0].dtype) for n in graph.nodes if n.op == "matmul"}
-    return found.union(*(_product_dtypes(g) for n in graph.nodes for _, g in subgraphs(n)))
+def _products(graph: IrGraph) -> set[tuple[str, int]]:
+    """The dtypes of products, each with how many vectors are declared. What lies unbroken is only
+    a guess: what is no transpose."""
+    from staticgrad.codegen.gemm_vector import vectors_of
+
+    found = set()
+    for node in graph.nodes:
+        if node.op == "matmul":
+            a, b = node.operands
+            dtype, sizes = str(node.types[0].dtype), (a.shape[-2], b.shape[-1])
+            turned = [v.node.op == "permute_dims" for v in (a, b)]
+            a_cs, b_rs = int(not turned[0]), int(turned[1] or sizes[1] == 1)
+            found.add((dtype, vectors_of(dtype, sizes, a_cs, b_rs)))
+    return found.union(*(_products(g) for n in graph.nodes for _, g in subgraphs(n)))
 
 
 def _object_code(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from staticgrad_runtime.forks import no_fork
 from staticgrad_runtime.loader import emit_object
 from staticgrad_runtime.objects import pack
 
@@ -129,8 +130,8 @@ class Crew:
         return [code for code in found if isinstance(code, bytes)]
 
     def rest(self) -> None:
-        """Drops what nobody has begun and waits for the helpers: the process may fork or end as
-        soon as a program is compiled."""
+        """Drops what nobody has begun and waits for the helpers: the process may end as soon as a
+        program is compiled."""
         with self._turn:
             self._aside.clear()
             self._todo.clear()
@@ -153,6 +154,7 @@ class Crew:
             self._free += 1
             self._turn.notify_all()
 
+    @no_fork(helping=True)
     def _help(self) -> None:
         while True:
             with self._turn:

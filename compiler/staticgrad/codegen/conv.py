@@ -17,7 +17,8 @@ caller, and `epilogue` is null or `void (ptr context, i64 batch, i64 r0, i64 r1,
 called once for each finished block of channels [r0, r1) and positions [c0, c1).
 
 `depthwise=True` makes a function that takes every geometry too, is two to three times as fast where
-groups = C = O, and takes longer to compile.
+groups = C = O, and takes longer to compile; with `near` (`conv_depthwise.near_stride`), one for
+windows of 3 x 3 alone, twice as fast once more.
 
 `rows` (`wide_rows`, `tile_rows`) chooses the tile: so many elements of the image against a vector
 of output channels. Forward and the gradient of the input take 0 too, and then compute a vector of
@@ -49,6 +50,7 @@ from .conv_depthwise import (
     depthwise_workspace_bytes,
     require_depthwise_pass,
     require_depthwise_weight_pass,
+    supported,
 )
 from .conv_emit import Code, Geometry, Plan, with_lanes
 from .conv_im2col import im2col_workspace_bytes, require_im2col_pass
@@ -107,29 +109,37 @@ def wide_rows(
     return tile_rows(target, count)
 
 
-def _name(kind: str, element: Element, depthwise: bool, rows: int) -> str:
+def _name(kind: str, element: Element, depthwise: bool, rows: int, near: int) -> str:
     how = "depthwise_" if depthwise else ""
+    if near:
+        how += f"3x3_{near}_"
     return f"sg_conv_{kind}_{how}{f'{rows}_' if rows else ''}{element.dtype}"
 
 
-def _pass_of(module: Module, element: Element, depthwise: bool, rows: int) -> tuple[str, str]:
+def _pass_of(
+    module: Module, element: Element, depthwise: bool, rows: int, near: int
+) -> tuple[str, str]:
     """The function of a pass, and its arguments that only the one along channels has."""
-    if rows and not depthwise:
+    if depthwise:
+        return require_depthwise_pass(module, element, near), ""
+    if rows:
         tile = require_tile(module, element, rows)
         return require_channels_pass(module, element), f", ptr @{tile}, i64 {rows}"
-    return (require_depthwise_pass if depthwise else require_im2col_pass)(module, element), ""
+    return require_im2col_pass(module, element), ""
 
 
 def require_conv_forward(
-    module: Module, dtype: str, *, depthwise: bool = False, rows: int = 0
+    module: Module, dtype: str, *, depthwise: bool = False, rows: int = 0, near: int = 0
 ) -> str:
     """Makes sure of `sg_conv_forward_<dtype>` (reads x and w, writes y; a range of images). With
-    `rows` (`wide_rows`) it computes vectors of channels, else vectors of positions."""
+    `rows` (`wide_rows`) it computes vectors of channels, else vectors of positions; `near`, if
+    depthwise: see `conv_depthwise.near_stride`."""
     element = Element.of(dtype, module.target)
-    name = _name("forward", element, depthwise, rows)
+    near = supported(element, near)
+    name = _name("forward", element, depthwise, rows, near)
     if module.has(name):
         return name
-    run, more = _pass_of(module, element, depthwise, rows)
+    run, more = _pass_of(module, element, depthwise, rows, near)
     f = Code(module, name, CONV_PARAMS, element, CONTROL)
     sizes = Sizes(f)
     plan = new_plan(f, forward_values(f, sizes))
@@ -181,18 +191,23 @@ def weight_parts(
 
 
 def require_conv_grad_weight(
-    module: Module, dtype: str, *, depthwise: bool = False, rows: int = 0, lanes: int = 0
-) -> str:
+    module: Module, dtype: str, *, depthwise: bool = False, rows: int = 0, lanes: int = 0,
+    near: int = 0,
+) -> str:  # fmt: skip
     """Makes sure of `sg_conv_grad_weight_<rows>_<dtype>` (reads x and y, the gradient of the
     output; writes w; a range of `weight_parts`), with a tile of so many rows, which are vectors of
     so many `lanes`: see `weight_tile`."""
     element = with_lanes(Element.of(dtype, module.target), lanes)
     height = rows or tile_rows(module.target, None)
-    name = _name("grad_weight", element, depthwise, height)
+    near = supported(element, near)
+    name = _name("grad_weight", element, depthwise, height, near)
     if module.has(name):
         return name
-    run = (require_depthwise_weight_pass if depthwise else require_weight_pass)(module, element)
-    tile = require_tile(module, element, height)
+    if depthwise:
+        run = require_depthwise_weight_pass(module, element, near)
+    else:
+        run = require_weight_pass(module, element)
+    tile = "null" if near else f"@{require_tile(module, element, height)}"
     f = Code(module, name, CONV_PARAMS, element, CONTROL)
     sizes = Sizes(f)
     plan = new_plan(f, forward_values(f, sizes))
@@ -212,7 +227,7 @@ def require_conv_grad_weight(
         w, y = f.at("%w", f.mul(o, sizes.products)), f.at("%y", f.mul(o, sizes.positions))
         f.stmt(
             f"call void @{run}(ptr {plan}, ptr {x}, ptr {y}, ptr {w}, ptr %workspace, "
-            f"ptr %epilogue, ptr %context, i64 {channels}, i64 {sizes[Geometry.N]}, ptr @{tile}, "
+            f"ptr %epilogue, ptr %context, i64 {channels}, i64 {sizes[Geometry.N]}, ptr {tile}, "
             f"i64 {height}, i64 {t0}, i64 {t1})"
         )
     f.leave()
@@ -221,16 +236,19 @@ def require_conv_grad_weight(
 
 
 def require_conv_grad_input(
-    module: Module, dtype: str, *, depthwise: bool = False, rows: int = 0
+    module: Module, dtype: str, *, depthwise: bool = False, rows: int = 0, near: int = 0
 ) -> str:
     """Makes sure of `sg_conv_grad_input_<dtype>` (reads y, the gradient of the output, and w;
     writes x; a range of images). Also the forward of a transposed convolution."""
     element = Element.of(dtype, module.target)
-    name = _name("grad_input", element, depthwise, rows)
+    near = supported(element, near) if near == 1 else 0  # phases of stride 2 have other windows
+    name = _name("grad_input", element, depthwise, rows, near)
     if module.has(name):
         return name
-    run, more = _pass_of(module, element, depthwise, rows)
-    pack = (require_pack_terms if more else require_im2col_weights)(module, element)
+    run, more = _pass_of(module, element, depthwise, rows, near)
+    pack = "null"
+    if not near:
+        pack = f"@{(require_pack_terms if more else require_im2col_weights)(module, element)}"
     axis = require_phase_axis(module, element)
     f = Code(module, name, CONV_PARAMS, element, CONTROL)
     G = Geometry
@@ -255,7 +273,7 @@ def require_conv_grad_input(
             first_tap = emit_set_phase(f, plan, sizes, (rows_of, cols_of), (h, v), single)
             to_x = f.at(x, f.add(f.mul(h, sizes[G.W]), v))
             f.stmt(
-                f"call void @{run}(ptr {plan}, ptr @{pack}, ptr {y}, ptr {f.at(w, first_tap)}, "
+                f"call void @{run}(ptr {plan}, ptr {pack}, ptr {y}, ptr {f.at(w, first_tap)}, "
                 f"ptr {to_x}, ptr %workspace, ptr {epilogue}, ptr %context, i64 %begin, "
                 f"i64 %end{more})"
             )

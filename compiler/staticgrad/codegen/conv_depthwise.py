@@ -6,43 +6,62 @@
 
 Loads are under masks, which a table holds for each vector of a row and each tap column. One row of
 weights does not pay for packing: 16 x 64 planes of 28 x 28 under 3 x 3 windows took 2.8 ms packed.
+The functions of a plane's rows are in `conv_depthwise_rows`, those for windows of 3 x 3, by far the
+most frequent ones, in `conv_depthwise_3x3`: the same sums in the same order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .builder import Module, vector, width
-from .conv_emit import KC, Code, Plan, aligned, multiply_add
+from .conv_depthwise_3x3 import require_rows_3x3, require_taps_3x3
+from .conv_depthwise_rows import PIECES, TABLE_BYTES, TAPS_W, require_rows, require_taps
+from .conv_emit import KC, Code, Plan, aligned
 from .conv_im2col import PASS_PARAMS, require_im2col_pass
-from .conv_lanes import emit_inside, emit_lane_code, emit_load_lanes, kinds_of
+from .conv_lanes import emit_inside, emit_lane_code, kinds_of
 from .conv_weight import PASS_PARAMS as WEIGHT_PARAMS
 from .conv_weight import require_weight_pass
-from .gemm_emit import CONTROL, Element, emit_add, emit_broadcast, emit_in_memory, emit_in_register
+from .gemm_emit import CONTROL, Element, emit_add
 
-ROWS = 4  # rows of the output at a time
-PIECES = 64  # vectors of a row at a time: 1024 columns of float32
-TAPS_W = 16  # at most so many tap columns; wider windows are packed
 GROUP = 8  # accumulators whose lanes are added up together
-TABLE_BYTES = PIECES * TAPS_W * 8
-ROW_PARAMS = "ptr plan, ptr table, ptr src, ptr weights, ptr dst, i64 i, i64 j0, i64 j1"
 
 
-def require_depthwise_pass(module: Module, element: Element) -> str:
+def near_stride(kernel: Sequence[object], stride: Sequence[int], dilation: Sequence[int]) -> int:
+    """The argument `near` for a window and its strides: the stride, where the functions of windows
+    of 3 x 3 serve, else 0. It changes no bit, and spares LLVM all others (25 of 55 ms)."""
+    fits = tuple(kernel) == (3, 3) and set(dilation) == {1} and tuple(stride) in ((1, 1), (2, 2))
+    return stride[0] if fits else 0
+
+
+def supported(element: Element, near: int) -> int:
+    """`near`, where this element has such functions, else 0."""
+    return near if near < len(kinds_of(element)) else 0
+
+
+def require_depthwise_pass(module: Module, element: Element, near: int) -> str:
     """Makes sure of `void @sg_conv_depthwise_<dtype>(plan, ...)`, which does what the function of
     `require_im2col_pass` does, and by calling it where a plan is not one channel by one, or its
-    windows or strides are too wide. Targets without masks get that function itself."""
-    general = require_im2col_pass(module, element)
-    name = f"sg_conv_depthwise_{element.dtype}"
-    if module.has(name) or not element.has_masks:
-        return name if element.has_masks else general
-    kinds = kinds_of(element)[:-1]
-    functions = [_require_rows(module, element, kind) for kind in kinds]
-    fill = _require_masks(module, element)
+    windows or strides are too wide. Targets without masks get that function itself.
+
+    With `near` all plans have windows of 3 x 3 and this stride."""
+    if not element.has_masks:
+        return require_im2col_pass(module, element)
+    name = f"sg_conv_depthwise_{f'3x3_{near}_' if near else ''}{element.dtype}"
+    if module.has(name):
+        return name
     f = Code(module, name, PASS_PARAMS, element, CONTROL)
-    _emit_unless_applicable(f, general, PASS_PARAMS)
-    image, dst_image, positions, first, stride_w = f.slots(
-        "%plan", Plan.SRC_IMAGE, Plan.DST_IMAGE, Plan.POSITIONS, Plan.FIRST_ROW, Plan.STRIDE_W
+    fill = _require_masks(module, element)
+    if near:
+        function = f"@{require_rows_3x3(module, element, near)}"
+    else:
+        kinds = kinds_of(element)[:-1]
+        functions = [require_rows(module, element, kind) for kind in kinds]
+        _emit_unless_applicable(f, require_im2col_pass(module, element), PASS_PARAMS)
+        function = _emit_function(f, functions)
+    image, dst_image, positions, first = f.slots(
+        "%plan", Plan.SRC_IMAGE, Plan.DST_IMAGE, Plan.POSITIONS, Plan.FIRST_ROW
     )
-    function = _emit_function(f, stride_w, functions)
     table = aligned(f, "%workspace")
     with f.loop("%begin", "%end") as n:
         operands = (f.at("%src", f.mul(n, image)), "%weights", f.at("%dst", f.mul(n, dst_image)))
@@ -56,24 +75,27 @@ def require_depthwise_pass(module: Module, element: Element) -> str:
     return name
 
 
-def require_depthwise_weight_pass(module: Module, element: Element) -> str:
+def require_depthwise_weight_pass(module: Module, element: Element, near: int) -> str:
     """The same for `require_weight_pass`. Here the sums have an order of their own: over images,
     rows in fours, vectors of a row; the lanes at the end, in pairs of neighbours."""
-    general = require_weight_pass(module, element)
-    name = f"sg_conv_depthwise_weight_{element.dtype}"
-    if module.has(name) or not element.has_masks:
-        return name if element.has_masks else general
-    functions = [_require_taps(module, element, kind) for kind in kinds_of(element)[:-1]]
-    fill, add_up = _require_masks(module, element), _require_lane_sums(module, element)
+    if not element.has_masks:
+        return require_weight_pass(module, element)
+    name = f"sg_conv_depthwise_weight_{f'3x3_{near}_' if near else ''}{element.dtype}"
+    if module.has(name):
+        return name
     f = Code(module, name, WEIGHT_PARAMS, element, CONTROL)
-    _emit_unless_applicable(f, general, WEIGHT_PARAMS)
-    image, y_image, taps_h, taps_w, first, stride_w = f.slots(
-        "%plan", Plan.SRC_IMAGE, Plan.DST_IMAGE, Plan.TAPS_H, Plan.TAPS_W, Plan.FIRST_ROW,
-        Plan.STRIDE_W,
-    )  # fmt: skip
+    fill, add_up = _require_masks(module, element), _require_lane_sums(module, element)
+    if near:
+        function = f"@{require_taps_3x3(module, element, near)}"
+    else:
+        functions = [require_taps(module, element, kind) for kind in kinds_of(element)[:-1]]
+        _emit_unless_applicable(f, require_weight_pass(module, element), WEIGHT_PARAMS)
+        function = _emit_function(f, functions)
+    image, y_image, taps_h, taps_w, first = f.slots(
+        "%plan", Plan.SRC_IMAGE, Plan.DST_IMAGE, Plan.TAPS_H, Plan.TAPS_W, Plan.FIRST_ROW
+    )
     taps = f.mul(taps_h, taps_w)
     vectors = f.mul(f.ceil_div(taps, GROUP), GROUP)
-    function = _emit_function(f, stride_w, functions)
     table = aligned(f, "%workspace")
     sums = f.at_byte(table, TABLE_BYTES)
     ty = element.register_vector
@@ -112,16 +134,17 @@ def _emit_unless_applicable(f: Code, general: str, params: str) -> None:
         f.leave()
 
 
-def _emit_function(f: Code, stride_w: str, functions: list[str]) -> str:
+def _emit_function(f: Code, functions: list[str]) -> str:
     """The function for the stride, as a pointer; `functions` are those for strides 1 and 2."""
-    return f.select(f.compare("eq", stride_w, 1), f"@{functions[0]}", f"@{functions[-1]}", "ptr")
+    single = f.compare("eq", f.slot("%plan", Plan.STRIDE_W), 1)
+    return f.select(single, f"@{functions[0]}", f"@{functions[-1]}", "ptr")
 
 
 def _emit_plane(
     f: Code, function: str, fill: str, table: str, operands: tuple[str, str, str], first: str
 ) -> None:
-    """Calls `function` for all rows of one plane, in fours, after filling the table of masks, where
-    the plane before it has left others."""
+    """Calls `function` for one plane, after filling the table of masks, where the plane before it
+    has left others."""
     positions, out_w = f.slots("%plan", Plan.POSITIONS, Plan.OUT_W)
     width = PIECES * f.element.lanes
     wide = f.compare("sgt", out_w, width)
@@ -129,10 +152,8 @@ def _emit_plane(
         j1 = f.minimum(f.add(j0, width), out_w)
         with f.when(f.either(wide, first)):
             f.call(fill, ("ptr", "%plan"), ("ptr", table), ("i64", j0), ("i64", j1))
-        with f.loop(0, f.div(positions, out_w), ROWS) as i:
-            pointers = ", ".join(f"ptr {p}" for p in operands)
-            f.stmt(f"call void {function}(ptr %plan, ptr {table}, {pointers}, i64 {i}, i64 {j0}, "
-                   f"i64 {j1})")  # fmt: skip
+        pointers = ", ".join(f"ptr {p}" for p in operands)
+        f.stmt(f"call void {function}(ptr %plan, ptr {table}, {pointers}, i64 {j0}, i64 {j1})")
 
 
 def _require_masks(module: Module, element: Element) -> str:
@@ -152,148 +173,6 @@ def _require_masks(module: Module, element: Element) -> str:
         with f.loop(0, taps_w) as w:
             low, high = emit_inside(f, f.add(col, f.mul(w, col_step)), src_w, stride_w, length)
             f.set_slot(piece.values[0], w, emit_lane_code(f, stride_w, low, high))
-        piece.step = element.lanes
-        piece.following = [f.at_byte(piece.values[0], TAPS_W * 8)]
-    f.leave()
-    f.finish()
-    return name
-
-
-def _emit_source_rows(
-    f: Code, h: str, col: str, rows: str | None = None
-) -> tuple[list[str], list[str]]:
-    """Where the four rows that tap row h reads start at column `col` of the image, and for each a
-    mask of all bits where the image has it.
-
-    A row that an output of `rows` rows lacks may well lie in the image: what is there, times a
-    gradient of zero, is no zero if it is infinite. It lies behind the last row that the tap row
-    reads. (That costs 3 %; a comparison more for each of the four cost 13.)
-    """
-    stride_h, row_0, row_step, src_h, src_w = f.slots(
-        "%plan", Plan.STRIDE_H, Plan.ROW_0, Plan.ROW_STEP, Plan.SRC_H, Plan.SRC_W
-    )
-    tap = f.add(f.mul(h, row_step), row_0)
-    row = f.add(f.mul("%i", stride_h), tap)
-    if rows is not None:
-        last = f.add(f.mul(f.sub(rows, 1), stride_h), tap)
-        src_h = f.maximum(f.minimum(src_h, f.add(last, 1)), 0)
-    pointers, there = [], []
-    for u in range(ROWS):
-        at = f.add(row, f.mul(stride_h, u)) if u else row
-        pointers.append(f.at("%src", f.add(f.mul(at, src_w), col)))
-        there.append(f.emit(f"sext i1 {f.compare('ult', at, src_h)} to i64"))
-    return pointers, there
-
-
-def _require_rows(module: Module, element: Element, kind: str) -> str:
-    """`void @sg_conv_depthwise_rows_<kind>_<dtype>(plan, table, src, weights, dst, i, j0, j1)`:
-    rows i to i + 3 of one plane, columns j0 to j1."""
-    name = f"sg_conv_depthwise_rows_{kind}_{element.dtype}"
-    if module.has(name):
-        return name
-    f = Code(module, name, ROW_PARAMS, element)
-    stride_w, col_0, col_step, taps_h, taps_w = f.slots(
-        "%plan", Plan.STRIDE_W, Plan.COL_0, Plan.COL_STEP, Plan.TAPS_H, Plan.TAPS_W
-    )
-    tap_h, tap_w = f.slots("%plan", Plan.W_TAP_H, Plan.W_TAP_W)
-    ty = element.register_vector
-    buffer = f.emit(f"alloca [{ROWS * element.lanes} x {element.memory}], align 64")
-    zeros = [(ty, "zeroinitializer")] * ROWS
-    with f.carrying("%j0", "%j1", ("ptr", "%table")) as piece:
-        col = f.add(f.mul(piece.index, stride_w), col_0)
-        with f.carrying(0, taps_h, ("ptr", "%weights"), *zeros) as row:
-            weights, *sums = row.values
-            pointers, there = _emit_source_rows(f, row.index, col)
-            start = [("ptr", weights), *[("ptr", p) for p in pointers], *[(ty, s) for s in sums]]
-            with f.carrying(0, taps_w, *start) as tap:
-                weight, sources = tap.values[0], tap.values[1 : 1 + ROWS]
-                code = f.slot(piece.values[0], tap.index)
-                factor = emit_broadcast(f, weight)
-                new = [
-                    multiply_add(
-                        f, ty, factor, _emit_lanes(f, kind, s, f.emit(f"and i64 {code}, {t}")), v
-                    )
-                    for s, t, v in zip(sources, there, tap.values[1 + ROWS :])
-                ]
-                tap.following = [f.at(weight, tap_w), *[f.at(s, col_step) for s in sources], *new]
-            row.following = [f.at(weights, tap_h), *tap.after[1 + ROWS :]]
-        _emit_store_rows(f, buffer, piece.index, row.after[1:])
-        piece.step = element.lanes
-        piece.following = [f.at_byte(piece.values[0], TAPS_W * 8)]
-    f.leave()
-    f.finish()
-    return name
-
-
-def _emit_lanes(f: Code, kind: str, pointer: str, code: str) -> str:
-    return emit_in_register(f, emit_load_lanes(f, kind, pointer, code))
-
-
-def _emit_store_rows(f: Code, buffer: str, j: str, sums: list[str]) -> None:
-    """Puts four vectors down at column j of rows i to i + 3, those of them that are there."""
-    element = f.element
-    positions, out_w, run, dst_run, dst_col = f.slots(
-        "%plan", Plan.POSITIONS, Plan.OUT_W, Plan.RUN, Plan.DST_RUN, Plan.DST_COL
-    )
-    for u, value in enumerate(sums):
-        f.store(element.memory_vector, emit_in_memory(f, value), f.at(buffer, u * element.lanes))
-    # A run is one row, or the whole plane.
-    step = f.select(f.compare("eq", run, out_w), dst_run, out_w)
-    rows = f.minimum(f.sub(f.div(positions, out_w), "%i"), ROWS)
-    length = f.minimum(f.sub("%j1", j), element.lanes)
-    mask = f.mask(length)
-    dense = f.compare("eq", dst_col, 1)
-    start = f.at("%dst", f.multiply_sum(("%i", step), (j, dst_col)))
-    with f.carrying(0, rows, ("ptr", start), ("ptr", buffer)) as row:
-        target, source = row.values
-        with f.when(dense):
-            f.masked_store(f.load(element.memory_vector, source), target, mask)
-        with f.loop(0, f.select(dense, 0, length)) as lane:
-            value = f.load(element.memory, f.at(source, lane))
-            f.store(element.memory, value, f.at(target, f.mul(lane, dst_col)))
-        row.following = [f.at(target, step), f.at(source, element.lanes)]
-
-
-def _require_taps(module: Module, element: Element, kind: str) -> str:
-    """`void @sg_conv_depthwise_taps_<kind>_<dtype>(plan, table, src, weights, dst, i, j0, j1)`:
-    adds to the vector of each tap, at `dst`, what rows i to i + 3 and columns j0 to j1 of the
-    output's gradient, at `weights`, give with the image at `src`."""
-    name = f"sg_conv_depthwise_taps_{kind}_{element.dtype}"
-    if module.has(name):
-        return name
-    f = Code(module, name, ROW_PARAMS, element)
-    positions, out_w, stride_w, col_0, col_step, taps_h, taps_w = f.slots(
-        "%plan", Plan.POSITIONS, Plan.OUT_W, Plan.STRIDE_W, Plan.COL_0, Plan.COL_STEP, Plan.TAPS_H,
-        Plan.TAPS_W,
-    )  # fmt: skip
-    ty = element.register_vector
-    rows = f.div(positions, out_w)
-    with f.carrying("%j0", "%j1", ("ptr", "%table")) as piece:
-        mask = f.mask(f.sub("%j1", piece.index))
-        gradients = []
-        for u in range(ROWS):
-            at = f.add("%i", u)
-            # Of a row that is not there nothing is read: the mask is empty.
-            here = f.compare("slt", at, rows)
-            lanes = f"<{element.lanes} x i1>"
-            masked = f.emit(f"select i1 {here}, {lanes} {mask}, {lanes} zeroinitializer")
-            pointer = f.at("%weights", f.add(f.mul(at, out_w), piece.index))
-            gradients.append(emit_in_register(f, f.masked_load(pointer, masked)))
-        col = f.add(f.mul(piece.index, stride_w), col_0)
-        with f.carrying(0, taps_h, ("ptr", "%dst")) as row:
-            pointers, there = _emit_source_rows(f, row.index, col, rows)
-            start = [("ptr", row.values[0]), *[("ptr", p) for p in pointers]]
-            with f.carrying(0, taps_w, *start) as tap:
-                sums, *sources = tap.values
-                code = f.slot(piece.values[0], tap.index)
-                total = f.load(ty, sums)
-                for s, t, g in zip(sources, there, gradients):
-                    x = _emit_lanes(f, kind, s, f.emit(f"and i64 {code}, {t}"))
-                    total = multiply_add(f, ty, g, x, total)
-                f.store(ty, total, sums)
-                following = f.emit(f"getelementptr {ty}, ptr {sums}, i64 1")
-                tap.following = [following, *[f.at(s, col_step) for s in sources]]
-            row.following = [tap.after[0]]
         piece.step = element.lanes
         piece.following = [f.at_byte(piece.values[0], TAPS_W * 8)]
     f.leave()

@@ -29,6 +29,7 @@ from staticgrad_runtime.context import (
     FLAG_ALIGNED,
     FLAG_C_CONTIGUOUS,
     FLAG_WRITEABLE,
+    LIST_ITEMS,
     NDARRAY_DATA,
     NDARRAY_DESCR,
     NDARRAY_FLAGS,
@@ -38,9 +39,9 @@ from staticgrad_runtime.context import (
     RECORD_WORDS,
     REFRESH_SYMBOL,
     RUN_SYMBOL,
+    SEQUENCE_SIZE,
     STATUS_OK,
     TUPLE_ITEMS,
-    TUPLE_SIZE,
     VECTORCALL_OFFSET_FLAG,
     ArrayRecord,
     CellRecord,
@@ -258,7 +259,7 @@ class _Entry(_Emitter):
         before = f.block
         f.branch_if(unnamed, "arguments", "named")
         f.label("named")
-        size = self.at("%names", TUPLE_SIZE, "i64")
+        size = self.at("%names", SEQUENCE_SIZE, "i64")
         self.require(f.emit(f"icmp eq i64 {size}, 1"), "checked")
         name = self.at("%names", TUPLE_ITEMS)
         self.require(f.emit(f"icmp eq ptr {name}, {self.word(Word.OUT_NAME)}"), "checked")
@@ -305,7 +306,8 @@ class _Entry(_Emitter):
 
     def match_out(self, out: str) -> str:
         """Where the arrays of `out=` stand, each of which fits its record and shares memory with no
-        input, no state and no other; null without `out=`."""
+        input, no state and no other; null without `out=`. Those of a list can't change before
+        `provide` holds them: until then no Python code runs and the GIL is kept."""
         f = self.f
         before = f.block
         f.branch_if(f.emit(f"icmp eq ptr {out}, null"), "no_out", "given")
@@ -315,15 +317,11 @@ class _Entry(_Emitter):
         given = f.block
         f.branch_if(single, "listed", "several_out")
         f.label("several_out")
-        kind = self.at(out, OBJECT_TYPE)
-        self.require(f.emit(f"icmp eq ptr {kind}, {self.word(Word.TUPLE_TYPE)}"), "checked")
-        size = self.at(out, TUPLE_SIZE, "i64")
-        self.require(f.emit(f"icmp eq i64 {size}, {self.n_outputs}"), "checked")
-        behind = f.emit(f"getelementptr i8, ptr {out}, i64 {TUPLE_ITEMS}")
+        inside = self.items_of(out)
         several = f.block
         f.branch("listed")
         f.label("listed")
-        items = f.emit(f"phi ptr [ {bare}, %{given} ], [ {behind}, %{several} ]")
+        items = f.emit(f"phi ptr [ {bare}, %{given} ], [ {inside}, %{several} ]")
 
         def match(index: str) -> None:
             value = f.emit(
@@ -352,6 +350,25 @@ class _Entry(_Emitter):
         f.branch("no_out")
         f.label("no_out")
         return f.emit(f"phi ptr [ null, %{before} ], [ {items}, %{last} ]")
+
+    def items_of(self, out: str) -> str:
+        """Where the items of a tuple or list stand, one an output."""
+        f = self.f
+        kind = self.at(out, OBJECT_TYPE)
+        behind = f.emit(f"getelementptr i8, ptr {out}, i64 {TUPLE_ITEMS}")
+        is_tuple = f.emit(f"icmp eq ptr {kind}, {self.word(Word.TUPLE_TYPE)}")
+        of_tuple = f.block
+        f.branch_if(is_tuple, "sized", "not_tuple")
+        f.label("not_tuple")
+        self.require(f.emit(f"icmp eq ptr {kind}, {self.word(Word.LIST_TYPE)}"), "checked")
+        pointed = self.at(out, LIST_ITEMS)
+        of_list = f.block
+        f.branch("sized")
+        f.label("sized")
+        items = f.emit(f"phi ptr [ {behind}, %{of_tuple} ], [ {pointed}, %{of_list} ]")
+        size = self.at(out, SEQUENCE_SIZE, "i64")
+        self.require(f.emit(f"icmp eq i64 {size}, {self.n_outputs}"), "checked")
+        return items
 
     def range_of(self, record: str) -> tuple[str, str]:
         """Where the memory of the array in a record's buffer starts and stops."""

@@ -137,10 +137,11 @@ class Emitter(Function):
     def store(self, ty: str, value: str, pointer: str, align: int | None = None) -> None:
         self.stmt(f"store {ty} {value}, ptr {pointer}, align {align or self.element.itemsize}")
 
-    def prefetch(self, pointer: str) -> None:
-        """Asks for the cache line at `pointer`, which may lie anywhere."""
+    def prefetch(self, pointer: str, locality: int = 3) -> None:
+        """Asks for the cache line at `pointer`, which may lie anywhere: in the L1 cache, or with 2
+        in the L2 cache."""
         self.module.intrinsic("llvm.prefetch.p0", "void", "ptr", "i32", "i32", "i32")
-        self.stmt(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 3, i32 1)")
+        self.stmt(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 {locality}, i32 1)")
 
     def mask(self, count: str) -> str:
         """A mask of one vector's lanes, on below `count` (an i64; at or below 0 all are off)."""

@@ -111,14 +111,18 @@ def require_pack_scalar(module: Module, element: Element) -> str:
 
 
 def emit_transposed_load(f: Emitter, here: str, offsets: list[str]) -> list[str]:
-    """Column j begins at here + offsets[j]; -> for each of the next 16 // itemsize elements of all
-    columns the vector over the columns."""
+    """Column j begins at here + offsets[j]; -> what `emit_transposed` gives."""
+    return emit_transposed(f, [f.at_byte(here, o) for o in offsets])
+
+
+def emit_transposed(f: Emitter, columns: list[str]) -> list[str]:
+    """For each of the next 16 // itemsize elements of all columns the vector over the columns."""
     element = f.element
     side = 16 // element.itemsize
     chunk = f"<{side} x {element.memory}>"
     rows = []
     for r in range(side):
-        parts = [f.load(chunk, f.at_byte(here, o)) for o in offsets[r::side]]
+        parts = [f.load(chunk, column) for column in columns[r::side]]
         rows.append(_emit_joined(f, parts, side))
     return _emit_transposed_parts(f, rows)
 

@@ -5,7 +5,7 @@
              sizes   m, n, k, a_start, a_rs, a_cs, b_start, b_rs, b_cs, c_start, c_rs, batch,
                      begin, end (the share of the rows, or of the columns if there are more than
                      rows, or than the size `most` behind it; of many columns as many are enough)
-             attrs   dtype
+             attrs   dtype; vectors, if few rows or columns are declared (`gemm_vector.vectors_of`)
     matmul_pack
              buffers b, panels
              sizes   n, k, b_start, b_rs, b_cs, begin, end (the share of the panels)
@@ -13,8 +13,9 @@
     conv, conv_grad_input, conv_grad_weight
              buffers x, w, y, workspace
              sizes   the geometry (`codegen.conv_emit.Geometry`), then begin and end of the share
-             attrs   dtype, depthwise (one channel a group on both sides), rows of the tile, and
-                     their lanes (conv_grad_weight)
+             attrs   dtype, depthwise (one channel a group on both sides), near (if depthwise:
+                     `conv_depthwise.near_stride`), rows of the tile, and their lanes
+                     (conv_grad_weight)
     pooled_taps, pooled_spread
              buffers x, ct, place, taps of `codegen.conv_pooled`
              sizes   where each of them starts; count, channels, row
@@ -92,6 +93,10 @@ def require_function(module: Module, s: Template) -> str | None:
     did)."""
     if s.name == "matmul":
         dtype, computed = s.attrs["dtype"], any(p is not None for p in s.prologues)
+        if "vectors" in s.attrs and len(s.buffers) == 4:
+            from .gemm_vector import require_gemm_vector
+
+            return require_gemm_vector(module, dtype, s.attrs["vectors"])
         if len(s.buffers) == 4:
             return (require_gemm_prologue if computed else require_gemm)(module, dtype)
         from .gemm_prepacked import require_prepacked
@@ -104,7 +109,7 @@ def require_function(module: Module, s: Template) -> str | None:
     if s.name in _CONV:
         from . import conv
 
-        more = {name: s.attrs[name] for name in ("rows", "lanes") if name in s.attrs}
+        more = {name: s.attrs[name] for name in ("rows", "lanes", "near") if name in s.attrs}
         name: str = getattr(conv, _CONV[s.name])(
             module, s.attrs["dtype"], depthwise=s.attrs["depthwise"], **more
         )

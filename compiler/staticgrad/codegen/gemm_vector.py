@@ -1,0 +1,354 @@
+"""Products with few rows or few columns whose operands lie unbroken along k: matrix times vector,
+the product of two vectors. `gemm` computes them too, with the same bits: where a program declares
+such products alone, it has this unit of code, half as long, and not that one.
+
+Lanes of a vector are columns of B, or blocks of k, transposed in registers: an element is still
+one ascending chain for each block of k. A chain waits four cycles for each multiply-add, so several
+vectors are under way at once. Each is in another part of k: what is taken together lies often a
+multiple of 4096 bytes apart, and would else have to share eight lines of an L1 cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from staticgrad.ir.dim import DimLike
+
+from .builder import Module
+from .gemm import GEMM_PARAMS, emit_finished, emit_k_block, emit_zeros, require_gemm
+from .gemm_emit import (
+    CONTROL,
+    ITEMSIZE,
+    LINE_BYTES,
+    Element,
+    Emitter,
+    emit_add,
+    emit_broadcast,
+)
+from .gemm_kernel import (
+    KERNEL_PARAMS,
+    emit_descriptor,
+    emit_multiply_add,
+    emit_store_sum,
+    get_field,
+    require_merge,
+    set_field,
+)
+from .gemm_pack import emit_transposed, emit_transposed_load
+from .target import Target
+
+# Or columns: 1024 x 1024 x 4 takes 197 us so, 346 by the edge kernel; by 8 it is 435 and 354.
+MOST_ROWS = 4
+NARROW_BYTES = 32  # of a vector: eight streams, as many as an L1 cache has ways
+STAGES = 2  # of a group of columns: 1000 x 784 x 1 takes 58 us; 105 with one, 55 with three
+# Columns up to which blocks of k are the lanes, if there are some: 10 x 100,000 x 1 takes 132 us
+# so, 176 with columns.
+BLOCK_COLS = 31
+# Operands from which on they come from memory, and are asked for ahead, in the order in which they
+# lie: streams that are a page long are too short for the hardware's prefetching. From the L3 cache
+# that would cost 20 %.
+FAR_BYTES = 16 << 20
+GROUPS_AHEAD = 8  # of short columns: 100,000 x 64 x 1 takes 0.8 ms so and 2.1 without
+NEAR_STRIDE = 1024  # bytes between columns that are short
+BLOCKS_AHEAD = 2  # groups of blocks: 1 x 4,000,000 x 1 takes 1.04 ms so and 2.25 without
+
+BLOCK_PARAMS = "ptr desc, ptr a, ptr b, ptr c, i64 count"
+
+
+def vectors_of(
+    dtype: str, sizes: tuple[DimLike, DimLike], a_cs: DimLike | None, b_rs: DimLike | None
+) -> int:
+    """What `require_gemm_vector` is to take at once of a product of `sizes` (m, n) and these
+    strides; 0 if the product is not for it, or may be of any size."""
+    if ITEMSIZE.get(dtype, 0) < 4:
+        return 0
+    few = [s for s, unit in zip(sizes, (b_rs, a_cs)) if unit == 1 and isinstance(s, int)]
+    least = min(few, default=0)
+    return 0 if not 0 < least <= MOST_ROWS else min(least, 2)
+
+
+def products_text(target: Target, products: Iterable[tuple[str, int]]) -> str:
+    """A module of products alone: of (dtype, what `vectors_of` says)."""
+    module = Module(target)
+    for dtype, vectors in sorted(products):
+        if vectors:
+            require_gemm_vector(module, dtype, vectors)
+        else:
+            require_gemm(module, dtype)
+    return module.to_text()
+
+
+def require_gemm_vector(module: Module, dtype: str, rows: int) -> str:
+    """Makes sure of `sg_gemv<rows>_<dtype>`, which has the parameters, the meaning and the bits of
+    `gemm.require_gemm`, for products of which `vectors_of` is not 0. Takes `rows` at once of the
+    few.
+    """
+    element = Element.of(dtype, module.target)
+    name = f"sg_gemv{rows}_{element.dtype}"
+    if module.has(name):
+        return name
+    columns = _require_columns(module, element, rows)
+    f = Emitter(module, name, GEMM_PARAMS, element, CONTROL)
+    size = element.itemsize
+    m, n = f.sub("%r1", "%r0"), f.sub("%c1", "%c0")
+    with f.when(f.compare("eq", "%k", 0)):
+        emit_zeros(f)
+        f.leave()
+    with f.when(f.either(f.compare("sle", m, 0), f.compare("sle", n, 0))):
+        f.leave()
+    # The transpose, if the columns are few and those of A lie unbroken.
+    straight, across = (_emit_is_few(f, *s) for s in ((m, "%b_rs"), (n, "%a_cs")))
+    swap = f.both(across, f.negate(f.both(straight, f.compare("sge", n, m))))
+    a = f.at("%a", f.mul("%r0", "%a_rs"))
+    b = f.at("%b", f.mul("%c0", "%b_cs"))
+    c = f.at(f.at("%c", f.mul("%r0", "%c_rs")), "%c0")
+    few, many = f.select(swap, n, m), f.select(swap, m, n)
+    a, b = f.select(swap, b, a, "ptr"), f.select(swap, a, b, "ptr")
+    a_cs = f.mul(f.select(swap, "%b_rs", "%a_cs"), size)
+    desc, kc = emit_descriptor(f), emit_k_block(f)
+    for field, value in (
+        ("a_rs", f.mul(f.select(swap, "%b_cs", "%a_rs"), size)), ("a_cs", a_cs),
+        ("b_rs", f.mul(f.select(swap, "%a_rs", "%b_cs"), size)), ("k", kc),
+        ("c_rs", f.select(swap, 1, "%c_rs")), ("c_cs", f.select(swap, "%c_rs", 1)),
+    ):  # fmt: skip
+        set_field(f, desc, field, value)
+    start = _emit_blocks(f, desc, a, b, c, (few, many, kc)) if rows == 1 else "0"
+    with f.loop(start, "%k", kc) as pc:
+        set_field(f, desc, "k", f.minimum(kc, f.sub("%k", pc)))
+        set_field(f, desc, "accumulate", pc)
+        f.call(columns, ("ptr", desc), ("ptr", f.at_byte(a, f.mul(pc, a_cs))),
+               ("ptr", f.at(b, pc)), ("ptr", c), ("i64", few), ("i64", many))  # fmt: skip
+    emit_finished(f, "%r0", "%r1", "%c0", "%c1")
+    f.leave()
+    f.finish()
+    return name
+
+
+def _emit_is_few(f: Emitter, count: str, stride: str) -> str:
+    return f.both(f.compare("sle", count, MOST_ROWS), f.compare("eq", stride, 1))
+
+
+def _emit_blocks(f: Emitter, desc: str, a: str, b: str, c: str, sizes: tuple[str, str, str]) -> str:
+    """Computes the whole blocks of k, if there are enough of them, for one row by a few columns;
+    -> the k up to which that went."""
+    few, many, kc = sizes
+    function, side = _require_blocks(f.module, f.element), 16 // f.element.itemsize
+    count = f.div("%k", kc)
+    one = f.both(f.compare("eq", few, 1), f.compare("sle", many, BLOCK_COLS))
+    unit = f.compare("eq", get_field(f, desc, "a_cs"), f.element.itemsize)
+    enough = f.both(f.both(one, unit), f.compare("sge", count, side))
+    b_cs, c_cs = get_field(f, desc, "b_rs"), get_field(f, desc, "c_cs")
+    with f.loop(0, f.select(enough, many, 0)) as j:
+        f.call(function, ("ptr", desc), ("ptr", a), ("ptr", f.at_byte(b, f.mul(j, b_cs))),
+               ("ptr", f.at(c, f.mul(j, c_cs))), ("i64", count))  # fmt: skip
+    return f.select(enough, f.mul(count, kc), 0)
+
+
+def _require_columns(module: Module, element: Element, rows: int) -> str:
+    """Makes sure of `sg_gemv<rows>_columns_<dtype>`, with the parameters of `require_strip`, where
+    B has unit row stride. The descriptor's `b_rs` is the byte distance of B's columns.
+
+    A group of columns goes through the stages, each a part of k, one stage behind the group before
+    it.
+    """
+    name = f"sg_gemv{rows}_columns_{element.dtype}"
+    if module.has(name):
+        return name
+    f = Emitter(module, name, KERNEL_PARAMS, _narrow(element))
+    lanes, ty, side = f.element.lanes, f.element.register_vector, 16 // element.itemsize
+    k, a_rs, a_cs, b_cs = (get_field(f, "%desc", s) for s in ("k", "a_rs", "a_cs", "b_rs"))
+    sums = f.emit(f"alloca [{rows * lanes + element.lanes} x {element.memory}], align 64")
+    # With fewer columns than lanes, a group is one column, in all lanes.
+    enough = f.compare("sge", "%cols", lanes)
+    step, stride = f.select(enough, lanes, 1), f.select(enough, b_cs, 0)
+    last_group = f.div(f.sub("%cols", 1), step)
+    last_start = f.sub("%cols", step)  # that group may take columns of the one before it again
+    part = f.emit(f"and i64 {f.div(k, STAGES)}, {-side}")
+    offsets, steps = _emit_multiples(f, stride, lanes), _emit_multiples(f, a_cs, side)
+    far = f.both(f.compare("sge", f.mul("%cols", b_cs), FAR_BYTES),
+                 f.compare("sle", b_cs, NEAR_STRIDE))  # fmt: skip
+    ahead = f.select(far, f.mul(b_cs, lanes), 0)
+    with f.loop(0, "%rows", rows) as i:
+        of_row = [f.minimum(f.add(i, r), f.sub("%rows", 1)) for r in range(rows)]
+        of_a = [f.at_byte("%a", f.mul(r, a_rs)) for r in of_row]
+        zeros = ["zeroinitializer"] * rows
+        turns = f.add(last_group, STAGES)
+        with f.fold(0, turns, 1, ty, *zeros * (STAGES - 1)) as (t, begun, carry_begun):
+            starts = []
+            for s in range(STAGES):
+                group = f.maximum(f.minimum(f.sub(t, s), last_group), 0)
+                starts.append(f.minimum(f.mul(group, step), last_start))
+            columns = [f.at_byte("%b", f.mul(start, b_cs)) for start in starts]
+            _emit_ask(f, columns[:1], f.mul(ahead, GROUPS_AHEAD), ahead)
+            with f.fold(0, part, side, ty, *zeros, *begun) as (p, totals, carry):
+                following = []
+                for s, column in enumerate(columns):
+                    at, those = f.add(p, f.mul(part, s)), totals[s * rows : (s + 1) * rows]
+                    values = emit_transposed_load(f, f.at(column, at), offsets)
+                    here = [f.at_byte(a, f.mul(at, a_cs)) for a in of_a]
+                    for value, offset in zip(values, steps):
+                        of_rows = [emit_broadcast(f, f.at_byte(a, offset)) for a in here]
+                        those = [_emit_sum(f, a, value, sum_) for a, sum_ in zip(of_rows, those)]
+                    following += those
+                carry(*following)
+            totals = f.folded
+            carry_begun(*totals[:-rows])
+            with f.fold(f.mul(part, STAGES), k, 1, ty, *totals[-rows:]) as (p, those, carry):
+                value = _emit_gathered(f, [f.at_byte(f.at(columns[-1], p), o) for o in offsets])
+                of_rows = [emit_broadcast(f, f.at_byte(a, f.mul(p, a_cs))) for a in of_a]
+                carry(*(_emit_sum(f, a, value, sum_) for a, sum_ in zip(of_rows, those)))
+            with f.when(f.compare("sge", t, STAGES - 1)):
+                first = f.mul(f.sub(t, STAGES - 1), step)
+                _emit_put_down(f, f.folded, of_row, first, starts[-1], (enough, step, sums))
+    f.leave()
+    f.finish()
+    return name
+
+
+def _emit_put_down(
+    f: Emitter, totals: list[str], of_row: list[str], first: str, start: str,
+    groups: tuple[str, str, str],
+) -> None:  # fmt: skip
+    """Puts the sums of the columns from `start` on down in C, or adds them: those from `first` on,
+    as the ones before have been."""
+    enough, step, sums = groups
+    lanes, rows = f.element.lanes, len(totals)
+    c_rs, c_cs = get_field(f, "%desc", "c_rs"), get_field(f, "%desc", "c_cs")
+    plain = f.both(f.compare("eq", c_cs, 1),
+                   f.compare("eq", get_field(f, "%desc", "accumulate"), 0))  # fmt: skip
+    direct = f.both(enough, plain)
+    with f.when(direct):
+        for row, total in zip(of_row, totals):
+            emit_store_sum(f, total, f.at(f.at("%c", f.mul(row, c_rs)), start))
+    with f.when(f.negate(direct)):
+        for r, total in enumerate(totals):
+            emit_store_sum(f, total, f.at(sums, r * lanes))
+        element = Element.of(f.element.dtype, f.module.target)
+        c = f.at(f.at("%c", f.mul(of_row[0], c_rs)), f.mul(first, c_cs))
+        f.call(require_merge(f.module, element), ("ptr", "%desc"),
+               ("ptr", f.at(sums, f.sub(first, start))), ("i64", lanes), ("ptr", c),
+               ("i64", f.minimum(f.sub("%rows", of_row[0]), rows)),
+               ("i64", f.minimum(f.sub("%cols", first), step)))  # fmt: skip
+
+
+def _require_blocks(module: Module, element: Element) -> str:
+    """Makes sure of `sg_gemv_blocks_<dtype>`: c = the product of the vectors a and b, over `count`
+    blocks of k (of the descriptor), at least as many as 16 bytes hold elements.
+
+    So many blocks are a group, and a part of a vector; a group goes through the parts of two
+    vectors, each a part of k, one behind the group before it. The sums of blocks are added in
+    order.
+    """
+    name = f"sg_gemv_blocks_{element.dtype}"
+    if module.has(name):
+        return name
+    f = Emitter(module, name, BLOCK_PARAMS, _narrow(element))
+    lanes, ty, side = f.element.lanes, f.element.register_vector, 16 // element.itemsize
+    stages = 2 * lanes // side
+    sums = f.emit(f"alloca {f.element.memory_vector}, align 64")
+    k = get_field(f, "%desc", "k")
+    stride = f.mul(k, element.itemsize)
+    part = f.emit(f"and i64 {f.div(k, stages)}, {-side}")
+    offsets = _emit_multiples(f, stride, side)
+    # For a line of each of the streams as many lines of a group that comes later.
+    far, lines = f.compare("sge", f.mul("%count", stride), FAR_BYTES // 2), side * stages
+    asked, ahead = f.select(far, LINE_BYTES * lines, 0), f.mul(stride, side * BLOCKS_AHEAD)
+    last_group, last_start = f.div(f.sub("%count", 1), side), f.sub("%count", side)
+    zeros = ["zeroinitializer"] * 2
+    with f.fold(0, f.add(last_group, stages), 1, ty, *zeros) as (t, begun, carry_begun):
+        firsts = []  # of each stage the first element
+        for s in range(stages):
+            group = f.maximum(f.minimum(f.sub(t, s), last_group), 0)
+            start = f.minimum(f.mul(group, side), last_start)
+            firsts.append(f.mul(start, k))
+        line = LINE_BYTES // element.itemsize
+        with f.fold(0, part, line, ty, *begun) as (start, totals, carry_line):
+            behind = f.mul(f.add(firsts[0], f.mul(start, lines)), element.itemsize)
+            _emit_ask(f, ("%a", "%b"), f.add(behind, ahead), asked)
+            end = f.minimum(f.add(start, line), part)
+            with f.fold(start, end, side, ty, *totals) as (p, totals, carry):
+                following = []
+                for v, total in enumerate(totals):
+                    vectors = []
+                    for operand in ("%a", "%b"):
+                        here = []
+                        for s in range(v * stages // 2, (v + 1) * stages // 2):
+                            first = f.at(operand, f.add(f.add(firsts[s], f.mul(part, s)), p))
+                            here += [f.at_byte(first, offset) for offset in offsets]
+                        vectors.append(emit_transposed(f, here))
+                    for a, b in zip(*vectors):
+                        total = _emit_sum(f, a, b, total)
+                    following.append(total)
+                carry(*following)
+            carry_line(*f.folded)
+        totals = f.folded
+        with f.fold(f.mul(part, stages), k, 1, ty, totals[1]) as (p, (total,), carry):
+            last = ["poison"] * (lanes - side)
+            values = []
+            for operand in ("%a", "%b"):
+                first = f.at(operand, f.add(firsts[-1], p))
+                values.append(_emit_gathered(f, [*last, *(f.at_byte(first, o) for o in offsets)]))
+            added = _emit_sum(f, values[0], values[1], total)
+            bits = ", ".join(f"i1 {'true' if lane >= lanes - side else 'false'}"
+                             for lane in range(lanes))  # fmt: skip
+            carry(f.emit(f"select <{lanes} x i1> <{bits}>, {ty} {added}, {ty} {total}"))
+        before = zip(("zeroinitializer", totals[0]), totals)
+        shifted = ", ".join(f"i32 {lane}" for lane in range(lanes - side, 2 * lanes - side))
+        carry_begun(*(
+            f.emit(f"shufflevector {ty} {a}, {ty} {b}, <{lanes} x i32> <{shifted}>")
+            for a, b in before
+        ))  # fmt: skip
+        with f.when(f.compare("sge", t, stages - 1)):
+            first = f.mul(f.sub(t, stages - 1), side)
+            _emit_add_blocks(f, f.folded[0], sums, first, f.minimum(first, last_start))
+    f.leave()
+    f.finish()
+    return name
+
+
+def _emit_ask(f: Emitter, pointers: Iterable[str], offset: str, size: str | int) -> None:
+    """Asks for so many bytes from the offset on, behind each of the pointers."""
+    with f.loop(0, size, LINE_BYTES) as line:
+        for pointer in pointers:
+            f.prefetch(f.at_byte(pointer, f.add(offset, line)), locality=2)
+
+
+def _emit_add_blocks(f: Emitter, total: str, sums: str, first: str, start: str) -> None:
+    """Adds the sums of a group of blocks, the last part of a vector, to C: those from `first` on,
+    of a group that begins with `start`. `sums` is room for the vector."""
+    lanes, side, ty = f.element.lanes, 16 // f.element.itemsize, f.element.memory
+    emit_store_sum(f, total, sums)
+    with f.loop(f.sub(first, start), side) as lane:
+        value = f.load(ty, f.at(sums, f.add(lane, lanes - side)))
+        added = emit_add(f, ty, f.load(ty, "%c"), value)
+        is_first = f.compare("eq", f.add(start, lane), 0)
+        f.store(ty, f.select(is_first, value, added, ty), "%c")
+
+
+def _narrow(element: Element) -> Element:
+    return replace(element, lanes=min(element.lanes, NARROW_BYTES // element.itemsize))
+
+
+def _emit_multiples(f: Emitter, stride: str, count: int) -> list[str]:
+    """The first multiples of a stride; the products by 2 and 4 become a part of the addresses."""
+    odd = {n: f.mul(stride, n) for n in range(1, count, 2)}
+    powers = [n & -n for n in range(1, count)]
+    return ["0", *(f.mul(odd[n // p], p) if p > 1 else odd[n] for n, p in enumerate(powers, 1))]
+
+
+def _emit_gathered(f: Emitter, places: list[str]) -> str:
+    """One element from each place, as a vector; of a place "poison" whatever there is."""
+    result, ty = "poison", f.element.memory
+    for lane, place in enumerate(places):
+        if place != "poison":
+            value = f.load(ty, place)
+            vector = f"{f.element.memory_vector} {result}"
+            result = f.emit(f"insertelement {vector}, {ty} {value}, i64 {lane}")
+    return result
+
+
+def _emit_sum(f: Emitter, a: str, b: str, total: str) -> str:
+    result = f.reserve()
+    emit_multiply_add(f, result, a, b, total)
+    return result
