@@ -78,6 +78,49 @@ def test_the_second_size_of_an_axis_makes_it_symbolic() -> None:
     assert len(traces) == 3
 
 
+def test_the_report_is_that_of_a_trace_s_program() -> None:
+    @sg.jit
+    def f(x: Any) -> Any:
+        return sg.sum(x * 2.0)
+
+    with pytest.raises(sg.ArgumentError, match="nothing of f is compiled yet") as caught:
+        f.report()
+    assert "at test_jit.py:" in str(caught.value)
+    x = sg.input("x", (4,), dtype="float64")
+    for n in (4, 5):
+        f(array(n))
+    made = f.report(1).to_dict()
+    asked = sg.compile([x], sg.sum(x * 2.0)).report().to_dict()
+    told = ("flops", "bytes", "peak_bytes", "state_bytes", "distinct_kernels")
+    assert [made[k] for k in told] == [asked[k] for k in told]
+    assert f.report()["flops"] == f.report(2)["flops"] == "2*x_0"
+    assert f.report(2, x_0=100)["flops"] == 200 and "kernels" in str(f.report())
+    with pytest.raises(sg.ArgumentError, match=r"no program 3; .*these have one: 1, 2"):
+        f.report(3)
+    with pytest.raises(sg.BindError, match="no symbol is called N; known: x_0"):
+        f.report(N=4)
+    with pytest.raises(sg.ArgumentTypeError, match="report: trace must be an int"):
+        f.report("1")
+
+
+def test_what_runs_no_program_has_no_report() -> None:
+    empty = sg.jit(lambda x: ())
+    assert empty(array(3)) == ()
+    double = sg.jit(lambda x: x * 2.0)
+    double(sg.eager.tensor([1.0]))  # runs on the tape
+    for f in (empty, double):
+        with pytest.raises(sg.ArgumentError, match="is compiled yet"):
+            f.report()
+    double(array(3))
+    assert double.report()["flops"] == 3
+
+
+def test_transforms_have_a_report_too() -> None:
+    slope = sg.grad(lambda x: sg.sum(x**2))
+    slope(array(3))
+    assert slope.report()["flops"] == 3
+
+
 def test_axes_that_were_equal_share_a_symbol_until_they_differ() -> None:
     f, traces = counted(lambda x, y: sg.concat([x, y]))
     for n, m in ((2, 2), (3, 3), (4, 4), (5, 6), (7, 3), (4, 4)):

@@ -42,7 +42,8 @@ def test_the_next_call_gets_the_block_of_a_dead_output() -> None:
     y = run(x)
     assert get_handler_name(y) == "staticgrad"
     assert y.flags.owndata and y.flags.writeable and y.base is None
-    assert address(y) % 64 == 0
+    # No store looks like the load that follows it, from an array of NumPy's 16 bytes into a page.
+    assert address(y) % 64 == 0 and 256 <= address(y) % 4096 < 4096 - 256
     np.testing.assert_array_equal(y, x * 2 + 1)
     z = run(x + 1)
     assert address(z) != address(y)  # y lives

@@ -49,23 +49,26 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("passes/schedule.py", "codegen.sharing"): "an order is judged by what threads hold at once",
     ("passes/scratch.py", "codegen.sharing"): "threads' own memory is one for all of a phase",
     ("passes/lowering/matmul.py", "codegen.gemm"): "how much workspace a product's tiles want",
+    ("passes/lowering/matmul.py", "codegen.gemm_vector"): "which products have kernels without",
     ("passes/lowering/custom.py", "codegen.gemm"): "how much workspace a product's tiles want",
     ("passes/lowering/convolution.py", "codegen.conv"): "how much workspace a convolution wants",
+    ("passes/lowering/convolution.py", "codegen.conv_depthwise"): "which windows are written out",
 }
 
 # The compiler meets the runtime in these modules; a layer that isn't listed meets it nowhere.
 RUNTIME_MODULES: dict[str, set[str] | None] = {
     "ir": {"errors", "state", "checkpoint"},  # parameters in a text; large constants beside it
-    "ops": {"state", "arrays", "philox_native"},  # first values of parameters
+    "ops": {"state", "arrays", "philox_native", "forks"},  # first values of parameters
     "nn": {"state", "arrays"},
     "optim": {"state", "arrays"},
-    "eager": {"state"},
+    "eager": {"state", "forks"},
     "compare": {"executable"},  # to count its calls
     "passes": {"artifact"},
     # A call's words; alignment; parts; the machine that generates the runtime's own code too.
-    "codegen": {"context", "arena", "interrupt", "objects", "loader"},
+    "codegen": {"context", "arena", "interrupt", "objects", "loader", "forks"},
     "api": None,  # the driver: all of them
     "cli": None,
+    "": {"forks"},  # what is imported when it is first asked for
 }
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from staticgrad_runtime import Executable, loader
+from staticgrad_runtime import cache as cache_module
 from staticgrad_runtime.cache import DiskCache, default_root, remembers_graphs
 from staticgrad_runtime.errors import ArgumentError
 
@@ -136,6 +138,81 @@ def test_an_unusable_root_is_silently_no_cache(tmp_path: Path) -> None:
     cache.evict()
 
 
+def trouble(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """A directory that cannot be used, and why."""
+    root = tmp_path / "mine"
+    if kind == "a file":
+        root.write_text("in the way")
+        return root, "Not a directory"
+    if kind == "below a file":
+        root.write_text("in the way")
+        return root / "inner", "Not a directory"
+    root.mkdir(0o700)
+    if kind == "open to others":
+        root.chmod(0o777)
+        return root, "others can write to it"
+    if kind == "another user's":
+        monkeypatch.setattr(os, "geteuid", lambda: root.stat().st_uid + 1)
+        return root, "belongs to another user"
+
+    def refuse(prefix: str, dir: Path) -> None:  # root may write anywhere, so modes are no test
+        raise PermissionError(13, "Permission denied", str(dir / prefix))
+
+    monkeypatch.setattr(cache_module.tempfile, "mkstemp", refuse)
+    return root, f"{root / 'ab' / '.tmp-'}: Permission denied"
+
+
+@pytest.mark.parametrize(
+    "kind", ["a file", "below a file", "open to others", "another user's", "not writable"]
+)
+def test_who_names_a_directory_that_cannot_be_used_is_warned_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    root, reason = trouble(kind, tmp_path, monkeypatch)
+    monkeypatch.setattr(cache_module, "_warned", False)
+    monkeypatch.delenv("STATICGRAD_CACHE", raising=False)
+    monkeypatch.setenv("STATICGRAD_CACHE_DIR", str(root))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            cache = DiskCache.default()
+            assert cache is not None and cache.load(KEY) is None
+            assert not cache.store(KEY, b"content") and cache.trouble == reason
+    assert [str(w.message) for w in found] == [
+        f"STATICGRAD_CACHE_DIR={root} cannot be used ({reason}): compiled programs are not kept on "
+        "disk, so that every process compiles anew"
+    ]
+
+
+def test_a_directory_that_nobody_named_fails_silently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "_warned", False)
+    monkeypatch.delenv("STATICGRAD_CACHE", raising=False)
+    monkeypatch.delenv("STATICGRAD_CACHE_DIR", raising=False)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cache = DiskCache.default()
+        assert cache is not None and not cache.store(KEY, b"content")
+    assert cache.trouble is not None and cache.trouble.endswith("Not a directory")
+
+
+def test_a_directory_that_is_not_there_yet_is_made_without_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "_warned", False)
+    monkeypatch.delenv("STATICGRAD_CACHE", raising=False)
+    monkeypatch.setenv("STATICGRAD_CACHE_DIR", str(tmp_path / "new" / "inner"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cache = DiskCache.default()
+        assert cache is not None and cache.load(KEY) is None
+        assert cache.store(KEY, b"content") and cache.load(KEY) == b"content"
+    assert cache.trouble is None
+
+
 def test_the_least_recently_used_goes_first(cache: DiskCache) -> None:
     keys = [f"{i:02x}" + "0" * 62 for i in range(6)]
     for age, key in enumerate(keys):
@@ -192,15 +269,35 @@ def test_the_environment_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             asks()
 
 
-def test_one_store_in_64_looks_at_all_entries(
+def test_one_store_in_64_looks_at_its_folder(
     cache: DiskCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each program of a process has a cache object of its own, so none counts its stores."""
-    sweeps: list[int] = []
-    monkeypatch.setattr(DiskCache, "evict", lambda self: sweeps.append(1))
+    """Each program of a process has a cache object of its own, so none counts its stores; and only
+    where the folder says that there is too much, all entries are looked at."""
+    listed: list[str] = []
+    entries = DiskCache._entries
+
+    def noted(self: DiskCache, folder: str = "??") -> list[Any]:
+        listed.append(folder)
+        return entries(self, folder)
+
+    monkeypatch.setattr(DiskCache, "_entries", noted)
     for i in range(256):
         assert DiskCache(cache.root).store(f"{'ab' * 31}{i:02x}", b"")
-    assert len(sweeps) == 4
+    assert listed == ["ab"] * 4
+    listed.clear()
+    size = cache.size_bytes()
+    full = DiskCache(cache.root, limit_bytes=size // 2)
+    assert full.store("cd" * 31 + "00", bytes(1000))
+    assert listed == ["cd", "??"]
+    assert full.size_bytes() <= size // 20 * 9
+
+
+def test_a_folder_that_is_full_by_chance_evicts_nothing(cache: DiskCache) -> None:
+    cache.store(KEY, bytes(1000))
+    cache.limit_bytes = 10_000  # less than 256 folders of this size would take
+    assert cache.store("ab" * 31 + "00", bytes(1000))
+    assert cache.load(KEY) is not None and cache.size_bytes() > 2000
 
 
 # --- the runtime's own libraries ------------------------------------------------------------------

@@ -216,7 +216,10 @@ __all__ = sorted(n for n in globals() if not n.startswith("_") and n not in _INT
 
 def _eager() -> ModuleType:
     """The dynamic mode, imported when it is first asked for: a static program needs none of it."""
-    return import_module(".eager", __name__)
+    from staticgrad_runtime.forks import no_fork
+
+    with no_fork():
+        return import_module(".eager", __name__)
 
 
 def __getattr__(name: str) -> ModuleType:

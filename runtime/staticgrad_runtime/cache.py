@@ -3,18 +3,21 @@
 Loading object code means executing it, so an entry counts only if it is a regular file of this
 user's that nobody else can write, in directories of which the same holds, and if its digest over
 key and content is right. A damaged entry is removed and is a miss. A directory that cannot be used
-means no cache, silently: it only ever saves time.
+means no cache, silently, for it only ever saves time; but who named it by STATICGRAD_CACHE_DIR is
+warned, once in a process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
 import struct
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +32,13 @@ _SUFFIX = ".sgc"
 _TEMPORARY = ".tmp-"
 
 DEFAULT_LIMIT_BYTES = 1 << 30
-_STORES_PER_SWEEP = 64  # listing the directory costs about 1 ms per 1,000 entries
+# One store in so many lists the entries of its folder, one of 256, and all of them where those say
+# that there are too many: 85,000 entries took 0.9 s of a compilation.
+_STORES_PER_SWEEP = 64
+_FOLDERS = 256
 _STALE_SECONDS = 3600  # temporary files of writers that died
+
+DIRECTORY = "STATICGRAD_CACHE_DIR"
 
 
 def _setting() -> str:
@@ -45,7 +53,7 @@ def default_root() -> Path | None:
     """$STATICGRAD_CACHE_DIR, else staticgrad in the XDG cache; None if STATICGRAD_CACHE is 0."""
     if _setting() == "0":
         return None
-    asked = os.environ.get("STATICGRAD_CACHE_DIR")
+    asked = os.environ.get(DIRECTORY)
     if asked:
         return Path(asked)
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -64,11 +72,33 @@ def remembers_graphs() -> bool:
     return _setting() != "objects" and os.environ.get("STATICGRAD_VERIFY") != "1"
 
 
-def _is_ours(status: os.stat_result) -> bool:
-    """Owned by this user, and writable by nobody else."""
+def _not_ours(status: os.stat_result) -> str | None:
+    """Why something is not owned by this user and writable by nobody else; None where it is."""
     if not hasattr(os, "geteuid"):
-        return True
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return None
+    if status.st_uid != os.geteuid():
+        return "belongs to another user"
+    return "others can write to it" if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
+
+
+def _check(directory: Path) -> None:
+    """Raises OSError where there is no directory that may hold entries."""
+    status = directory.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+    reason = _not_ours(status)
+    if reason is not None:
+        raise OSError(errno.EPERM, reason, str(directory))
+
+
+_warned = False
+
+
+def _warn(message: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(message, UserWarning, stacklevel=2)
 
 
 def _digest(key: str, content: bytes) -> bytes:
@@ -76,17 +106,25 @@ def _digest(key: str, content: bytes) -> bytes:
 
 
 class DiskCache:
-    """A cache in one directory; least recently used entries go when it exceeds its limit."""
+    """A cache in one directory; least recently used entries go when it exceeds its limit.
 
-    def __init__(self, root: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+    `asked` says that the user named the directory, and so is warned where it cannot be used;
+    `trouble` is why it could not the last time that this was found.
+    """
+
+    def __init__(
+        self, root: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES, *, asked: bool = False
+    ) -> None:
         self.root = root
         self.limit_bytes = limit_bytes
+        self.asked = asked
+        self.trouble: str | None = None
 
     @classmethod
     def default(cls) -> DiskCache | None:
         """The user's cache as the environment says, or None where it is switched off."""
         root = default_root()
-        return None if root is None else cls(root)
+        return None if root is None else cls(root, asked=bool(os.environ.get(DIRECTORY)))
 
     def load(self, key: str) -> bytes | None:
         """The content stored under `key`, or None."""
@@ -112,14 +150,15 @@ class DiskCache:
         path = self._path(key)
         try:
             for directory in (self.root, path.parent):
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if not self._usable(directory):
-                    return False
+                if not directory.exists():
+                    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _check(directory)
             self._write(path, _HEADER.pack(_MAGIC, ENTRY_VERSION, _digest(key, content)) + content)
-        except OSError:
+        except OSError as error:
+            self._tell(error)
             return False
         if int(key[-2:], 16) % _STORES_PER_SWEEP == 0:  # keys are random: no count need be kept
-            self.evict()
+            self._sweep(path.parent)
         return True
 
     def load_artifact(self, key: str) -> Artifact | None:
@@ -140,23 +179,36 @@ class DiskCache:
         with contextlib.suppress(OSError):
             self._path(key).unlink()
 
-    def evict(self) -> None:
-        """Removes the least recently used entries beyond the limit, and stale temporary files."""
-        entries = []
-        for path, status in self._files():
-            if path.name.startswith(_TEMPORARY):
-                if status.st_mtime < time.time() - _STALE_SECONDS:
-                    with contextlib.suppress(OSError):
-                        path.unlink()
-            else:
-                entries.append((status.st_mtime_ns, status.st_size, path))
-        total = sum(size for _, size, _ in entries)
+    def _sweep(self, folder: Path) -> None:
+        """Removes what is stale in a folder; evicts where the folder says that all take more than
+        the limit, as keys are random, and then a tenth more, so that it is long until the next."""
+        if sum(size for _, size, _ in self._entries(folder.name)) * _FOLDERS > self.limit_bytes:
+            self.evict(self.limit_bytes // 10 * 9)
+
+    def evict(self, to_bytes: int | None = None) -> None:
+        """Removes the least recently used entries beyond the limit, or `to_bytes`, and stale
+        temporary files."""
+        entries = self._entries()
+        total, limit = sum(size for _, size, _ in entries), self.limit_bytes
+        if to_bytes is not None and total > limit:
+            limit = to_bytes
         for _, size, path in sorted(entries, key=lambda entry: entry[0]):
-            if total <= self.limit_bytes:
+            if total <= limit:
                 break
             with contextlib.suppress(OSError):
                 path.unlink()
             total -= size
+
+    def _entries(self, folder: str = "??") -> list[tuple[int, int, Path]]:
+        """Time of last use, size and path of all entries; removes stale temporary files."""
+        entries = []
+        for path, status in self._files(folder):
+            if path.name.endswith(_SUFFIX):
+                entries.append((status.st_mtime_ns, status.st_size, path))
+            elif status.st_mtime < time.time() - _STALE_SECONDS:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        return entries
 
     def size_bytes(self) -> int:
         """What the entries take on disk."""
@@ -167,20 +219,32 @@ class DiskCache:
             raise ValueError(f"a cache key is a hex digest, not {key!r}")
         return self.root / key[:2] / (key + _SUFFIX)
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+    def _files(self, folder: str = "??") -> Iterator[tuple[Path, os.stat_result]]:
         with contextlib.suppress(OSError):
-            for path in list(self.root.glob("??/*")):
+            for path in list(self.root.glob(f"{folder}/*")):
                 if path.name.endswith(_SUFFIX) or path.name.startswith(_TEMPORARY):
                     with contextlib.suppress(OSError):  # another process may have removed it
                         yield path, path.lstat()
 
-    @staticmethod
-    def _usable(directory: Path) -> bool:
+    def _usable(self, directory: Path) -> bool:
         try:
-            status = directory.stat()
-        except OSError:
+            _check(directory)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):  # else the first entry makes it
+                self._tell(error)
             return False
-        return stat.S_ISDIR(status.st_mode) and _is_ours(status)
+        return True
+
+    def _tell(self, error: OSError) -> None:
+        """Notes why the directory cannot be used, and warns who asked for it."""
+        self.trouble = str(error.strerror)
+        if error.filename not in (None, str(self.root)):
+            self.trouble = f"{error.filename}: {self.trouble}"
+        if self.asked:
+            _warn(
+                f"{DIRECTORY}={self.root} cannot be used ({self.trouble}): compiled programs "
+                "are not kept on disk, so that every process compiles anew"
+            )
 
     @staticmethod
     def _read(path: Path) -> bytes | None:
@@ -189,7 +253,7 @@ class DiskCache:
         descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or not _is_ours(status):
+            if not stat.S_ISREG(status.st_mode) or _not_ours(status):
                 return None
             return file.read()
 

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import sys
-import threading
+
+from .forks import ForkSafeLock
 
 WORTH_MS = 50.0
 FIRST_MS = 20.0  # the first time: most of what is resident then is of no more use
 _DONTNEED = 4  # Linux's number; private pages that nobody has written come from the file again
 
-_turn = threading.Lock()
+_turn = ForkSafeLock()
 _spent_ms = WORTH_MS - FIRST_MS
 
 
@@ -66,12 +66,3 @@ def code_range() -> tuple[int, int] | None:
     except OSError:
         pass
     return None
-
-
-def _reset_after_fork() -> None:
-    global _turn
-    _turn = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -6,10 +6,8 @@ import ctypes
 import functools
 import hashlib
 import itertools
-import os
 import platform
 import sys
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 from .cache import DiskCache
 from .code_pages import count_code_generation
 from .errors import ArtifactError, UnsupportedError
+from .forks import ForkSafeLock, no_fork
 from .symbols import object_symbols
 
 # What a program may use of the C library; code generators emit calls of them for large copies.
@@ -26,10 +25,10 @@ _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 Host = tuple[str, str, str]  # what code is generated for: triple, CPU, features
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _names = itertools.count()
 _fixed: dict[str, bytes] = {}  # what `fixed_code` has generated, by key
-_turns: dict[str, threading.Lock] = {}  # whose turn it is to generate it
+_turns: dict[str, ForkSafeLock] = {}  # whose turn it is to generate it
 
 
 @functools.cache
@@ -56,6 +55,7 @@ def _jit() -> Any:
     return llvm.create_lljit_compiler(machine)
 
 
+@no_fork()
 def check_host(triple: str, features: str) -> None:
     """Refuses code for another architecture, or for CPU features that this host lacks."""
     machine = platform.machine().lower()
@@ -84,6 +84,7 @@ class Library:
     `exports` are the names wanted; `in` tells which of them the objects have.
     """
 
+    @no_fork()
     def __init__(
         self, objects: Iterable[bytes], exports: Iterable[str], extra_symbols: Mapping[str, int]
     ) -> None:
@@ -139,12 +140,13 @@ def host_code(text: str, level: int = 2) -> bytes:
     return fixed_code(text, _host(), level, DiskCache.default())
 
 
+@no_fork()
 def fixed_code(text: str, target: Host, level: int, store: DiskCache | None = None) -> bytes:
     """Object code for a target, generated once in a process: a thread that asks for what another
     has begun waits for it."""
     key = _fixed_key(text, target, level)
     with _lock:
-        turn = _turns.setdefault(key, threading.Lock())
+        turn = _turns.setdefault(key, ForkSafeLock())
     with turn:
         if key not in _fixed:
             code = None if store is None else store.load(key)
@@ -217,13 +219,3 @@ def _llvmlite_version() -> str:
     import llvmlite
 
     return str(llvmlite.__version__)
-
-
-def _reset_locks_after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()
-    _turns.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_locks_after_fork)

@@ -22,6 +22,7 @@ from typing import Any
 
 from .arena import address, aligned_words
 from .errors import ArgumentError
+from .forks import ForkSafeLock, no_fork
 from .loader import Library
 from .pool_native import LINE_WORDS, PoolWord, pool_library
 from .pool_placement import MASK_WORDS, allowed_words
@@ -206,9 +207,10 @@ def _pauses_in_us(library: Library) -> float:
 
 
 _pool: Pool | None = None
-_pool_lock = threading.Lock()
+_pool_lock = ForkSafeLock()
 
 
+@no_fork()
 def pool(threads: int) -> Pool:
     """The process's pool, with workers for `threads` threads."""
     global _pool
@@ -227,9 +229,8 @@ def _stop_at_exit() -> None:
 
 def _reset_after_fork() -> None:
     """A forked child has no workers; the parent's words stay untouched."""
-    global _pool, _pool_lock
+    global _pool
     _pool = None
-    _pool_lock = threading.Lock()
 
 
 atexit.register(_stop_at_exit)

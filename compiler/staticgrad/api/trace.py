@@ -8,15 +8,15 @@ arguments, dtypes, ranks and sizes of arrays, the types of Python numbers, and s
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from staticgrad_runtime.forks import ForkSafeLock
 from staticgrad_runtime.workers import thread_count
 
 from staticgrad.ir.dim import Dim, size_reader
-from staticgrad.ir.errors import ArgumentTypeError, GraphError
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, GraphError
 from staticgrad.ir.graph import Graph, reachable
 from staticgrad.ir.node import Value
 from staticgrad.ops import leaves as graph_leaves
@@ -42,10 +42,11 @@ from .call import (
     unwrapped,
 )
 from .captured import captured_by
-from .compile import compile_graph
+from .compile import Executable, compile_graph
 from .family import Entry, Family, Pattern, groups_of, symbols_of
 from .foreign import foreign_of
 from .recorder import Recorder
+from .report import Report
 
 _MOST_ENTRIES = 256  # of one function; the oldest goes when a Python number is read in each call
 _MOST_GLANCES = 4096
@@ -80,7 +81,7 @@ class Traced:
         self._known: dict[Hashable, tuple[tuple[Entry, list[int] | None, dict[str, int]], ...]] = {}
         self._order: list[tuple[Family, Entry]] = []
         self._last: Arguments | None = None
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
 
     # Calls
 
@@ -359,6 +360,30 @@ class Traced:
             ]
         return "\n".join(lines)
 
+    @public
+    def report(self, trace: int | None = None, /, **dims: int) -> Report:
+        """The report of a compiled trace, as `sg.compile`'s program has it: kernels, flops, bytes,
+        memory, compile time. Traces are numbered as in `explain_cache()`; without a number it is
+        that of the last. Sizes in `dims` fill in symbolic ones, as in `report(x_0=128)`.
+
+        Raises `ArgumentError` where nothing is compiled yet, and for a number that no program has,
+        `BindError` for a name that is none of its sizes'.
+        """
+        entries = enumerate((entry.executable for _, entry in self._order), 1)
+        programs = {n: found for n, found in entries if isinstance(found, Executable)}
+        if not programs:
+            raise ArgumentError(
+                f"report: nothing of {self.__name__} is compiled yet: call it with arrays first"
+            )
+        number = max(programs) if trace is None else trace
+        if number not in programs:
+            known = ", ".join(map(str, programs))
+            raise ArgumentError(
+                f"report: {self.__name__} has no program {number}; of the traces that "
+                f"explain_cache() lists these have one: {known}"
+            )
+        return programs[number].report(**dims)
+
     def __repr__(self) -> str:
         return f"<{self.label} of {self.__name__}>"
 
@@ -472,7 +497,8 @@ def jit(
     `if n > 3` with an int n), the trace holds for calls that read the same. Sizes are ints in the
     first trace; an axis that comes with a second size is made symbolic, with the same rule where
     its size is read. Variables from outside that the function reads are watched: when one is bound
-    to something else, it is traced again. `fn.explain_cache()` tells each trace and its reason.
+    to something else, it is traced again. `fn.explain_cache()` tells each trace and its reason,
+    `fn.report()` what the last one's program does and takes, `fn.report(1)` the first one's.
 
     Called with tensors of a graph, or inside another transform, it builds graph; tensors that
     follow from constants alone, such as `sg.random.key(0)`, are taken as arrays. Raises

@@ -9,9 +9,10 @@ A program differentiates itself (`derivative`), by the same rules as a static gr
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
+
+from staticgrad_runtime.forks import ForkSafeLock, no_fork
 
 from staticgrad.api.compile import compile_graph
 from staticgrad.api.failure import error_of
@@ -33,7 +34,7 @@ _HELD_BYTES = 1 << 16
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_building = threading.RLock()  # threads that want the same new kernel make it once
+_building = ForkSafeLock()  # threads that want the same new kernel make it once
 
 
 def statically(function: F) -> F:
@@ -83,7 +84,8 @@ class Program:
         """How cotangents of the outputs become those of the inputs in `mask` (a bit an input)."""
         found = self._derivatives.get(mask)
         if found is None:
-            from .derivative import Derivative
+            with no_fork():
+                from .derivative import Derivative
 
             found = self._derivatives[mask] = statically(Derivative)(self, mask)
         return found
@@ -125,7 +127,8 @@ class Bound:
         """What a call records whose inputs in `mask` require a gradient."""
         found = self.plans.get(mask)
         if found is None:
-            from .derivative import Plan
+            with no_fork():
+                from .derivative import Plan
 
             found = self.plans[mask] = Plan(self, mask)
         return found

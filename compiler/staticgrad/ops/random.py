@@ -20,11 +20,11 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from staticgrad_runtime.forks import ForkSafeLock
 from staticgrad_runtime.philox_native import philox_words
 
 from staticgrad.ir.dim import DimLike, as_shape, is_index
@@ -212,7 +212,7 @@ class _Generator:
     """The global generator: its state, the next site, and the number of the next host draw."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = ForkSafeLock()
         self.state: Parameter | None = None
         self.sites = itertools.count()
         self.draws = itertools.count()
