@@ -17,7 +17,7 @@ from . import compare, page, plot, report, results, sweep, threads
 from .client import WorkerError
 from .drivers import OURS, PEERS
 from .measure import Options, run
-from .suite import WORKLOADS, chosen
+from .suite import BY_NAME, WORKLOADS, chosen
 from .workload import Workload
 
 OK, USAGE, MISMATCH, FAILED, INTERRUPTED = 0, 2, 4, 70, 130
@@ -29,7 +29,7 @@ examples:
   python -m benchmarks --only 'matmul*' --quick      the matrix products, roughly
   python -m benchmarks compare old.json new.json     what became faster or slower
   python -m benchmarks page results.json             writes docs/performance.md
-  python -m benchmarks sweep chain mlp               what a unit of work costs over sizes
+  python -m benchmarks sweep chain mlp nodes         what a unit of work costs over sizes
   python -m benchmarks threads --only mlp,gpt        what a second thread brings to each kernel
 """
 
@@ -61,6 +61,13 @@ def parser() -> argparse.ArgumentParser:
         help="where results.json and ratios.svg, .png go; default: %(default)s")  # fmt: skip
     add("--json", action="store_true", help="print the results as JSON, not as tables")
     return made
+
+
+def _subparser(command: str, about: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"python -m benchmarks {command}", description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -119,6 +126,10 @@ def _note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def list_workloads() -> int:
     width = max(len(w.name) for w in WORKLOADS)
     for w in WORKLOADS:
@@ -136,7 +147,7 @@ def run_command(arguments: list[str]) -> int:
     path = output / "results.json"
     document = run(workloads, options, _note, lambda document: results.write(document, path))
     pictures = [output / "ratios.svg", output / "ratios.png"]
-    if importlib.util.find_spec("matplotlib") is None:
+    if not _can_draw():
         _note('no picture: matplotlib is not installed (pip install -e ".[bench]")')
     elif plot.draw(document, pictures):
         _note(f"wrote {', '.join(map(str, pictures))}")
@@ -154,7 +165,7 @@ def exit_code(document: results.Document) -> int:
 
 
 def compare_command(arguments: list[str]) -> int:
-    made = argparse.ArgumentParser(prog="python -m benchmarks compare", description=compare.__doc__)
+    made = _subparser("compare", compare.__doc__)
     made.add_argument("old", help="results.json of a run")
     made.add_argument("new", help="results.json of a later one")
     given = made.parse_args(arguments)
@@ -163,37 +174,58 @@ def compare_command(arguments: list[str]) -> int:
 
 
 def page_command(arguments: list[str]) -> int:
-    made = argparse.ArgumentParser(prog="python -m benchmarks page", description=page.__doc__)
-    made.add_argument("results", help="results.json of a run")
+    made = _subparser("page", page.__doc__)
     made.add_argument(
-        "--first", metavar="RESULTS", help="take first calls and memory from this run, where the "
-        "other has none",
+        "results", nargs="+", help="results.json of a run, or of several over different workloads "
+        "or numbers of threads; of what several have, the last counts",
+    )  # fmt: skip
+    made.add_argument(
+        "--first", metavar="RESULTS", nargs="+", help="take first calls and memory from these "
+        "runs, where the others have none",
+    )  # fmt: skip
+    made.add_argument(
+        "--sweep", metavar="SWEEP", nargs="+", help="sweep.json of one run or several: what a unit "
+        "of work costs at each size",
     )  # fmt: skip
     made.add_argument(
         "--threads", metavar="THREADS", nargs="+", help="threads.json of one run or several: what "
         "threads bring to each kernel",
     )  # fmt: skip
+    made.add_argument(
+        "--output", metavar="PATH", default=str(page.PAGE), help="the page to write; its picture "
+        "goes to images/ beside it, with the page's name; default: docs/performance.md",
+    )  # fmt: skip
     given = made.parse_args(arguments)
-    document = results.read(given.results)
-    other = None if given.first is None else results.read(given.first)
+    document = results.joined([results.read(path) for path in given.results], list(BY_NAME))
+    others = [results.read(path) for path in given.first or ()]
     by_kernel = None if given.threads is None else threads.read(given.threads)
-    if any(d is not None and d["quick"] for d in (document, other, by_kernel)):
+    sweeps = None if given.sweep is None else sweep.read(given.sweep)
+    if any(d is not None and d["quick"] for d in (document, *others, by_kernel, sweeps)):
         raise UsageError("a quick run's figures are not for publishing; run without --quick")
-    if other is not None:
-        document = page.with_first_calls(document, other)
+    if others:
+        document = page.with_first_calls(document, others)
     for line in page.missing(document, by_kernel):
         _note(f"warning: {line}")
-    for path in page.write(document, by_kernel=by_kernel):
+    if not _can_draw():
+        raise UsageError('the picture needs matplotlib (pip install -e ".[bench]")')
+    try:
+        written = page.write(document, Path(given.output), by_kernel, sweeps)
+    except OSError as error:
+        raise UsageError(f"--output {error.filename}: {error.strerror}") from None
+    for path in written:
         print(f"wrote {path}")
     return OK
 
 
 def sweep_command(arguments: list[str]) -> int:
-    made = argparse.ArgumentParser(prog="python -m benchmarks sweep", description=sweep.__doc__)
+    made = _subparser("sweep", sweep.__doc__)
     add = made.add_argument
-    add("sweeps", nargs="*", help=f"some of {', '.join(s.name for s in sweep.SWEEPS)}; all")
+    add("sweeps", nargs="*", metavar="SWEEP", help="some of these, or what their names begin with "
+        f"(nodes, softmax): {', '.join(s.name for s in sweep.SWEEPS)}; default: all")  # fmt: skip
     add("--threads", type=int, default=1, help="default: %(default)s")
     add("--quick", action="store_true", help="three points of each, to see that it works")
+    add("--output", default="build/benchmarks", metavar="DIR",
+        help="where sweep.json goes; default: %(default)s")  # fmt: skip
     add("--json", action="store_true", help="print JSON, not tables")
     given = made.parse_args(arguments)
     (threads,) = _threads(str(given.threads)) or (1,)
@@ -201,16 +233,16 @@ def sweep_command(arguments: list[str]) -> int:
         sweeps = sweep.chosen(given.sweeps)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    path = _directory(given.output) / "sweep.json"
     document = sweep.run(sweeps, threads, _note, sweep.QUICK if given.quick else sweep.Effort())
+    results.write(document, path)
+    _note(f"wrote {path}")
     print(results.dumped(document) if given.json else sweep.text(document), end="")
     return OK
 
 
 def threads_command(arguments: list[str]) -> int:
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks threads", description=threads.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    made = _subparser("threads", threads.__doc__)
     add = made.add_argument
     add("--only", default="", metavar="NAME,...", help="workloads (patterns) or groups")
     add("--threads", type=int, metavar="N", help="to compare with one; default: all cores")

@@ -24,6 +24,14 @@ def _tiny_hundred(X: Any, P: Any, x: Any) -> Any:
     return x
 
 
+def _draw_many(rng: Generator, s: Sizes) -> Drawn:
+    return [], [normal(rng, s["N"]) for _ in range(s["arrays"])]
+
+
+def _tiny_many(X: Any, P: Any, *arrays: Any) -> Any:
+    return tuple(x * 2.0 + y for x, y in zip(arrays, (*arrays[1:], arrays[0])))
+
+
 def _draw_linreg(rng: Generator, s: Sizes) -> Drawn:
     return [normal(rng, 2)], [normal(rng, s["N"]), normal(rng, s["N"])]
 
@@ -120,6 +128,11 @@ CALLS = (
     Workload(
         "tiny_100", "overhead", "100 operations in a row, 64 elements", "call", {"N": 64},
         {"N": 5}, _draw_tiny, _tiny_hundred, lambda s: 100 * s["N"],
+    ),
+    Workload(
+        "tiny_many", "overhead", "40 arrays of 4 elements, x[i] * 2 + x[i + 1] of each", "call",
+        {"arrays": 40, "N": 4}, {"arrays": 5, "N": 3}, _draw_many, _tiny_many,
+        lambda s: 2 * product(s, "arrays N"), headline=False,
     ),
     Workload(
         "linreg", "overhead", "gradient of a mean square, 64 points", "gradient", {"N": 64},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ NONE = "-"
 _TELLING = ("jax",)  # other frameworks that tell what a call takes
 STEPS = "Time of a call, median of repetitions taken in turn"
 MEMORY = "Memory of a fresh process, MiB"
+FMA_WORKLOAD = "matmul_512x512x512"  # large enough for the ceiling, and in every core's caches
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,15 @@ def _share(document: Document, result: Result) -> float | None:
     return None if least is None or not ours else least / ours
 
 
-def _threads(document: Document) -> bool:
-    """Whether tables need to say how many threads."""
-    return len({r["threads"] for r in document["results"]}) > 1
+def most_threads(document: Document) -> int:
+    """Those of results whose names don't tell."""
+    return max((int(r["threads"]) for r in document["results"]), default=1)
 
 
 def _name(document: Document, result: Result) -> str:
     name = str(result["workload"])
-    return f"{name}, {result['threads']} thr." if _threads(document) else name
+    most = most_threads(document)
+    return name if result["threads"] == most else f"{name}, {result['threads']} thr."
 
 
 def _cell(result: Result, framework: str) -> str:
@@ -146,22 +148,33 @@ def memory_table(document: Document, results: Sequence[Result]) -> Table:
         cells = [ours.get("temporary_bytes"), ours.get("bound_bytes")]
         cells += [of[n].get("temporary_bytes") for n in names if n in _TELLING]
         cells += [ours.get(k) for k in ("planned_bytes", "state_bytes", "over_plan_bytes")]
+        cells.append(_own_over_plan(ours))
         cells += [of[n].get("growth_bytes") for n in names]
         rows.append([_name(document, r), *(size(c) for c in cells)])
     header = ["workload", "temporaries", "bound"]
     header += [f"{LABELS[n]}'s temporaries" for n in names if n in _TELLING]
-    header += ["planned", "state", "over the plan", *(f"{LABELS[n]} grows" for n in names)]
+    header += ["planned", "state", "over the plan", "own over the plan"]
+    header += [f"{LABELS[n]} grows" for n in names]
     return Table(MEMORY, header, rows)
+
+
+def _own_over_plan(memory: Mapping[str, int | None]) -> int | None:
+    """What the process has grown by since before declaring, but for files' pages, plan and state:
+    the compiler's objects, the code, the parameters' copies."""
+    parts = [memory.get(name) for name in ("own_bytes", "planned_bytes", "state_bytes")]
+    known = [part for part in parts if part is not None]
+    return known[0] - known[1] - known[2] if len(known) == 3 else None
 
 
 def threads_table(document: Document) -> Table:
     """What more threads bring, where a workload was run with one and with more."""
-    by_name: dict[str, dict[int, Result]] = {}
+    by_name: dict[tuple[str, str | None], dict[int, Result]] = {}
     for r in document["results"]:
         if seconds_of(r, OURS) is not None:
-            by_name.setdefault(r["workload"], {})[r["threads"]] = r
+            # Times of one run only: the machine is not equally fast in two.
+            by_name.setdefault((r["workload"], r.get("run")), {})[r["threads"]] = r
     rows = []
-    for name, runs in by_name.items():
+    for (name, _), runs in by_name.items():
         for threads in sorted(runs.keys() - {1}) if 1 in runs else ():
             times = [seconds_of(runs[n], OURS) for n in (1, threads)]
             bounds = [least_seconds(document, runs[n]) for n in (1, threads)]
@@ -177,10 +190,15 @@ def threads_table(document: Document) -> Table:
     return Table("What threads bring; the machine's: the same of its ceilings", header, rows)
 
 
+def first_calls(document: Document) -> list[Result]:
+    """The results that tell of fresh processes."""
+    return [r for r in document["results"] if "first" in r["frameworks"].get(OURS, {})]
+
+
 def tables(document: Document) -> list[Table]:
     """All of them, those without rows left out."""
     results = document["results"]
-    headline = [r for r in results if "first" in r["frameworks"].get(OURS, {})]
+    headline = first_calls(document)
     made = [
         step_table(document, [r for r in results if r["group"] != "matmul"]),
         step_table(document, [r for r in results if r["group"] == "matmul"]),
@@ -193,21 +211,15 @@ def tables(document: Document) -> list[Table]:
 
 def summary(document: Document) -> list[str]:
     """What it comes to, a line each."""
-    lines = []
-    rated = [(x, r) for r in document["results"] if (x := ratio(r)) is not None]
-    if rated:
-        mean = statistics.geometric_mean(x for x, _ in rated)
-        lines.append(
-            f"ours / best peer: geometric mean {mean:.3f} over {len(rated)} workloads, "
-            f"{sum(x < 1 for x, _ in rated)} of them below 1"
-        )
-        slow = [
-            f"{_name(document, r)} {x:.2f} ({LABELS[best[0]]})"
-            for x, r in sorted(rated, key=lambda pair: -pair[0])
-            if x >= 1 and (best := best_peer(r))
-        ]
-        if slow:
-            lines.append("slower than the best peer: " + ", ".join(slow))
+    lines = _rated(document)
+    for r in document["results"]:
+        shares = _fma_shares(document, r) if r["workload"] == FMA_WORKLOAD else {}
+        if OURS in shares and len(shares) > 1:
+            told = ", ".join(f"{LABELS[n]} {share:.0%}" for n, share in shares.items())
+            lines.append(
+                f"share of the FMA ceiling, {r['workload']}, {r['threads']} thread(s): {told}; "
+                f"time, ours / NumPy's: {shares['numpy'] / shares[OURS]:.3f}"
+            )
     for kind, words in (
         ("cold", "cold"),
         ("warm", "with our warm disk cache (JAX keeps none by itself)"),
@@ -219,6 +231,43 @@ def summary(document: Document) -> list[str]:
                 f"{', '.join(found[1])}"
             )
     return lines
+
+
+def _rated(document: Document) -> list[str]:
+    """How our times compare with the best peer's, for each number of threads."""
+    lines = []
+    for threads in sorted({r["threads"] for r in document["results"]}, reverse=True):
+        rated = [
+            (x, r)
+            for r in document["results"]
+            if r["threads"] == threads and (x := ratio(r)) is not None
+        ]
+        if not rated:
+            continue
+        mean = statistics.geometric_mean(x for x, _ in rated)
+        lines.append(
+            f"ours / best peer, {threads} thread(s): geometric mean {mean:.3f} over {len(rated)} "
+            f"workloads, {sum(x < 1 for x, _ in rated)} of them below 1"
+        )
+        slow = [
+            f"{r['workload']} {x:.2f} ({LABELS[best[0]]})"
+            for x, r in sorted(rated, key=lambda pair: -pair[0])
+            if x >= 1 and (best := best_peer(r))
+        ]
+        if slow:
+            lines.append(f"slower than the best peer, {threads} thread(s): {', '.join(slow)}")
+    return lines
+
+
+def _fma_shares(document: Document, result: Result) -> dict[str, float]:
+    """What of the machine's multiply-adds ours and NumPy's operations are."""
+    ceiling = document["ceilings"].get(str(result["threads"]))
+    times = {name: seconds_of(result, name) for name in (OURS, "numpy")}
+    return {
+        name: result["flops"] / seconds / ceiling["fma_flops"]
+        for name, seconds in times.items()
+        if seconds and ceiling
+    }
 
 
 def remarks(document: Document) -> list[str]:
@@ -263,6 +312,10 @@ def _short(count: int) -> str:
     return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
 
 
+def threads_line(document: Document) -> str:
+    return f"{most_threads(document)} thread(s) where a row doesn't tell"
+
+
 def versions_line(document: Document) -> str:
     found: dict[str, str] = {}
     for versions in document["versions"].values():
@@ -274,7 +327,7 @@ def text(document: Document) -> str:
     """The whole report, for a terminal."""
     host = document["host"]
     parts = [
-        f"{host['cpu']}, {host['usable_cores']} cores, {host['system']}",
+        f"{host['cpu']}, {host['usable_cores']} cores, {host['system']}; {threads_line(document)}",
         versions_line(document),
         "\n".join(["ceilings", *(f"  {line}" for line in ceiling_lines(document))]),
         *(table.text() for table in tables(document)),

@@ -172,6 +172,38 @@ def failures(document: Document) -> Iterable[tuple[Result, str, Mapping[str, Any
                 yield result, name, found
 
 
+def joined(documents: Sequence[Document], order: Sequence[str]) -> Document:
+    """Runs over different workloads or numbers of threads as one, the workloads in this order; of
+    what several have, the last counts. Each result gets its `run`, the time when that was made.
+    Raises DocumentError for runs that do not go together."""
+    require_alike(documents, ("repetition_s",), "the benchmark")
+    last = {(r["workload"], r["threads"]): (d, r) for d in documents for r in d["results"]}
+    places = [*order, *(name for name, _ in last)]
+    keys = sorted(last, key=lambda key: (places.index(key[0]), key[1]))
+    used = [d for d in documents if any(d is found for found, _ in last.values())]
+    loads = [d["load"][0] for d in used if d["load"][0] is not None]
+    found = [{**last[key][1], "run": last[key][0]["created"]} for key in keys]
+    made: Document = {**documents[-1], "results": found}
+    made["created"] = ", ".join(dict.fromkeys(d["created"] for d in used))
+    made["quick"] = any(d["quick"] for d in used)
+    made["load"] = [max(loads, default=None), None]
+    made["repetitions"] = min(d["repetitions"] for d in used)
+    for name in ("ceilings", "versions"):
+        made[name] = {key: value for d in used for key, value in d[name].items()}
+    made["absent"] = {
+        name: why for d in used for name, why in d["absent"].items() if name not in made["versions"]
+    }
+    return made
+
+
+def require_alike(documents: Sequence[Document], names: Iterable[str], what: str) -> None:
+    """Raises DocumentError for runs that were not made in the same way on the same machine."""
+    told = [{**d, "cpu": d["host"]["cpu"], "cores": d["host"]["usable_cores"]} for d in documents]
+    for name in (*names, "cpu", "cores"):
+        if any(found[name] != told[0][name] for found in told):
+            raise DocumentError(f"these runs of {what} differ in {name!r}")
+
+
 def write(document: Document, path: Path) -> None:
     """In one step: no reader, and no interruption, leaves half of it."""
     part = path.with_name(path.name + ".part")

@@ -262,10 +262,8 @@ def text(document: Document) -> str:
 def merged(documents: Sequence[Document]) -> Document:
     """Runs over different workloads as one, in the suite's order; of a workload that several have,
     the last counts. Raises DocumentError for runs that do not go together."""
+    results.require_alike(documents, ("threads", "least_s"), "threads")
     last = {name: i for i, document in enumerate(documents) for name in document["workloads"]}
-    for name in ("threads", "least_s"):
-        if len({document[name] for document in documents}) > 1:
-            raise results.DocumentError(f"these runs of threads differ in {name!r}")
     kernels = [
         kernel
         for name in sorted(last, key=[*BY_NAME, *last].index)
@@ -274,8 +272,9 @@ def merged(documents: Sequence[Document]) -> Document:
     ]
     disturbed = [name for name in last if name in documents[last[name]]["disturbed"]]
     quick = any(document["quick"] for document in documents)
-    return {**documents[-1], "workloads": list(last), "disturbed": disturbed, "kernels": kernels,
-            "quick": quick}  # fmt: skip
+    created = ", ".join(dict.fromkeys(documents[i]["created"] for i in sorted(last.values())))
+    return {**documents[-1], "created": created, "workloads": list(last), "disturbed": disturbed,
+            "kernels": kernels, "quick": quick}  # fmt: skip
 
 
 def read(paths: Sequence[str]) -> Document:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import dataclasses
-import functools
 import getpass
-import json
 import math
 import os
 import platform
@@ -19,26 +16,16 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, compare, page, plot, report, results, sweep, threads
+from benchmarks import ceilings, report, results
 from benchmarks.client import WorkerError, WorkerProcess, without_paths
 from benchmarks.drivers import LABELS, OURS, checked_values
-from benchmarks.measure import Options, run
+from benchmarks.measure import Options
 from benchmarks.numpy_driver import NumpyDriver
 from benchmarks.staticgrad_driver import StaticgradDriver
 from benchmarks.suite import BY_NAME, WORKLOADS, chosen
 from benchmarks.workload import Workload, least_bytes, working_set
 
-
-def distinct() -> list[Workload]:
-    """The workloads at their small sizes; of the matrix products, each small shape once."""
-    seen, kept = set(), []
-    for w in (w.shrunk() for w in WORKLOADS):
-        key = (w.group, *w.sizes.values()) if w.group == "matmul" else w.name
-        if key not in seen:
-            seen.add(key)
-            kept.append(w)
-    return kept
-
+from .benchmark_runs import a_run, distinct
 
 # --- workloads ------------------------------------------------------------------------------------
 
@@ -160,21 +147,7 @@ def test_the_roofline_takes_the_stream_that_the_arrays_fit() -> None:
 
 @pytest.fixture(scope="module")
 def document() -> results.Document:
-    """A whole run with worker processes, in small sizes."""
-    options = Options(
-        sys.executable, sys.executable, ("numpy",), (1,), repetitions=2, repetition_s=1e-4,
-        fresh=1, fresh_calls=1, ceiling_s=1e-4, ceiling_bytes=1 << 20, timeout_s=300.0,
-        quick=True, small=True,
-    )  # fmt: skip
-    notes: list[str] = []
-    kept: list[int] = []
-    made = run(
-        [BY_NAME["mlp"], BY_NAME["matmul_2x2x2"]], options, notes.append,
-        lambda document: kept.append(len(document["results"])),
-    )  # fmt: skip
-    assert kept == [1, 2]
-    assert "[1/2] mlp" in "".join(notes) and not [n for n in notes if "failed" in n]
-    return made
+    return a_run()
 
 
 def test_a_run_has_all_figures(document: results.Document) -> None:
@@ -207,87 +180,6 @@ def test_a_document_holds_nothing_personal_and_is_read_back(
     assert results.read(str(path)) == document
 
 
-def test_reports_are_made_of_a_document(document: results.Document, tmp_path: Path) -> None:
-    text = report.text(document)
-    assert "mlp" in text and "ours / best peer" in text and "a quick run" in text
-    written = page.write(document, tmp_path / "performance.md", tmp_path / "images" / "p.svg")
-    assert [p.name for p in written] == ["performance.md", "p.svg"]
-    made = written[0].read_text(encoding="utf-8")
-    assert "(images/p.svg)" in made and "| mlp |" in made and "| matmul_2x2x2 |" in made
-    assert plot.draw(document, [tmp_path / "ratios.png"])
-    assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_first_calls_may_come_from_another_run(document: results.Document, tmp_path: Path) -> None:
-    bare = copy.deepcopy(document)
-    for r in bare["results"]:
-        for found in r["frameworks"].values():
-            found.pop("first", None)
-            found.pop("memory", None)
-    assert "First call" not in page.page(bare, None)
-    both = page.with_first_calls(bare, document)
-    text = page.page(both, None)
-    assert "## First call" in text and f"a run of {document['created']}" in text
-    for r, whole in zip(both["results"], document["results"], strict=True):
-        for name, found in r["frameworks"].items():
-            assert found.get("first") == whole["frameworks"][name].get("first")
-            assert found.get("time") == whole["frameworks"][name].get("time")
-
-
-def test_documents_of_before_are_reported(document: results.Document) -> None:
-    """Those without bounds, and without what other frameworks tell of their memory."""
-    older = copy.deepcopy(document)
-    for found in older["results"][0]["frameworks"].values():
-        for name in ("temporary_bytes", "bound_bytes", "compiling_bytes", "own_bytes"):
-            found["memory"].pop(name, None)
-    table = next(t for t in report.tables(older) if "Memory" in t.title)
-    assert table.rows[0][1:3] == ["-", "-"]
-    assert "mlp" in compare.text(older, document)
-
-
-def test_what_threads_bring_is_told_beside_what_they_can(document: results.Document) -> None:
-    more = copy.deepcopy(document)
-    stream = [{"bytes": 1 << 14, "bytes_per_s": 1e9}]
-    more["ceilings"] = {"1": {"fma_flops": 1.0, "stream": stream},
-                        "2": {"fma_flops": 2.0, "stream": stream}}  # fmt: skip
-    again = copy.deepcopy(more["results"][0])
-    again["threads"] = 2
-    for run_of, seconds in ((more["results"][0], 0.003), (again, 0.002)):
-        run_of["frameworks"][OURS]["time"]["median_s"] = seconds
-    more["results"].append(again)
-    (row,) = report.threads_table(more).rows
-    assert row == ["mlp", "2", "3.00 ms", "2.00 ms", "1.50", "2.00", "75%"]
-    assert report.threads_table(document).rows == []
-
-
-def test_two_documents_are_compared(document: results.Document) -> None:
-    later = copy.deepcopy(document)
-    for found in later["results"][0]["frameworks"].values():
-        for name in ("median_s", "low_s", "high_s", "best_s"):
-            found["time"][name] *= 0.25
-    del later["results"][1]
-    text = compare.text(document, later)
-    (line,) = (line for line in text.splitlines() if line.startswith("mlp"))
-    assert "-75.0%" in line and line.endswith("faster")
-    assert "the peers took 0.250 times as long" in text
-    assert "only in old: matmul_2x2x2, 1 thr." in text
-
-
-def test_a_wrong_result_has_no_time_and_cannot_win(document: results.Document) -> None:
-    wrong = copy.deepcopy(document)
-    found = wrong["results"][0]["frameworks"]["numpy"]
-    found.update(status="differs", difference=0.5)
-    assert (
-        results.best_peer(wrong["results"][0]) is None
-        and results.ratio(wrong["results"][0]) is None
-    )
-    assert command.exit_code(wrong) == command.MISMATCH
-    assert "numpy, mlp: differs: a difference of 5.0e-01" in report.text(wrong)
-    wrong["results"][0]["frameworks"][OURS] = {"status": "failed", "why": "ShapeError: x"}
-    assert command.exit_code(wrong) == command.FAILED
-    assert "staticgrad, mlp: failed: ShapeError: x" in report.text(wrong)
-
-
 # --- workers --------------------------------------------------------------------------------------
 
 
@@ -314,144 +206,6 @@ def test_a_worker_that_dies_or_fails_says_why() -> None:
 def test_messages_lose_the_users_directories() -> None:
     text = without_paths(f"cannot open {Path.home() / 'x.py'}")
     assert str(Path.home()) not in text and text.endswith("x.py")
-
-
-# --- sweeps ---------------------------------------------------------------------------------------
-
-
-def test_a_sweep_times_a_workload_at_its_sizes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["sweep", "chain", "matmul", "--quick", "--json"]) == command.OK
-    document = json.loads(capsys.readouterr().out)
-    chain, matmul = document["sweeps"]
-    assert [p["sizes"] for p in chain["points"]] == [{"N": 16}, {"N": 32}, {"N": 64}]
-    assert [p["work"] for p in chain["points"]] == [16, 32, 64]
-    assert matmul["points"][2]["work"] == 2 * 4**3
-    assert "elements a ns" in sweep.text(document)
-    assert command.main(["sweep", "abacus"]) == command.USAGE
-
-
-def test_a_cliff_is_where_a_unit_of_work_gets_dearer() -> None:
-    times = [(10, 1e-7), (20, 9e-7), (40, 3e-6), (80, 6e-6), (160, 3e-5), (320, 6e-5)]
-    points = [{"work": work, "best_s": seconds} for work, seconds in times]
-    found = sweep.cliffs(points)
-    assert found == [False, False, True, False, True, False]  # no call under 2 us counts
-
-
-def test_sweeps_go_from_tiny_to_large() -> None:
-    for s in sweep.SWEEPS:
-        work = [s.work(s.at(sizes).sizes) for sizes in s.sizes]
-        assert len(work) > 8 and work == sorted(work)
-        assert s.at(s.sizes[0]).sizes.keys() == BY_NAME[s.workload].sizes.keys()
-
-
-# --- threads --------------------------------------------------------------------------------------
-
-
-def kernel(one_s: float, all_s: float, ceiling: float, **more: Any) -> dict[str, Any]:
-    return {"workload": "mlp", "kernel": "matmul", "step": 0, "runs": 1, "flops": 1, "bytes": 1,
-            "one_s": one_s, "all_s": all_s, "bound": "fma", "ceiling": ceiling, **more}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def by_kernel() -> threads.Document:
-    """Two workloads in small sizes, every kernel however short."""
-    effort = dataclasses.replace(threads.QUICK, ceiling_bytes=1 << 18)
-    small = [BY_NAME[name].shrunk() for name in ("mlp", "gru")]
-    return threads.run(small, 2, lambda line: None, effort, least_s=0.0)
-
-
-def test_every_kernel_of_a_workload_is_timed_on_one_thread_and_on_two(
-    by_kernel: threads.Document, tmp_path: Path
-) -> None:
-    assert by_kernel["workloads"] == ["mlp", "gru"] and by_kernel["threads"] == 2
-    kernels = by_kernel["kernels"]
-    assert len([k for k in kernels if "matmul" in k["kernel"] and k["workload"] == "mlp"]) >= 5
-    steps = BY_NAME["gru"].small["T"]
-    assert {k["runs"] for k in kernels if k["workload"] == "gru"} == {1, steps}
-    for k in kernels:
-        assert k["one_s"] >= 0 and k["all_s"] >= 0 and k["ceiling"] > 0
-        assert k["bound"] in ("fma", "stream")
-    text = threads.text(by_kernel)
-    assert "mlp: matmul" in text and "gain at least 80%" in text
-    results.write(by_kernel, tmp_path / "threads.json")
-    assert threads.read([str(tmp_path / "threads.json")])["kernels"] == kernels
-    with pytest.raises(results.DocumentError, match="not a document"):
-        results.read(str(tmp_path / "threads.json"))
-
-
-def test_a_kernel_is_held_against_what_bounds_it() -> None:
-    def limits(flops: float, near: float, far: float) -> dict[str, Any]:
-        rates = {1 << 14: near, 1 << 20: far}
-        stream = [{"bytes": size, "bytes_per_s": rate} for size, rate in rates.items()]
-        aged = [{"age_s": 0.0, "bytes_per_s": near}, {"age_s": 1.0, "bytes_per_s": near / 4}]
-        return {"fma_flops": flops, "stream": stream, "aged": aged}
-
-    pair = limits(10.0, 100.0, 10.0), limits(20.0, 190.0, 11.0)
-
-    def ceiling(count: int, sizes: list[int], one_s: float, age: float = 0.0) -> tuple[str, float]:
-        found = threads._ceiling(count, np.array(sizes), np.full(len(sizes), age), one_s, pair)
-        return found["bound"], round(found["ceiling"], 3)
-
-    assert ceiling(1000, [1 << 22], 100.0) == ("stream", 1.1)  # as fast as the stream
-    assert ceiling(1000, [1 << 22], 199.0) == ("stream", 1.1)
-    assert ceiling(1000, [1 << 22], 201.0) == ("fma", 2.0)
-    assert ceiling(1000, [1 << 10], 10.0) == ("stream", 1.9)
-    assert ceiling(1000, [1 << 10], 100.0) == ("fma", 2.0)
-    assert ceiling(1000, [1 << 10], 41.0, 1.0) == ("fma", 2.0)  # a cache of its own keeps it
-    assert ceiling(1000, [1 << 20], 199.0, 1.0) == ("stream", 1.1)
-    # Half of it from each: 55 s on one thread, 48.1 s on two.
-    assert ceiling(1000, [1 << 10, 1 << 22], 55.0) == (
-        "stream",
-        round(55 / (500 / 190 + 500 / 11), 3),
-    )
-
-
-def test_what_gains_too_little_is_named() -> None:
-    kernels = [
-        kernel(1.0, 0.5, 2.0), kernel(1.0, 0.63, 2.0, kernel="few_rows"),
-        kernel(1.0, 0.95, 1.1, kernel="copy"), kernel(1.0, 1.1, 1.0, kernel="alone"),
-    ]  # fmt: skip
-    assert [threads.verdict(k) for k in kernels] == ["", "below", "", "slower"]
-    document = {"kernels": kernels, "threads": 2, "least_s": 5e-5, "disturbed": ["mlp"]}
-    disturbed, enough, less, slower = threads.summary(document)
-    assert "every round of mlp" in disturbed and enough.startswith("2 of 4 kernels over 50 µs")
-    assert less == "gain less: mlp: few_rows (79%)"
-    assert slower == "slower than on one thread: mlp: alone (91%)"
-    (first, *_) = threads.table(document).rows
-    assert first[1:] == ["1", "1.00 s", "500 ms", "2.00", "2.00", "fma", "100%", "0.00", ""]
-
-
-def test_runs_over_parts_of_the_suite_are_joined(by_kernel: threads.Document) -> None:
-    again = {**by_kernel, "workloads": ["gru"], "kernels": [kernel(1.0, 0.5, 2.0, workload="gru")]}
-    both = threads.merged([by_kernel, again])
-    assert [k for k in both["kernels"] if k["workload"] == "gru"] == again["kernels"]
-    assert sum(k["workload"] == "mlp" for k in both["kernels"]) >= 5
-    with pytest.raises(results.DocumentError, match="differ in 'threads'"):
-        threads.merged([by_kernel, {**again, "threads": 4}])
-
-
-def test_the_page_tells_what_was_not_run(
-    document: results.Document, by_kernel: threads.Document, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    whole = {**document, "results": [{**document["results"][0], "workload": w} for w in BY_NAME]}
-    assert page.missing(whole) == []
-    (line,) = page.missing(document)
-    missing = len(WORKLOADS) - 2
-    assert line.startswith(f"not run: {missing} of {len(WORKLOADS)} workloads, tiny, tiny_100")
-    text = page.page(document, None, by_kernel)
-    assert f"- {line}" in text and "## Kernels over" in text and "| mlp: matmul" in text
-    kernels = f"kernels not timed on one thread and more: {missing} of"
-    assert kernels in text
-    for name, found in (("run", document), ("threads", by_kernel)):
-        results.write({**found, "quick": False}, tmp_path / f"{name}.json")
-    write = functools.partial(page.write, path=tmp_path / "p.md", picture=tmp_path / "p.svg")
-    monkeypatch.setattr(page, "write", write)
-    arguments = ["page", str(tmp_path / "run.json"), "--threads", str(tmp_path / "threads.json")]
-    assert command.main(arguments) == command.OK
-    told = capsys.readouterr().err
-    assert f"warning: {line}" in told and f"warning: {kernels}" in told
-    assert kernels in (tmp_path / "p.md").read_text(encoding="utf-8")
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -493,14 +247,6 @@ def test_documents_of_others_and_other_versions_are_refused(tmp_path: Path) -> N
             results.read(str(path))
 
 
-def test_a_quick_run_is_not_published(
-    document: results.Document, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    results.write(document, tmp_path / "quick.json")
-    assert command.main(["page", str(tmp_path / "quick.json")]) == command.USAGE
-    assert "not for publishing" in capsys.readouterr().err
-
-
 def test_the_usage_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main(["--help"])
@@ -520,6 +266,7 @@ def test_matrix_products_run_with_one_thread_and_with_all() -> None:
     every = results.usable_cores()
     assert options.threads_of(BY_NAME["mlp"]) == (every,)
     assert options.threads_of(BY_NAME["matmul_2x2x2"]) == ((1, every) if every > 1 else (1,))
+    assert BY_NAME[report.FMA_WORKLOAD].one_thread
     some = dataclasses.replace(options, threads=(1,))
     assert some.threads_of(BY_NAME["matmul_2x2x2"]) == (1,)
     assert set(BY_NAME["gru"].without) <= LABELS.keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -74,8 +75,13 @@ def test_what_the_doctor_says(cli, tmp_path, monkeypatch):
     monkeypatch.delenv("STATICGRAD_CACHE")
     (tmp_path / "file").touch()
     monkeypatch.setenv("STATICGRAD_CACHE_DIR", str(tmp_path / "file"))
-    assert cli("doctor") == 0
-    assert "NOT USABLE" in cli.out
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the report alone tells of it
+        assert cli("doctor") == 0
+    where = f"{tmp_path / 'file'} (STATICGRAD_CACHE_DIR)"
+    assert where in cli.out and "NOT USABLE (Not a directory)" in cli.out
+    cache = cli.json("doctor")["cache"]
+    assert (cache["variable"], cache["trouble"]) == ("STATICGRAD_CACHE_DIR", "Not a directory")
 
 
 def test_wrong_values_are_a_mismatch(cli, monkeypatch):

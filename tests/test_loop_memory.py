@@ -132,8 +132,8 @@ def network(kind: str, steps: int = 6, batch: int = 32, hidden: int = 32) -> Pro
 
 
 def test_few_kernels_in_an_iteration() -> None:
-    """A product and a sweep each way; the sweep also copies what the product leaves for the reverse.
-    What else an LSTM has is a copy of what one product leaves."""
+    """A product and a sweep each way, which also copies what the product leaves for the reverse. An
+    LSTM has a copy of its own."""
     forward, backward = map(names, loops(network("gru").items))
     assert [n.split("_")[0] for n in forward] == ["matmul", "add"]
     assert len(backward) == 2 and backward[1].startswith("matmul")

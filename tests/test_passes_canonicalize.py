@@ -119,7 +119,7 @@ FLOATS: list[tuple[Any, str]] = [
     (lambda x, y: x[:, ::-1][:, ::-1], "x"),
     # reductions
     (lambda x, y: sg.sum(x[:, :1], axis=1),
-     "reshape(slice(x, shape=(N, 1), start=(0, 0), step=(1, 1)), shape=(N))"),
+     "sum(slice(x, shape=(N, 1), start=(0, 0), step=(1, 1)), axes=(1))"),
     (lambda x, y: sg.sum(sg.expand_dims(x, axis=0), axis=(0, 2)),
      "reshape(sum(reshape(x, shape=(1, N, 3)), axes=(2), keepdims=True), shape=(N))"),
     (lambda x, y: sg.expand_dims(sg.max(x, axis=1), axis=1), "max(x, axes=(1), keepdims=True)"),

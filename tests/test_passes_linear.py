@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import staticgrad as sg
 from staticgrad.api.graph_key import graph_key
@@ -17,15 +16,7 @@ from staticgrad.passes.names import with_free_names
 from staticgrad.passes.pipeline import run_pipeline
 from staticgrad.passes.schedule import schedule
 
-F = sg.nn.functional
-
-
-def chain(size: int) -> Graph:
-    """Each node reads the one before it."""
-    y = sg.input("x", ("N",))
-    for _ in range(10 * size):
-        y = sg.tanh(y) * 1.5
-    return sg.Graph([_leaf(y)], [y])
+from benchmarks.graphs import chain, training, tree
 
 
 def rows(size: int) -> Graph:
@@ -38,34 +29,6 @@ def columns(size: int) -> Graph:
     """The same over its columns."""
     x = sg.input("x", ("N", 64))
     return sg.Graph([x], [sg.sum(sg.exp(x * float(i)), axis=0) for i in range(4 * size)])
-
-
-def tree(size: int) -> Graph:
-    """Branches that are joined again, pair by pair."""
-    x = sg.input("x", ("N",))
-    level = [sg.exp(x * float(i)) for i in range(8 * size)]
-    while len(level) > 1:
-        level = [a + b for a, b in zip(level[::2], level[1::2])] + level[len(level) // 2 * 2 :]
-    return sg.Graph([x], level)
-
-
-def training(size: int) -> Graph:
-    """A training step of so many layers: one loss, four gradients and updates a layer."""
-    x, y = sg.input("x", ("N", 16)), sg.input("y", ("N",), "int64")
-    h, parameters = x, []
-    for _ in range(size):
-        w, *rest = (sg.parameter(np.ones((16, 16)[: 2 - (i > 0)], "float32")) for i in range(4))
-        parameters += [w, *rest]
-        h = h + F.gelu(F.layer_norm(h @ w + rest[0], (16,), rest[1], rest[2]))
-    optimizer = sg.optim.Adam(parameters, lr=0.01)
-    loss = F.cross_entropy(h, y)
-    return sg.Graph([x, y], [loss], updates=optimizer.minimize(loss))
-
-
-def _leaf(value: Any) -> Any:
-    while value.node.operands:
-        value = value.node.operands[0]
-    return value
 
 
 def calls(work: Callable[[], Any]) -> int:

@@ -340,6 +340,27 @@ def test_nothing_is_computed_in_the_place_of_what_a_prologue_reads() -> None:
     np.testing.assert_allclose(state.numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_constant_that_is_packed_and_in_a_prologue() -> None:
+    """Only the packed form is multiplied with, but the prologue reads the constant itself."""
+    x, w = sg.input("x", (128, 128)), sg.constant(values((128, 128), "float32", 1))
+    for y in ((x * w) @ w, (x * w) @ w + w):
+        assert sides(program_of([x], y)) == (True, False)
+        check([x], y)
+
+
+def test_a_left_side_that_lies_otherwise_is_copied() -> None:
+    """Matrices that share their right side are rows of one, if need be of a copy."""
+    x, w = ins = inputs((4, 64, 96), (96, 128))
+    y = sg.permute_dims(x, (1, 0, 2)) @ w
+    program = program_of(ins, y)
+    assert product_of(program).sizes[11] == 0 and len(program.steps) == 2  # no batch
+    check(ins, y)
+    tall, v = every = inputs((2, 96, 300), (96, 8))
+    z = sg.permute_dims(tall, (0, 2, 1)) @ v  # more rows than columns: read where they lie
+    assert len(program_of(every, z).steps) == 1
+    check(every, z)
+
+
 def test_the_text_of_a_prologue() -> None:
     x, s, w, t = ins = inputs((M, K), (M, 1), (K, N), (N,))
     text = program_text(program_of(ins, (x * s) @ w))

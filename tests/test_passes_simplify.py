@@ -63,6 +63,8 @@ FLOATS: list[tuple[Any, str]] = [
     (lambda x, y: sg.sum(sg.ones(("N", 3)), axis=0),
      "broadcast_to(dim_size(dtype=float32), shape=(3))"),
     (lambda x, y: sg.sum(x.T, axis=0), "sum(x, axes=(1))"),
+    (lambda x, y: sg.sum(x[:, :1], axis=1),
+     "reshape(slice(x, shape=(N, 1), start=(0, 0), step=(1, 1)), shape=(N))"),
     (lambda x, y: sg.max(x.T, axis=1), "max(x, axes=(0))"),
     (lambda x, y: sg.sum(sg.reshape(x, (-1,))), "sum(x, axes=(0, 1))"),
     # joining and taking apart

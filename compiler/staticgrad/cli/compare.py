@@ -62,7 +62,10 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Python file with build()")
     parser.add_argument("-o", "--output", metavar="PAGE", help="write the findings as an HTML page")
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="threads of both modes (default: all cores)"
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads of both modes (default: STATICGRAD_NUM_THREADS, else all cores)",
     )
     parser.add_argument(
         "--seed", type=count, default=0, metavar="N", help="of parameters and batch (default: 0)"

@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
         "doctor",
         parents=[common],
         help="show the host, the versions and the cache, and test the compiler",
-        description="Shows what programs are compiled for, and tests one of them.",
+        description="Shows what programs are compiled for and where they are kept, and tests one.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -100,16 +101,22 @@ def _versions() -> dict[str, str]:
 
 
 def _cache() -> dict[str, Any]:
-    from staticgrad_runtime.cache import DiskCache
+    from staticgrad_runtime.cache import DIRECTORY, DiskCache
 
     from .console import shown
 
     cache = DiskCache.default()
     if cache is None:
-        return {"directory": None, "usable": False, "size_bytes": 0, "limit_bytes": 0}
+        return {"directory": None, "variable": None, "usable": False, "trouble": None,
+                "size_bytes": 0, "limit_bytes": 0}  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report itself tells what is wrong
+        usable = _is_usable(cache)
     return {
         "directory": shown(cache.root),
-        "usable": _is_usable(cache),
+        "variable": DIRECTORY if cache.asked else None,
+        "usable": usable,
+        "trouble": None if usable else cache.trouble,
         "size_bytes": cache.size_bytes(),
         "limit_bytes": cache.limit_bytes,
     }
@@ -160,9 +167,11 @@ def _text(fields: dict[str, Any]) -> str:
     if cache["directory"] is None:
         cached = "off (STATICGRAD_CACHE=0)"
     else:
-        state = "" if cache["usable"] else ", NOT USABLE: every process compiles anew"
         used, limit = cache["size_bytes"] / 2**20, cache["limit_bytes"] / 2**20
-        cached = f"{cache['directory']}, {used:.1f} of {limit:,.0f} MiB{state}"
+        asked = f" ({cache['variable']})" if cache["variable"] else ""
+        cached = f"{cache['directory']}{asked}, {used:.1f} of {limit:,.0f} MiB"
+        if not cache["usable"]:
+            cached += f", NOT USABLE ({cache['trouble']}): every process compiles anew"
     lines = {
         "CPU": f"{host['cpu']} ({host['llvm_cpu']}, {host['triple']}), {host['cores']} cores",
         "threads": f"{host['threads']} (STATICGRAD_NUM_THREADS changes it)",

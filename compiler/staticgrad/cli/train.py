@@ -56,7 +56,10 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
         "--limit-batches", type=positive, metavar="N", help="take the first N batches of an epoch"
     )
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="threads of a step (default: all cores)"
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads of a step (default: STATICGRAD_NUM_THREADS, else all cores)",
     )
     parser.set_defaults(run=run)
 

@@ -100,15 +100,20 @@ def slice_chain(node: Node) -> Found:
 
 
 def axes_of_one(node: Node) -> Found:
-    """sum(x, axes of size 1) -> reshape(x); they are left out beside others"""
+    """sum(x, axes of size 1 and others) -> reshape(sum(x, the others))"""
     x, axes, keepdims = node.operands[0], node.attrs["axes"], node.attrs["keepdims"]
     left = tuple(a for a in axes if x.shape[a] != 1)
-    if len(left) == len(axes):
+    if len(left) == len(axes) or not left:
         return [x] if not axes else None
-    made = x if not left else make(node.op, x, axes=left, keepdims=True)
-    if not keepdims or left == ():
-        made = _reshaped(made, node.types[0].shape)
-    return [made]
+    made = make(node.op, x, axes=left, keepdims=True)
+    return [made if keepdims else _reshaped(made, node.types[0].shape)]
+
+
+def reduced_ones(node: Node) -> Found:
+    """sum(x, axes of size 1) -> reshape(x). Not before like terms are merged: those of x and of a
+    sum over an axis whose size only turns out to be 1 are not."""
+    x, axes = node.operands[0], node.attrs["axes"]
+    return [_reshaped(x, node.types[0].shape)] if all(x.shape[a] == 1 for a in axes) else None
 
 
 def reshape_reduction(node: Node) -> Found:
@@ -132,6 +137,7 @@ __all__ = [
     "broadcast_chain",
     "broadcast_operands",
     "permute_chain",
+    "reduced_ones",
     "reshape_chain",
     "reshape_reduction",
     "slice_chain",
