@@ -273,9 +273,18 @@ def test_what_is_begun_early_is_what_the_program_needs(b: tuple[int, ...]) -> No
     assert early and set(early) == set(shared_units(made.text))
 
 
-def test_what_is_taken_at_once() -> None:
-    size = Dim.symbol("N")
-    assert vectors_of("float32", (100, 1), 1, 100) == vectors_of("int64", (1, size), 7, 1) == 1
-    assert vectors_of("float32", (100, 3), 1, 100) == vectors_of("float64", (4, 2), 1, 1) == 2
-    assert vectors_of("float32", (100, 1), None, 100) == vectors_of("int8", (1, 1), 1, 1) == 0
-    assert vectors_of("float32", (size, 9), 1, 1) == vectors_of("float32", (0, 9), 1, 1) == 0
+TAKEN = [  # dtype, (m, n, k), column stride of a, row stride of b, how many at once
+    ("float32", (100, 1, "N"), 1, 100, 1), ("int64", (1, "N", 8), 7, 1, 1),
+    ("float32", (100, 3, 32), 1, 100, 2), ("float64", (4, 2, "N"), 1, 1, 2),
+    ("float32", (100, 1, 100), None, 100, 0), ("int8", (1, 1, 100), 1, 1, 0),
+    ("float32", ("N", 9, 100), 1, 1, 0), ("float32", (0, 9, 100), 1, 1, 0),
+    ("float32", (3, 1, 3), 1, 1, 0), ("float32", (4, 4, 4), 1, 1, 0),  # the small product's
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "sizes", "a_cs", "b_rs", "expected"), TAKEN, ids=str)
+def test_what_is_taken_at_once(
+    dtype: str, sizes: tuple[int | str, ...], a_cs: int | None, b_rs: int, expected: int
+) -> None:
+    m, n, k = (Dim.symbol(s) if isinstance(s, str) else s for s in sizes)
+    assert vectors_of(dtype, (m, n, k), a_cs, b_rs) == expected

@@ -323,7 +323,7 @@ def _products(graph: IrGraph) -> set[tuple[str, int]]:
     for node in graph.nodes:
         if node.op == "matmul":
             a, b = node.operands
-            dtype, sizes = str(node.types[0].dtype), (a.shape[-2], b.shape[-1])
+            dtype, sizes = str(node.types[0].dtype), (a.shape[-2], b.shape[-1], a.shape[-1])
             turned = [v.node.op == "permute_dims" for v in (a, b)]
             a_cs, b_rs = int(not turned[0]), int(turned[1] or sizes[1] == 1)
             found.add((dtype, vectors_of(dtype, sizes, a_cs, b_rs)))

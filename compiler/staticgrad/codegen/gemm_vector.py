@@ -56,16 +56,26 @@ BLOCKS_AHEAD = 2  # groups of blocks: 1 x 4,000,000 x 1 takes 1.04 ms so and 2.2
 BLOCK_PARAMS = "ptr desc, ptr a, ptr b, ptr c, i64 count"
 
 
+# Shorter sums are the small product's: 3 x 3 times 3 takes 164 ns there and 200 here, 4 x 4 times
+# 4 x 4 takes 129 and 260; 16 x 16 times 16 takes 249 and 183.
+LEAST_K, LEAST_K_OF_ROWS = 8, 32
+
+
 def vectors_of(
-    dtype: str, sizes: tuple[DimLike, DimLike], a_cs: DimLike | None, b_rs: DimLike | None
-) -> int:
-    """What `require_gemm_vector` is to take at once of a product of `sizes` (m, n) and these
+    dtype: str, sizes: tuple[DimLike, DimLike, DimLike], a_cs: DimLike | None,
+    b_rs: DimLike | None,
+) -> int:  # fmt: skip
+    """What `require_gemm_vector` is to take at once of a product of `sizes` (m, n, k) and these
     strides; 0 if the product is not for it, or may be of any size."""
     if ITEMSIZE.get(dtype, 0) < 4:
         return 0
     few = [s for s, unit in zip(sizes, (b_rs, a_cs)) if unit == 1 and isinstance(s, int)]
     least = min(few, default=0)
-    return 0 if not 0 < least <= MOST_ROWS else min(least, 2)
+    if not 0 < least <= MOST_ROWS:
+        return 0
+    k = sizes[2]
+    is_short = isinstance(k, int) and k < (LEAST_K if least == 1 else LEAST_K_OF_ROWS)
+    return 0 if is_short else min(least, 2)
 
 
 def products_text(target: Target, products: Iterable[tuple[str, int]]) -> str:

@@ -52,7 +52,7 @@ class MatmulLowering(ProductLowering):
         if left is None and right is None:
             unbroken = factor_of(b_at, column) == 1
             needed = gemm.workspace_bytes(target, held, (rows, n, k), unbroken=unbroken)
-            vectors = gemm_vector.vectors_of(held, (rows, n), strides[2], strides[4])
+            vectors = gemm_vector.vectors_of(held, (rows, n, k), strides[2], strides[4])
         else:
             needed = gemm.prologue_workspace_bytes(target, held, (rows, n, k))
             vectors = 0
