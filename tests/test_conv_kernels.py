@@ -13,6 +13,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
+import staticgrad as sg
 from staticgrad.codegen.builder import Module
 from staticgrad.codegen.conv import (
     require_conv_forward,
@@ -655,3 +656,22 @@ def test_it_compiles_for_aarch64(dtype: str) -> None:
 def test_no_function_is_called_from_outside_but_intrinsics() -> None:
     declared = [line for line in compiled().text.splitlines() if line.startswith("declare")]
     assert declared and all("@llvm." in line for line in declared)
+
+
+def test_depthwise_windows_of_several_kinds_in_one_program() -> None:
+    """3 x 3 at strides 1 and 2, and 5 x 5, have functions of their own that share one."""
+    conv2d = sg.nn.functional.conv2d
+    x = sg.input("x", (2, 4, 9, 9), dtype="float64")
+    rng = np.random.default_rng(0)
+    sizes = (3, 3, 5)
+    ws = [
+        sg.parameter(rng.standard_normal((4, 1, n, n)), name=f"w{i}") for i, n in enumerate(sizes)
+    ]
+    y = conv2d(x, ws[0], padding=1, groups=4)
+    y = conv2d(y, ws[1], stride=2, padding=1, groups=4)
+    y = conv2d(y, ws[2], padding=2, groups=4)
+    outputs = sg.gradients(sg.sum(y * y), ws)
+    array = rng.standard_normal((2, 4, 9, 9))
+    found = sg.compile([x], outputs)(array)
+    for g, expected in zip(found, sg.compile([x], outputs, mode="reference")(array)):
+        np.testing.assert_allclose(g, expected, rtol=1e-10, atol=1e-10)

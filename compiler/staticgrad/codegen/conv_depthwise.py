@@ -186,6 +186,8 @@ def _require_lane_sums(module: Module, element: Element) -> str:
 
     Lanes are added in pairs of neighbours."""
     name = f"sg_conv_depthwise_sums_{element.dtype}"
+    if module.has(name):
+        return name
     f = Code(module, name, "ptr sums, i64 vectors, ptr out, i64 count", element)
     ty = element.register_vector
     with f.loop(0, "%vectors", GROUP) as first:
