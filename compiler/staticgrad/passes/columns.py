@@ -15,7 +15,6 @@ so the bits are the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from staticgrad.ir.dim import Dim, DimLike, product
 from staticgrad.ir.node import Node
@@ -23,8 +22,7 @@ from staticgrad.kernels.order import SHORT_ROW
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
 
-if TYPE_CHECKING:
-    from .fuse import Group, _Fusion
+from .groups import MOST_NODES, Group, Grouping
 
 # Blocks are what threads share: of fewer rows there are too few of them.
 LEAST_ROWS = 512
@@ -36,7 +34,7 @@ LEAST_ELEMENTS, LEAST_COLUMNS_OF_ANY = 1 << 18, 128
 MOST_READERS = 64  # of a value that are looked at, so that the pass is linear in the nodes
 
 
-def attach_columns(fusion: _Fusion) -> None:
+def attach_columns(fusion: Grouping) -> None:
     """Moves column sums into the groups of rows that read the same."""
     for h in list(fusion.groups):
         if h.merged is not None or h.kind != "reduce":
@@ -63,7 +61,7 @@ def _are_columns(h: Group, sums: Sequence[Node]) -> bool:
     return _worth_it(product(h.shape[:depth]), h.shape[depth:])
 
 
-def _movable(fusion: _Fusion, h: Group, sums: Sequence[Node]) -> list[Node]:
+def _movable(fusion: Grouping, h: Group, sums: Sequence[Node]) -> list[Node]:
     """The sums of a group, with what they alone are computed from; empty where the group needs
     their operands for something else too."""
     form = h.forms.get(sums[0])
@@ -83,7 +81,7 @@ def _movable(fusion: _Fusion, h: Group, sums: Sequence[Node]) -> list[Node]:
     return [n for n in h.nodes if n in members]
 
 
-def _row_groups(fusion: _Fusion, moved: Sequence[Node]) -> list[Group]:
+def _row_groups(fusion: Grouping, moved: Sequence[Node]) -> list[Group]:
     """Groups that compute or read what the sums are computed from."""
     found: dict[Group, None] = {}
     inside = set(moved)
@@ -98,9 +96,7 @@ def _row_groups(fusion: _Fusion, moved: Sequence[Node]) -> list[Group]:
     return list(found)
 
 
-def _fits(fusion: _Fusion, g: Group, h: Group, moved: Sequence[Node]) -> bool:
-    from .fuse import MOST_NODES
-
+def _fits(fusion: Grouping, g: Group, h: Group, moved: Sequence[Node]) -> bool:
     rank = len(g.shape)
     rows = tuple(i for i in range(rank) if i not in g.axes)
     if g.shape != h.shape or h.axes != rows or g.axes != tuple(range(len(rows), rank)):
@@ -129,7 +125,9 @@ def _worth_it(rows: DimLike, row: Sequence[DimLike]) -> bool:
     return rows >= LEAST_ROWS and columns <= MOST_COLUMNS and rows * columns >= LEAST_ELEMENTS
 
 
-def _move(fusion: _Fusion, g: Group, h: Group, sums: Sequence[Node], moved: Sequence[Node]) -> None:
+def _move(
+    fusion: Grouping, g: Group, h: Group, sums: Sequence[Node], moved: Sequence[Node]
+) -> None:
     left = [n for n in h.nodes if n not in set(moved)]
     for n in moved:
         g.nodes.append(n)

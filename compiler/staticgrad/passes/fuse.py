@@ -19,18 +19,16 @@ Preserving: every element is computed by the same operations in the same order, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from staticgrad.ir.dim import Dim, DimLike, Shape
+from staticgrad.ir.dim import Shape
 from staticgrad.ir.graph import Graph, subgraphs
 from staticgrad.ir.node import Node, Value
-from staticgrad.kernels.cost import COST
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Generate, Leaf, Pointwise, Product, Reduction, View
 
 from .columns import attach_columns
+from .groups import MOST_NODES, Group, Grouping, is_heavy, view_index
 from .prologue import attach_prologues
 from .recompute import recompute_cheap
 from .regroup import regrouped
@@ -38,27 +36,10 @@ from .rows import attach_rows
 from .siblings import join_sums
 from .sink import sink_cheap
 
-# Above this a function of the fused kernel costs more to compile than its sweep over memory saves:
-# LLVM's time grows faster than the length of a block (16,000 vector operations: 0.5 s).
-MOST_NODES = 96
-
-
-@dataclass(eq=False)
-class Group:
-    kind: str  # "map", "reduce" or "product"
-    shape: Shape  # of the iteration space
-    level: int
-    nodes: list[Node] = field(default_factory=list)
-    axes: tuple[int, ...] = ()
-    forms: dict[Node, str] = field(default_factory=dict)  # of values that depend on a reduction
-    merged: Group | None = None
-    read: bool = False  # by a node outside: then what depends on it may be of any higher level
-    copies: dict[Node, None] = field(default_factory=dict)  # of other groups' nodes: `recompute`
-
 
 def fuse(graph: Graph, *, in_loop: bool = False) -> Graph:
     """`in_loop`: of the body of a loop or choice, siblings that read the same become one kernel."""
-    return _Fusion(_with_copies(graph) if in_loop else graph, in_loop).run()
+    return _Fusion(_with_copies(graph) if in_loop else graph).run(in_loop=in_loop)
 
 
 def _with_copies(graph: Graph) -> Graph:
@@ -84,40 +65,9 @@ def _with_copies(graph: Graph) -> Graph:
     )  # fmt: skip
 
 
-def canonical_index(form: str, names: Sequence[Dim], axes: tuple[int, ...]) -> tuple[DimLike, ...]:
-    """Where a value of a reduction's group lies: "full", "kept" (reduced dims are 1) or "row"."""
-    if form == "full":
-        return tuple(names)
-    if form == "kept":
-        return tuple(0 if i in axes else n for i, n in enumerate(names))
-    return tuple(n for i, n in enumerate(names) if i not in axes)
-
-
-def form_shape(form: str, shape: Shape, axes: tuple[int, ...]) -> Shape:
-    if form == "full":
-        return shape
-    if form == "kept":
-        return tuple(1 if i in axes else d for i, d in enumerate(shape))
-    return tuple(d for i, d in enumerate(shape) if i not in axes)
-
-
-def broadcast_index(at: Sequence[DimLike], shape: Shape) -> tuple[DimLike, ...]:
-    """The index of an operand of `shape` that is broadcast to where `at` points."""
-    tail = at[len(at) - len(shape) :]
-    return tuple(0 if d == 1 else i for d, i in zip(shape, tail))
-
-
-class _Fusion:
-    def __init__(self, graph: Graph, in_loop: bool) -> None:
-        self.graph, self.in_loop = graph, in_loop
-        self.uses = graph.uses()
-        self.roots = set(graph.roots)
-        self.group_of: dict[Node, Group] = {}
-        self.levels: dict[Node, int] = {}  # of nodes outside of groups
-        self.groups: list[Group] = []
-
-    def run(self) -> Graph:
-        self.held = {n: _inside(n) for n in self.graph.nodes if subgraphs(n)}
+class _Fusion(Grouping):
+    def run(self, *, in_loop: bool) -> Graph:
+        held = {n: _inside(n) for n in self.graph.nodes if subgraphs(n)}
         for node in self.graph.nodes:
             lower = registry.get(node.op).lower
             if isinstance(lower, Leaf):
@@ -134,27 +84,17 @@ class _Fusion:
             else:
                 self._mark_read(node)
                 self.levels[node] = 1 + self._operand_level(node)
-        attach_rows(self, MOST_NODES)
+        attach_rows(self)
         attach_columns(self)
         self._inline_producers()
-        attach_prologues(self, MOST_NODES)
-        sink_cheap(self, MOST_NODES)
-        if self.in_loop:
+        attach_prologues(self)
+        sink_cheap(self)
+        if in_loop:
             self._join_siblings()
-        recompute_cheap(self, MOST_NODES)
-        return regrouped(self.graph, self.groups, self.group_of, self.held)
+        recompute_cheap(self)
+        return regrouped(self, held)
 
     # --- placing ----------------------------------------------------------------------------------
-
-    def group(self, node: Node) -> Group | None:
-        found = self.group_of.get(node)
-        while found is not None and found.merged is not None:
-            found = found.merged
-        return found
-
-    def level(self, node: Node) -> int:
-        g = self.group(node)
-        return g.level if g is not None else self.levels[node]
 
     def _operand_level(self, node: Node) -> int:
         return max((self.level(v.node) for v in node.operands), default=0)
@@ -162,14 +102,10 @@ class _Fusion:
     def _new_group(self, kind: str, node: Node, shape: Shape, axes: tuple[int, ...] = ()) -> Group:
         g = Group(kind, shape, 1 + self._operand_level(node), axes=axes)
         self.groups.append(g)
-        self._add(g, node)
+        self.add(g, node)
         if kind == "reduce":
             g.forms[node] = "kept" if node.attrs["keepdims"] else "row"
         return g
-
-    def _add(self, g: Group, node: Node) -> None:
-        g.nodes.append(node)
-        self.group_of[node] = g
 
     def _place_view(self, node: Node) -> None:
         """A view belongs to no group of its own; it follows its operand into the operand's group
@@ -181,7 +117,7 @@ class _Fusion:
             and len(g.nodes) < MOST_NODES
             and self._view_fits(g, node)
         ):
-            self._add(g, node)
+            self.add(g, node)
             return
         self._mark_read(node)
         self.levels[node] = self._operand_level(node)
@@ -191,8 +127,8 @@ class _Fusion:
             return False
         source = node.operands[0]
         if source.node in g.forms:
-            return self._join_form(g, node) is not None
-        if g.kind == "product" or self._index(node, g) is None:
+            return self.join_form(g, node) is not None
+        if g.kind == "product" or view_index(node) is None:
             return False
         # An intermediate that others read as well is stored once, and the view reads that.
         return self.sole_use(source, node)
@@ -206,12 +142,6 @@ class _Fusion:
     def sole_use(self, value: Value, node: Node) -> bool:
         return value not in self.roots and all(u is node for u in self.uses.get(value, ()))
 
-    def _index(self, node: Node, g: Group) -> Any:
-        lower = registry.get(node.op).lower
-        assert isinstance(lower, View)
-        at = tuple(Dim.symbol(f"d{i}") for i in range(node.types[0].ndim))
-        return lower.index(at, node.attrs, node.operands[0].type, node.types[0])
-
     def _place(self, node: Node, kind: str) -> None:
         shape = node.operands[0].shape if kind == "reduce" else node.types[0].shape
         axes = node.attrs["axes"] if kind == "reduce" else ()
@@ -221,18 +151,18 @@ class _Fusion:
         for g in self._candidates(node):
             if len(g.nodes) < MOST_NODES and self._fits(g, node, kind, shape, axes):
                 self._absorb_others(g, node)
-                self._add(g, node)
+                self.add(g, node)
                 break
         else:
             lifted = self._lifted(node, kind, shape, axes)
             if lifted is not None:
                 g = lifted
-                self._add(g, node)
+                self.add(g, node)
             else:
                 g = self._new_group(kind, node, shape, axes)
         self._mark_read(node)
         if kind == "reduce":
-            join_sums(self, node, MOST_NODES)
+            join_sums(self, node)
             g = self.group(node) or g
         for v in node.operands:
             producer = self.group(v.node)
@@ -306,10 +236,7 @@ class _Fusion:
                 continue
             if other.kind == "reduce":
                 g.kind, g.axes = "reduce", other.axes
-            g.nodes += other.nodes
-            g.forms.update(other.forms)
-            g.read = g.read or other.read
-            other.merged = g
+            g.absorb(other)
 
     # --- producers --------------------------------------------------------------------------------
 
@@ -325,45 +252,13 @@ class _Fusion:
     def _inline(self, g: Group) -> None:
         if g.merged is not None or g.kind != "map":
             return
-        found = self._only_consumer(g)
+        found = self.only_reader(g, lambda _, u: not isinstance(registry.get(u.op).lower, Product))
         if found is None:
             return
         target, views = found
-        if len(g.nodes) + len(views) + len(target.nodes) > MOST_NODES:
-            return
         if (views or g.shape != target.shape) and any(is_heavy(n) for n in g.nodes):
             return  # it would be computed again for each element that it is broadcast to
-        for n in views:
-            self.group_of[n] = target
-        target.nodes += [*g.nodes, *views]
-        g.merged = target
-
-    def _only_consumer(self, g: Group) -> tuple[Group, list[Node]] | None:
-        """The one group that reads `g`, and the views through which it does."""
-        target: Group | None = None
-        views: dict[Node, None] = {}
-        stack = list(g.nodes)
-        while stack:
-            n = stack.pop()
-            for v in n.results:
-                if v in self.roots:
-                    return None
-                for u in self.uses.get(v, ()):
-                    reader = self.group(u)
-                    if reader is g:
-                        continue
-                    lower = registry.get(u.op).lower
-                    if reader is None:
-                        if not isinstance(lower, View) or self._index(u, g) is None:
-                            return None
-                        if u not in views:
-                            views[u] = None
-                            stack.append(u)
-                    elif isinstance(lower, Product) or target not in (None, reader):
-                        return None
-                    else:
-                        target = reader
-        return None if target is None else (target, list(views))
+        self.move(g, target, views)
 
     def _join_siblings(self) -> None:
         """ "map" groups of one level and shape that read the same array become one. None depends on
@@ -376,16 +271,10 @@ class _Fusion:
         for g in self.groups:
             if g.merged is not None or g.kind != "map":
                 continue
-            inside = set(g.nodes)
-            read = [
-                (g.level, g.shape, v)
-                for n in g.nodes for v in n.operands
-                if v.node not in inside and v.shape == g.shape and v.type.size != 1
-            ]  # fmt: skip
+            read = [(g.level, g.shape, v) for v in g.full_reads() if v.type.size != 1]
             found = next((h for h in map(readers.get, read) if h is not None), None)
             if found is not None and len(found.nodes) + len(g.nodes) <= MOST_NODES:
-                found.nodes += g.nodes
-                g.merged = found
+                found.absorb(g)
             for key in read:
                 readers.setdefault(key, g if g.merged is None else g.merged)
 
@@ -459,35 +348,7 @@ class _Fusion:
             forms.update(h.forms)
         if any(h.shape != g.shape for h in groups):
             return False
-        return self._join_form(g, node, forms) is not None
-
-    def _join_form(self, g: Group, node: Node, forms: dict[Node, str] | None = None) -> str | None:
-        """The form that `node` takes in a reduction's group, recorded; None if it does not fit."""
-        known = g.forms if forms is None else forms
-        names = [Dim.symbol(f"d{i}") for i in range(len(g.shape))]
-        result = node.types[0]
-        for form in ("full", "kept", "row"):
-            if result.shape != form_shape(form, g.shape, g.axes):
-                continue
-            at = canonical_index(form, names, g.axes)
-            if all(
-                self._operand_at(node, v, at) == canonical_index(known[v.node], names, g.axes)
-                for v in node.operands
-                if v.node in known
-            ):
-                g.forms[node] = form
-                return form
-        return None
-
-    def _operand_at(self, node: Node, v: Value, at: tuple[DimLike, ...]) -> Any:
-        lower = registry.get(node.op).lower
-        if isinstance(lower, View):
-            return lower.index(at, node.attrs, v.type, node.types[0])
-        return broadcast_index(at, v.shape)
-
-
-def is_heavy(node: Node) -> bool:
-    return COST.get(node.op, 1) >= 8 or "random" in registry.get(node.op).traits
+        return self.join_form(g, node, forms) is not None
 
 
 def _inside(node: Node) -> dict[str, Any]:

@@ -13,7 +13,7 @@ this is for what is cheap to compute.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from staticgrad.ir.dim import Dim, DimLike, product
 from staticgrad.ir.node import Node, Value
@@ -22,8 +22,7 @@ from staticgrad.kernels.rewrite import factor_of
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Product, View
 
-if TYPE_CHECKING:
-    from .fuse import Group, _Fusion
+from .groups import Group, Grouping
 
 # Vector instructions to an element: as many as multiplying it with so many columns takes.
 MOST_COST = 16
@@ -35,21 +34,14 @@ LEAST_BYTES = 32 * 1024
 LEAST_USES = 16
 
 
-def attach_prologues(fusion: _Fusion, most_nodes: int) -> None:
+def attach_prologues(fusion: Grouping) -> None:
     """Moves "map" groups into the group of the one matrix product that reads them."""
     for g in fusion.groups:
         if g.merged is not None or g.kind != "map" or not _is_cheap(g):
             continue
-        found = _only_product(fusion, g)
-        if found is None:
-            continue
-        target, views = found
-        if len(g.nodes) + len(views) + len(target.nodes) > most_nodes:
-            continue
-        for n in views:
-            fusion.group_of[n] = target
-        target.nodes += [*g.nodes, *views]
-        g.merged = target
+        found = fusion.only_reader(g, partial(_packs, fusion, g))
+        if found is not None:
+            fusion.move(g, *found)
 
 
 def _is_cheap(g: Group) -> bool:
@@ -58,31 +50,11 @@ def _is_cheap(g: Group) -> bool:
     return sum(COST.get(n.op, 1) for n in g.nodes) <= MOST_COST
 
 
-def _only_product(fusion: _Fusion, g: Group) -> tuple[Group, list[Node]] | None:
-    """The group of the one matrix product that reads `g`, and the views through which it does."""
-    products: set[Node] = set()
-    views: dict[Node, None] = {}
-    stack = list(g.nodes)
-    while stack:
-        for v in stack.pop().results:
-            if v in fusion.roots:
-                return None
-            for u in fusion.uses.get(v, ()):
-                lower = registry.get(u.op).lower
-                if isinstance(lower, Product) and lower.kind == "matmul":
-                    if not _pays(u, v) or not _is_affine(fusion, g, v):
-                        return None
-                    products.add(u)
-                elif fusion.group(u) is not g:
-                    if fusion.group(u) is not None or not isinstance(lower, View):
-                        return None
-                    if u not in views:
-                        views[u] = None
-                        stack.append(u)
-    if len(products) != 1:
-        return None
-    target = fusion.group(products.pop())
-    return None if target is None else (target, list(views))
+def _packs(fusion: Grouping, g: Group, v: Value, u: Node) -> bool:
+    """Whether a reader is a matrix product that can compute the operand where it packs it."""
+    lower = registry.get(u.op).lower
+    is_matmul = isinstance(lower, Product) and lower.kind == "matmul"
+    return is_matmul and _pays(u, v) and _is_affine(fusion, g, v)
 
 
 def _pays(node: Node, v: Value) -> bool:
@@ -95,7 +67,7 @@ def _pays(node: Node, v: Value) -> bool:
     return all(isinstance(n, int) and n >= LEAST_USES for n in uses)
 
 
-def _is_affine(fusion: _Fusion, g: Group, v: Value) -> bool:
+def _is_affine(fusion: Grouping, g: Group, v: Value) -> bool:
     """Whether row and column of an operand are followed through views without a division."""
     at: tuple[DimLike, ...] = tuple(Dim.symbol(f"d{i}") for i in range(len(v.shape)))
     names = [f"d{i}" for i in range(len(v.shape))][-2:]

@@ -12,24 +12,21 @@ read. `sink` moves nodes; here they stay, and are copied, where they are read in
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.cost import COST
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Leaf, Pointwise, Reduction, View
 
-if TYPE_CHECKING:
-    from .fuse import Group, _Fusion
+from .groups import MOST_NODES, Group, Grouping
 
 MOST_COST = 8  # of all that is computed again: less than storing an array and loading it takes
 MOST_READERS = 64  # of a value that are looked at, so that the pass is linear in the nodes
 
 
-def recompute_cheap(fusion: _Fusion, most_nodes: int) -> None:
+def recompute_cheap(fusion: Grouping) -> None:
     """Copies cheap nodes of the full shape of a reduction's group into the groups that read them,
     where less memory is moved so."""
-    made = _Copies(fusion, most_nodes)
+    made = _Copies(fusion)
     for g in fusion.groups:
         if g.merged is None and g.kind == "reduce":
             for n in sorted(g.nodes, key=lambda n: n.id):
@@ -37,8 +34,8 @@ def recompute_cheap(fusion: _Fusion, most_nodes: int) -> None:
 
 
 class _Copies:
-    def __init__(self, fusion: _Fusion, most_nodes: int) -> None:
-        self.fusion, self.most_nodes = fusion, most_nodes
+    def __init__(self, fusion: Grouping) -> None:
+        self.fusion = fusion
         self.holders: dict[Node, list[Group]] = {}  # of copies
 
     def place(self, g: Group, n: Node) -> None:
@@ -47,12 +44,12 @@ class _Copies:
         if chain is None:
             return
         nodes, sources = chain
-        if any(len(h.nodes) + len(h.copies) + len(nodes) > self.most_nodes for h in readers):
+        if any(len(h.nodes) + len(h.copies) + len(nodes) > MOST_NODES for h in readers):
             return
         unread = self._unread(g, n, nodes, readers)
         # Arrays stored and read: the node, those that `g` alone needed for it, those read instead.
         saved = 1 + sum(self._only_for(g, v, unread) for v in sources)
-        saved += sum(1 - len(sources - _read(h)) for h in readers)
+        saved += sum(1 - len(sources - h.full_reads()) for h in readers)
         # One array may take the place of the node in memory.
         if saved <= 0 or sum(not self._is_there(g, v, readers) for v in sources) > 1:
             return
@@ -143,9 +140,3 @@ class _Copies:
 
 def _by_elements(u: Node) -> bool:
     return isinstance(registry.get(u.op).lower, (Pointwise, Reduction))
-
-
-def _read(h: Group) -> set[Value]:
-    """The arrays of the full shape that a group reads."""
-    inside = {*h.nodes, *h.copies}
-    return {v for n in inside for v in n.operands if v.node not in inside and v.shape == h.shape}

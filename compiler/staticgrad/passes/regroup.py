@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from staticgrad.ir.dim import product
 from staticgrad.ir.graph import Graph
@@ -13,17 +13,15 @@ from staticgrad.ir.node import Node, Value
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction, View
 
-if TYPE_CHECKING:
-    from .fuse import Group
+from .groups import Group, Grouping, form_shape
 
 
-def regrouped(
-    graph: Graph, groups: list[Group], group_of: dict[Node, Group], held: dict[Node, Any]
-) -> Graph:
-    """`graph` with each group of several nodes as one `fused` node; `held` are the attributes of
+def regrouped(grouping: Grouping, held: dict[Node, Any]) -> Graph:
+    """The graph with each group of several nodes as one `fused` node; `held` are the attributes of
     nodes whose sub-graphs are fused."""
-    order = _topological(graph, groups, group_of)
-    leaves = _leaving(graph, groups, group_of)
+    graph = grouping.graph
+    order = _topological(grouping)
+    leaves = _leaving(grouping)
     new: dict[Value, Value] = {}
     locs: dict[Node, Locs] = {}
     nodes: list[Node] = []
@@ -58,32 +56,22 @@ def regrouped(
     )  # fmt: skip
 
 
-def _leaving(
-    graph: Graph, groups: list[Group], group_of: dict[Node, Group]
-) -> Callable[[Value, Group], bool]:
+def _leaving(grouping: Grouping) -> Callable[[Value, Group], bool]:
     """Whether a value of a group is needed outside of it: by something that does not compute it
     again."""
-    uses, roots = graph.uses(), set(graph.roots)
     holders: dict[Node, list[Group]] = {}
-    for g in groups:
+    for g in grouping.groups:
         for n in g.copies:
             holders.setdefault(n, []).append(g)
 
     def leaves(v: Value, g: Group) -> bool:
-        return v in roots or any(
+        return v in grouping.roots or any(
             h is not g and (h is None or v.node not in h.copies)
-            for u in uses.get(v, ())
-            for h in (_final(u, group_of), *holders.get(u, ()))
+            for u in grouping.uses.get(v, ())
+            for h in (grouping.group(u), *holders.get(u, ()))
         )
 
     return leaves
-
-
-def _final(node: Node, group_of: dict[Node, Group]) -> Group | None:
-    g = group_of.get(node)
-    while g is not None and g.merged is not None:
-        g = g.merged
-    return g
 
 
 def _fused_node(
@@ -132,9 +120,9 @@ def _has_place(g: Group, v: Value) -> bool:
     """Whether a kernel over the group's elements computes all of a value."""
     if v.shape == g.shape or g.kind != "reduce":
         return v.shape == g.shape
-    kept = tuple(1 if i in g.axes else d for i, d in enumerate(g.shape))
+    kept = product(form_shape("kept", g.shape, g.axes))
     is_sum = isinstance(registry.get(v.node.op).lower, Reduction)  # maybe over the other axes
-    return is_sum or v.node in g.forms or v.type.size == product(kept)
+    return is_sum or v.node in g.forms or v.type.size == kept
 
 
 def _view_chain(node: Node, inside: set[Node]) -> list[Node]:
@@ -148,18 +136,16 @@ def _view_chain(node: Node, inside: set[Node]) -> list[Node]:
         chain.insert(0, source)
 
 
-def _topological(
-    graph: Graph, groups: list[Group], group_of: dict[Node, Group]
-) -> list[Node | Group]:
+def _topological(grouping: Grouping) -> list[Node | Group]:
     """Groups and single nodes in an order that respects what they read: by level, views after
     what they view, then by the age of their first node."""
 
     def final(n: Node) -> Node | Group:
-        return _final(n, group_of) or n
+        return grouping.group(n) or n
 
-    position = {n: i for i, n in enumerate(graph.nodes)}
+    position = {n: i for i, n in enumerate(grouping.graph.nodes)}
     items: dict[Node | Group, int] = {}
-    for n in graph.nodes:
+    for n in grouping.graph.nodes:
         items.setdefault(final(n), position[n])
     waiting: dict[Node | Group, int] = {}
     followers: dict[Node | Group, list[Node | Group]] = {}

@@ -14,21 +14,18 @@ rows are computed where they are read, and neither stored nor read.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from staticgrad.ir.node import Node
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction, View
 
-if TYPE_CHECKING:
-    from .fuse import Group, _Fusion
+from .groups import MOST_NODES, Group, Grouping, is_heavy
 
 # Groups that are looked at before two are taken to depend on one another, so that the pass is
 # linear in the nodes.
 MOST_GROUPS = 64
 
 
-def attach_rows(fusion: _Fusion, most_nodes: int) -> None:
+def attach_rows(fusion: Grouping) -> None:
     """Moves groups into the groups of rows that they read, and cheap rows that one other group
     alone reads into that one."""
     for g in fusion.groups:
@@ -38,12 +35,10 @@ def attach_rows(fusion: _Fusion, most_nodes: int) -> None:
         if target is not None and _waits(fusion, g, target):
             target = None
         target = target or _only_reader(fusion, g)
-        if target is None or len(g.nodes) + len(target.nodes) > most_nodes:
+        if target is None or len(g.nodes) + len(target.nodes) > MOST_NODES:
             continue
         if _fits(fusion, g, target):
-            target.nodes += g.nodes
-            target.read = target.read or g.read
-            g.merged = target
+            target.absorb(g)
             _raise_level(fusion, target, g.level)
 
 
@@ -52,7 +47,7 @@ def _are_rows(g: Group) -> bool:
     return g.kind == "reduce" and first > 0 and g.axes == tuple(range(first, len(g.shape)))
 
 
-def _only_rows(fusion: _Fusion, g: Group) -> Group | None:
+def _only_rows(fusion: Grouping, g: Group) -> Group | None:
     """The one group of rows whose whole rows `g` reads."""
     found = {
         h: None for n in g.nodes for v in n.operands
@@ -64,10 +59,8 @@ def _only_rows(fusion: _Fusion, g: Group) -> Group | None:
     return h if g.kind == "map" or (g.kind == "reduce" and g.axes == h.axes) else None
 
 
-def _only_reader(fusion: _Fusion, g: Group) -> Group | None:
+def _only_reader(fusion: Grouping, g: Group) -> Group | None:
     """The group that alone reads rows of `g`: a smoothed label's, with their sum, for a softmax."""
-    from .fuse import is_heavy
-
     if g.kind != "reduce":
         return None
     users = {u for n in g.nodes for v in n.results for u in fusion.uses.get(v, ())}
@@ -84,7 +77,7 @@ def _only_reader(fusion: _Fusion, g: Group) -> Group | None:
     return h
 
 
-def _waits(fusion: _Fusion, g: Group, h: Group) -> bool:
+def _waits(fusion: Grouping, g: Group, h: Group) -> bool:
     """Whether anything else that `g` reads is computed from what `h` computes."""
     seen: set[Group | Node] = {g}
     stack: list[Group | Node] = [g]
@@ -104,7 +97,7 @@ def _waits(fusion: _Fusion, g: Group, h: Group) -> bool:
     return False
 
 
-def _fits(fusion: _Fusion, g: Group, h: Group) -> bool:
+def _fits(fusion: Grouping, g: Group, h: Group) -> bool:
     """Whether all nodes of both have forms as rows of one group, which are then noted."""
     before = dict(h.forms)
     h.forms.update(g.forms)
@@ -114,7 +107,7 @@ def _fits(fusion: _Fusion, g: Group, h: Group) -> bool:
         if isinstance(registry.get(n.op).lower, Reduction):
             fits = all(form == "full" for form in forms)
         elif forms:
-            fits = fusion._join_form(h, n) is not None
+            fits = fusion.join_form(h, n) is not None
         else:
             fits = n.types[0].shape == h.shape or not _escapes(fusion, n, inside)
         if not fits:
@@ -123,13 +116,13 @@ def _fits(fusion: _Fusion, g: Group, h: Group) -> bool:
     return True
 
 
-def _escapes(fusion: _Fusion, n: Node, inside: set[Node]) -> bool:
+def _escapes(fusion: Grouping, n: Node, inside: set[Node]) -> bool:
     return any(
         v in fusion.roots or any(u not in inside for u in fusion.uses.get(v, ())) for v in n.results
     )
 
 
-def _raise_level(fusion: _Fusion, g: Group, level: int) -> None:
+def _raise_level(fusion: Grouping, g: Group, level: int) -> None:
     """Gives a group a level, and what reads it, directly or not, a higher one."""
     g.level = max(g.level, level)
     stack: list[Group | Node] = [g]

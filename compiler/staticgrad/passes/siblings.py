@@ -13,20 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
 
-from staticgrad.ir.node import Node, Value
+from staticgrad.ir.node import Node
 from staticgrad.kernels.order import reduce_lanes
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
 
-if TYPE_CHECKING:
-    from .fuse import Group, _Fusion
+from .groups import MOST_NODES, Group, Grouping
 
 MOST_READERS = 64  # that are looked at for a reduction, so that the pass is linear in the nodes
 
 
-def join_sums(fusion: _Fusion, node: Node, most_nodes: int) -> None:
+def join_sums(fusion: Grouping, node: Node) -> None:
     """Merges the group that a reduction was placed in with another one that reads the same."""
     g = fusion.group(node)
     assert g is not None
@@ -35,17 +33,14 @@ def join_sums(fusion: _Fusion, node: Node, most_nodes: int) -> None:
         if h is None or h is g or h.kind != "reduce" or (h.shape, h.axes) != (g.shape, g.axes):
             continue
         low, high = (g, h) if g.level < h.level else (h, g)
-        if low.level < high.level and (low.read or not _reads(low) <= _reads(high, behind=True)):
+        if low.level < high.level and (low.read or not _reads_no_more(low, high)):
             continue
-        if len(g.nodes) + len(h.nodes) <= most_nodes and _alike(fusion, g, h):
-            high.nodes += low.nodes
-            high.forms.update(low.forms)
-            high.read = high.read or low.read
-            low.merged = high
+        if len(g.nodes) + len(h.nodes) <= MOST_NODES and _alike(fusion, g, h):
+            high.absorb(low)
             return
 
 
-def _beside(fusion: _Fusion, node: Node) -> Iterator[Node]:
+def _beside(fusion: Grouping, node: Node) -> Iterator[Node]:
     """What reads the same as a reduction or as its operand, or another result of the group that
     computes the operand."""
     source = node.operands[0]
@@ -57,7 +52,7 @@ def _beside(fusion: _Fusion, node: Node) -> Iterator[Node]:
             yield from fusion.uses.get(v, ())
 
 
-def _alike(fusion: _Fusion, g: Group, h: Group) -> bool:
+def _alike(fusion: Grouping, g: Group, h: Group) -> bool:
     """Whether the reductions of both need the same lanes; and sums of columns, which are shared by
     blocks where they are all that a kernel does, nothing else beside them."""
     every = [*g.nodes, *h.nodes]
@@ -73,8 +68,7 @@ def _alike(fusion: _Fusion, g: Group, h: Group) -> bool:
     )  # fmt: skip
 
 
-def _reads(g: Group, *, behind: bool = False) -> set[Value]:
-    """The arrays of the full shape that a group reads; with those that they are computed from."""
-    inside = set(g.nodes)
-    found = {v for n in g.nodes for v in n.operands if v.node not in inside and v.shape == g.shape}
-    return found.union(*(v.node.operands for v in found)) if behind else found
+def _reads_no_more(low: Group, high: Group) -> bool:
+    """Whether one group reads what the other one reads, or what that is computed from."""
+    found = high.full_reads()
+    return low.full_reads() <= found | {v for w in found for v in w.node.operands}

@@ -13,20 +13,18 @@ is stored anyway, one array less is written, and none more is read or kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.cost import COST
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Pointwise
 
-if TYPE_CHECKING:
-    from .fuse import Group, _Fusion
+from .groups import MOST_NODES, Group, Grouping
 
 MOST_COST = 8  # of all that is moved: less than loading an array from the L2 cache takes
 
 
-def sink_cheap(fusion: _Fusion, most_nodes: int) -> None:
+def sink_cheap(fusion: Grouping) -> None:
     """Moves cheap nodes at the end of groups into the one group that reads them."""
     for g in fusion.groups:
         if g.merged is not None or g.kind == "reduce":
@@ -36,13 +34,13 @@ def sink_cheap(fusion: _Fusion, most_nodes: int) -> None:
             if reader is None:
                 continue
             moved = _movable(fusion, g, n)
-            if moved and len(moved) + len(reader.nodes) <= most_nodes:
+            if moved and len(moved) + len(reader.nodes) <= MOST_NODES:
                 g.nodes = [m for m in g.nodes if m not in moved]
                 reader.nodes += moved
                 fusion.group_of.update(dict.fromkeys(moved, reader))
 
 
-def _only_reader(fusion: _Fusion, g: Group, n: Node) -> Group | None:
+def _only_reader(fusion: Grouping, g: Group, n: Node) -> Group | None:
     """The group that reads a node of `g`, element by element, if all its readers are there."""
     if not _is_cheap(n) or n.results[0] in fusion.roots or n.types[0].shape != g.shape:
         return None
@@ -55,7 +53,7 @@ def _only_reader(fusion: _Fusion, g: Group, n: Node) -> Group | None:
     return found
 
 
-def _movable(fusion: _Fusion, g: Group, n: Node) -> list[Node]:
+def _movable(fusion: Grouping, g: Group, n: Node) -> list[Node]:
     """The node with what it alone is computed from; empty unless all of that is computed from one
     value which `g` stores for others anyway."""
     moved = [n]
@@ -84,7 +82,7 @@ def _movable(fusion: _Fusion, g: Group, n: Node) -> list[Node]:
     return [m for m in moved if not any(v is source for v in m.results)]
 
 
-def _is_stored(fusion: _Fusion, g: Group, v: Value, moved: Sequence[Node]) -> bool:
+def _is_stored(fusion: Grouping, g: Group, v: Value, moved: Sequence[Node]) -> bool:
     users = (u for u in fusion.uses.get(v, ()) if u not in moved)
     return v in fusion.roots or any(fusion.group(u) is not g for u in users)
 

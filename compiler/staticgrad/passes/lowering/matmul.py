@@ -11,7 +11,7 @@ from staticgrad.ir.node import Value
 from staticgrad.kernels.ir import TILE, TILE_STRIDE, Buffer, Loop, Stmt, Store, Template
 from staticgrad.kernels.rewrite import all_indices, buffer_names, factor_of, replaced
 
-from ..fuse import broadcast_index
+from ..groups import broadcast_index
 from .draft import linear
 from .product import BATCH, COLUMN, ROW, Called, ProductLowering, called, divisor, flatten
 

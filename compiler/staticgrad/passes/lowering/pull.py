@@ -10,7 +10,7 @@ from staticgrad.kernels.ir import Call, Expr
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Generate, Pointwise, Reduction, View
 
-from ..fuse import broadcast_index
+from ..groups import broadcast_index
 
 At = tuple[DimLike, ...]
 Source = Callable[[Value, At], Expr]

@@ -36,7 +36,7 @@ from staticgrad.kernels.rewrite import IndexMapper, all_indices, merges, replace
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Reduction
 
-from ..fuse import is_heavy
+from ..groups import is_heavy
 from .blocks import BlockedLowering, in_blocks, piece, pieces
 from .body import Body
 from .columns import ColumnSums
