@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from staticgrad_runtime.loader import compile_text
 from staticgrad_runtime.symbols import object_symbols
 
 from tests import runtime_programs as programs
+from tests.forked import in_child
 
 X = np.arange(5, dtype="float32")
 
@@ -333,18 +333,6 @@ def test_every_step_of_every_thread_counts(ns: float) -> None:
         thread.join()
     np.testing.assert_array_equal(w.numpy(), np.full(3, 2000, "float32"))
     assert (int(count.numpy()), count.version) == (2000, 2000)
-
-
-def in_child(work: Any) -> int:
-    """The exit code of a forked child that runs `work`: 0 where it returned True."""
-    child = os.fork()
-    if child == 0:
-        code = 2
-        try:
-            code = 0 if work() else 1
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

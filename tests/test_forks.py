@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -21,24 +20,12 @@ from staticgrad.codegen.target import host_target
 from staticgrad_runtime import forks
 from staticgrad_runtime.forks import ForkSafeLock, no_fork
 
+from .forked import in_child
+
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork"),
     pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
 ]
-
-
-def in_child(work: Callable[[], bool]) -> int:
-    """The exit code of a forked child: 0 where `work` is true there, -SIGALRM where it hangs."""
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(60)
-        code = 2
-        try:
-            code = 0 if work() else 1
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def compiles() -> bool:
@@ -66,7 +53,8 @@ def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 _IMPORTING = """
 import os, sys, threading, numpy as np
-from tests.test_forks import compiles, in_child, until_a_fork_waits
+from tests.forked import in_child
+from tests.test_forks import compiles, until_a_fork_waits
 begun, go = threading.Event(), threading.Event()
 class Slow:
     def find_spec(self, name, path=None, target=None):

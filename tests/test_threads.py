@@ -377,6 +377,7 @@ def test_workers_have_an_arithmetic_of_their_own(
 _SCRIPT = """
 import os, sys, threading, time
 from staticgrad_runtime import binding, workers
+from tests.forked import in_child
 from tests.threaded_programs import bits, products, random
 binding.threads_for = lambda most, *_: most
 workers.WAKE_NS = 0
@@ -386,15 +387,13 @@ run = program.on(3)
 assert bits(run(array)) == expected
 """
 _FORK = """
+def work():
+    assert not workers._pool
+    assert bits(run(array)) == expected
+    assert bits(program.on(2)(array)) == expected
+    return len(workers.pool(1).threads) == 2
 for _ in range(3):
-    child = os.fork()
-    if child == 0:
-        assert not workers._pool
-        assert bits(run(array)) == expected
-        assert bits(program.on(2)(array)) == expected
-        assert len(workers.pool(1).threads) == 2
-        os._exit(7)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert in_child(work) == 0
     assert bits(run(array)) == expected
 """
 _BUSY = """
