@@ -13,9 +13,9 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-import staticgrad as sg
 from staticgrad.codegen.builder import Module
 from staticgrad.codegen.conv import (
+    image_parts,
     require_conv_forward,
     require_conv_grad_input,
     require_conv_grad_weight,
@@ -25,7 +25,16 @@ from staticgrad.codegen.conv import (
     wide_rows,
     workspace_bytes,
 )
-from staticgrad.codegen.conv_depthwise import near_stride
+from staticgrad.codegen.conv_depthwise import (
+    require_depthwise_forward,
+    require_depthwise_grad_input,
+    require_depthwise_grad_weight,
+)
+from staticgrad.codegen.conv_depthwise_window import (
+    depthwise_parts,
+    depthwise_window,
+    depthwise_workspace_bytes,
+)
 from staticgrad.codegen.gemm_emit import Element
 from staticgrad.codegen.target import Target, host_target
 
@@ -33,6 +42,11 @@ KINDS = {
     "forward": require_conv_forward,
     "grad_input": require_conv_grad_input,
     "grad_weight": require_conv_grad_weight,
+}
+DEPTHWISE_KINDS = {
+    "forward": require_depthwise_forward,
+    "grad_input": require_depthwise_grad_input,
+    "grad_weight": require_depthwise_grad_weight,
 }
 OUTPUT = {"forward": 2, "grad_input": 0, "grad_weight": 1}  # which of (x, w, y) is written
 PARAMS = ("ptr %g, ptr %x, ptr %w, ptr %y, ptr %workspace, ptr %epilogue, ptr %context, "
@@ -129,22 +143,21 @@ def without_masks(bits: int = 128) -> Target:
 
 
 class Compiled:
-    """The three functions of one dtype, compiled together."""
+    """The three functions of one dtype, compiled together; with `window` depthwise ones."""
 
     def __init__(
-        self, dtype: str, target: Target, depthwise: bool, wide: bool, lanes: int = 0, near: int = 0
+        self, dtype: str, target: Target, wide: bool, lanes: int, window: tuple[int, ...]
     ) -> None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         module = Module(target)
         rows = tile_rows(target, None) if wide else 0
-        names = {
-            kind: require(module, dtype, depthwise=depthwise, rows=rows, near=near)
-            for kind, require in KINDS.items()
-        }
-        if lanes:
-            more = {"depthwise": depthwise, "rows": 9, "lanes": lanes, "near": near}
-            names["grad_weight"] = require_conv_grad_weight(module, dtype, **more)
+        if window:
+            names = {k: r(module, dtype, window, lanes) for k, r in DEPTHWISE_KINDS.items()}
+        else:
+            names = {k: r(module, dtype, rows=rows) for k, r in KINDS.items()}
+        if lanes and not window:
+            names["grad_weight"] = require_conv_grad_weight(module, dtype, rows=9, lanes=lanes)
         text = module.to_text()
         for kind, name in names.items():
             text += f"define void @run_{kind}({PARAMS}) {{\n"
@@ -154,7 +167,8 @@ class Compiled:
         machine = llvm.Target.from_triple(target.triple).create_target_machine(
             cpu=target.cpu, features=target.features, opt=1
         )
-        self.dtype, self.target, self.depthwise = np.dtype(dtype), target, depthwise
+        self.dtype, self.target, self.window = np.dtype(dtype), target, window
+        self.rows, self.lanes = rows, lanes
         self.names, self.text = names, text
         self._jit = llvm.create_lljit_compiler(machine)
         library = llvm.JITLibraryBuilder().add_ir(parsed).add_current_process()
@@ -163,7 +177,10 @@ class Compiled:
         self._library = library.link(self._jit, "convolution")
         signature = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 7, *[ctypes.c_int64] * 2)
         self._functions = {kind: signature(self._library[f"run_{kind}"]) for kind in KINDS}
-        self._workspace = np.zeros(workspace_bytes(target, dtype), np.uint8)
+        size = workspace_bytes(target, dtype)
+        if window:
+            size = depthwise_workspace_bytes(target, dtype, window, lanes)
+        self._workspace = np.zeros(size, np.uint8)
 
     def run(
         self, kind: str, geometry: Geometry, operands: list[Array],
@@ -181,12 +198,16 @@ class Compiled:
 
     def extent(self, kind: str, geometry: Geometry) -> int:
         """How many parts the work has."""
+        dtype, groups = str(self.dtype), geometry.groups
+        if self.window:
+            more = (self.lanes, geometry.n, groups, f"conv_{kind}")
+            return int(str(depthwise_parts(self.target, dtype, self.window, *more)))
         if kind != "grad_weight":
-            return geometry.n
+            channels = (geometry.o if kind == "forward" else geometry.c) // groups
+            parts = image_parts(self.target, dtype, geometry.n, groups, channels, self.rows)
+            return int(str(parts))
         taps = geometry.c // geometry.groups * geometry.kh * geometry.kw
-        parts = weight_parts(
-            self.target, str(self.dtype), geometry.o, geometry.groups, taps, self.depthwise
-        )
+        parts = weight_parts(self.target, dtype, geometry.o, groups, taps)
         return int(str(parts))
 
     def result(self, kind: str, geometry: Geometry, operands: list[Array], **more: Any) -> Array:
@@ -201,10 +222,22 @@ class Compiled:
 
 @functools.cache
 def compiled(
-    dtype: str = "float32", target: Target | None = None, depthwise: bool = False,
-    wide: bool = True, lanes: int = 0, near: int = 0,
+    dtype: str = "float32", target: Target | None = None, wide: bool = True, lanes: int = 0,
+    window: tuple[int, ...] = (),
 ) -> Compiled:  # fmt: skip
-    return Compiled(dtype, target or host_target(), depthwise, wide, lanes, near)
+    return Compiled(dtype, target or host_target(), wide, lanes, window)
+
+
+def compiled_for(
+    geometry: Geometry, dtype: str = "float32", target: Target | None = None, lanes: int = 0
+) -> Compiled:
+    """The depthwise functions for a geometry's window."""
+    target = target or host_target()
+    kernel = (geometry.kh, geometry.kw)
+    group = (geometry.c // geometry.groups, geometry.o // geometry.groups)
+    window = depthwise_window(target, dtype, kernel, geometry.stride, geometry.dilation, group)
+    assert window
+    return compiled(dtype, target, window=window, lanes=lanes)
 
 
 def random_operands(geometry: Geometry, dtype: str, seed: int = 0) -> list[Array]:
@@ -217,10 +250,13 @@ def random_operands(geometry: Geometry, dtype: str, seed: int = 0) -> list[Array
 
 def check(
     kind: str, geometry: Geometry, dtype: str = "float32", target: Any = None,
-    depthwise: bool = False, wide: bool = True, near: int = 0,
+    depthwise: bool = False, wide: bool = True,
 ) -> None:  # fmt: skip
     operands = random_operands(geometry, dtype)
-    functions = compiled(dtype, target, depthwise, wide, near=near)
+    if depthwise:
+        functions = compiled_for(geometry, dtype, target)
+    else:
+        functions = compiled(dtype, target, wide)
     got = functions.result(kind, geometry, operands)
     if got.dtype.kind != "f":
         with np.errstate(over="ignore"):
@@ -310,7 +346,6 @@ def test_along_positions_agrees_with_loops_in_float64(name: str, kind: str) -> N
 PART = ("same_5x5", "shared_rows_dilated", "strided", "stride_3_dilation_2", "depthwise",
         "depthwise_strided", "one_by_one", "one_dimension_strided", "one_output",
         "padding_over_kernel", "no_channel", "no_image")  # fmt: skip
-DEPTHWISE = [name for name in GEOMETRIES if name.startswith("depthwise")]
 
 
 @pytest.mark.parametrize("kind", NARROW)
@@ -361,65 +396,15 @@ def test_long_sums_of_many_channels_go_along_channels() -> None:
     assert wide_rows(wide, "float32", 64, (64, 28, 28), 25) == 0
 
 
+def test_one_image_is_shared_by_groups_and_by_blocks_of_channels() -> None:
+    wide = dataclasses.replace(host_target(), vector_bits=512, vector_registers=32)
+    assert image_parts(wide, "float32", 1, 1, 64, 28) == 4  # vectors of channels
+    assert image_parts(wide, "float32", 1, 1, 17, 28) == 2
+    assert image_parts(wide, "float32", 3, 32, 4, 0) == 96
+    assert image_parts(wide, "float32", 0, 1, 64, 28) == 0
+
+
 PLANELESS = [name for name in GEOMETRIES if name.startswith("planeless")]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [*DEPTHWISE, *PART])
-def test_depthwise_agrees_with_loops_in_float64(name: str, kind: str) -> None:
-    check(kind, GEOMETRIES[name], depthwise=True)
-
-
-# Windows of 3 x 3: rows in fours and a rest, images of fewer rows than that or than the window,
-# several vectors and less than one, padding on each side, none and more than the window.
-NEAR = [
-    Geometry(n, c, h, w, c, 3, 3, (stride, stride), pad, groups=c)
-    for stride in (1, 2)
-    for n, c, h, w, pad in (
-        (2, 3, 18, 37, (1, 1, 1, 1)), (3, 2, 7, 7, (1, 1, 1, 1)), (2, 2, 9, 20, (0, 0, 0, 0)),
-        (1, 3, 8, 33, (2, 0, 0, 2)), (2, 2, 11, 16, (0, 2, 2, 0)), (2, 1, 1, 1, (1, 1, 1, 1)),
-        (1, 2, 2, 50, (4, 4, 4, 4)), (1, 2, 17, 2, (1, 1, 1, 1)), (1, 1, 5, 2100, (1, 1, 1, 1)),
-    )
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("geometry", NEAR, ids=str)
-def test_windows_of_3_by_3_have_the_bits_of_any_others(geometry: Geometry, kind: str) -> None:
-    near = near_stride((geometry.kh, geometry.kw), geometry.stride, geometry.dilation)
-    assert near == geometry.stride[0]
-    check(kind, geometry, depthwise=True, near=near)
-    for dtype, target in (
-        ("float32", None), ("float64", None), ("int8", None), ("float32", narrowed(256)),
-        ("float32", without_masks()),
-    ):  # fmt: skip
-        operands = random_operands(geometry, dtype)
-        one, other = (
-            compiled(dtype, target, True, near=n).result(kind, geometry, operands)
-            for n in (0, near)
-        )
-        assert one.tobytes() == other.tobytes(), (dtype, target)
-
-
-@pytest.mark.parametrize(
-    "window",
-    [
-        ((3, 3), (3, 3), (1, 1)), ((3, 3), (1, 2), (1, 1)), ((3, 3), (1, 1), (2, 2)),
-        ((3, 3), (1, 1), (1, 2)), ((3, 5), (1, 1), (1, 1)), ((3,), (1,), (1,)),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_other_windows_are_not_near(window: Any) -> None:
-    assert near_stride(*window) == 0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_depthwise_on_other_dtypes_and_targets(kind: str) -> None:
-    for name in DEPTHWISE:
-        for dtype in ("float64", "int8", "int64"):
-            check(kind, GEOMETRIES[name], dtype, depthwise=True)
-        check(kind, GEOMETRIES[name], target=narrowed(256), depthwise=True)
-        check(kind, GEOMETRIES[name], target=without_masks(), depthwise=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -469,13 +454,18 @@ def test_code_for_cpus_without_masks(dtype: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "name", [*PART, "many_channels", "many_inputs", "stride_over_kernel", "depthwise_stride_2"]
+    "name",
+    [*PART, "two_groups", "many_channels", "many_outputs", "many_inputs", "stride_over_kernel"],
 )
-@pytest.mark.parametrize("depthwise", [False, True])
-def test_a_split_changes_no_bit(name: str, kind: str, depthwise: bool) -> None:
-    geometry = dataclasses.replace(GEOMETRIES[name], n=7)
+def test_a_split_changes_no_bit(name: str, kind: str) -> None:
+    for n in (1, 7):
+        for wide in (True, False):
+            check_split(compiled(wide=wide), kind, dataclasses.replace(GEOMETRIES[name], n=n))
+
+
+def check_split(functions: Compiled, kind: str, geometry: Geometry) -> None:
+    """Parts of any size, from any one on: none of an image, some, whole images and some."""
     operands = random_operands(geometry, "float32")
-    functions = compiled(depthwise=depthwise)
     whole = functions.result(kind, geometry, operands)
     extent = functions.extent(kind, geometry)
     cuts = sorted({0, 1, extent // 3, extent // 2 + 1, extent})
@@ -487,15 +477,14 @@ def test_a_split_changes_no_bit(name: str, kind: str, depthwise: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["forward", "grad_input"])
 @pytest.mark.parametrize("name", [*PART, "many_channels", "tiny_image", "depthwise_stride_2"])
-@pytest.mark.parametrize("depthwise", [False, True])
-def test_an_image_alone_has_the_bits_it_has_in_a_batch(
-    name: str, kind: str, depthwise: bool
-) -> None:
-    geometry = dataclasses.replace(GEOMETRIES[name], n=5)
+def test_an_image_alone_has_the_bits_it_has_in_a_batch(name: str, kind: str) -> None:
+    check_alone(compiled(), kind, dataclasses.replace(GEOMETRIES[name], n=5))
+
+
+def check_alone(functions: Compiled, kind: str, geometry: Geometry) -> None:
     operands = random_operands(geometry, "float32")
-    functions = compiled(depthwise=depthwise)
     whole = functions.result(kind, geometry, operands)
-    for n in range(5):
+    for n in range(geometry.n):
         alone = [operands[0][n : n + 1], operands[1], operands[2][n : n + 1]]
         got = functions.result(kind, dataclasses.replace(geometry, n=1), alone)
         assert got.tobytes() == whole[n : n + 1].tobytes()
@@ -527,11 +516,11 @@ def as_blocks(kind: str, out: Array) -> Array:
     "name", [*PART, "two_groups", "many_channels", "many_outputs", "many_inputs", "long_kernel",
              "stride_over_kernel", "no_position", "no_output_channel", "no_pixel"],
 )  # fmt: skip
-@pytest.mark.parametrize("depthwise", [False, True])
-def test_the_epilogue_gets_each_finished_element_once(
-    name: str, kind: str, depthwise: bool
-) -> None:
-    geometry, functions = GEOMETRIES[name], compiled(depthwise=depthwise)
+def test_the_epilogue_gets_each_finished_element_once(name: str, kind: str) -> None:
+    check_epilogue(compiled(), kind, GEOMETRIES[name])
+
+
+def check_epilogue(functions: Compiled, kind: str, geometry: Geometry) -> None:
     operands = random_operands(geometry, "float32")
     plain = functions.result(kind, geometry, operands)
     operands[OUTPUT[kind]] = out = np.full_like(plain, np.nan)
@@ -575,26 +564,16 @@ def test_nothing_outside_of_the_operands_is_touched(dtype: str, kind: str, at_en
         for name in GEOMETRIES:
             if dtype == "int8" and name not in PART:
                 continue
-            geometry, guarded = GEOMETRIES[name], Guarded()
-            operands = random_operands(geometry, dtype)
-            expected = compiled(dtype, target).result(kind, geometry, operands)
-            fenced = [guarded.copy(a, at_end) for a in operands]
-            compiled(dtype, target).run(kind, geometry, fenced)
-            assert fenced[OUTPUT[kind]].tobytes() == expected.tobytes()
+            check_bounds(compiled(dtype, target), kind, GEOMETRIES[name], at_end)
 
 
-@pytest.mark.parametrize("at_end", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-def test_depthwise_touches_nothing_outside_of_the_operands(kind: str, at_end: bool) -> None:
-    for target in (None, narrowed(256)):
-        for name in DEPTHWISE:
-            geometry, guarded = GEOMETRIES[name], Guarded()
-            operands = random_operands(geometry, "float32")
-            functions = compiled("float32", target, True)
-            expected = functions.result(kind, geometry, operands)
-            fenced = [guarded.copy(a, at_end) for a in operands]
-            functions.run(kind, geometry, fenced)
-            assert fenced[OUTPUT[kind]].tobytes() == expected.tobytes()
+def check_bounds(functions: Compiled, kind: str, geometry: Geometry, at_end: bool) -> None:
+    guarded = Guarded()
+    operands = random_operands(geometry, str(functions.dtype))
+    expected = functions.result(kind, geometry, operands)
+    fenced = [guarded.copy(a, at_end) for a in operands]
+    functions.run(kind, geometry, fenced)
+    assert fenced[OUTPUT[kind]].tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -644,7 +623,7 @@ def test_it_compiles_for_aarch64(dtype: str) -> None:
     target = Target("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon", 128, 32)
     module = Module(target)
     for require in KINDS.values():
-        require(module, dtype, depthwise=True)
+        require(module, dtype)
     parsed = llvm.parse_assembly(module.to_text())
     parsed.verify()
     machine = llvm.Target.from_triple(target.triple).create_target_machine(
@@ -656,22 +635,3 @@ def test_it_compiles_for_aarch64(dtype: str) -> None:
 def test_no_function_is_called_from_outside_but_intrinsics() -> None:
     declared = [line for line in compiled().text.splitlines() if line.startswith("declare")]
     assert declared and all("@llvm." in line for line in declared)
-
-
-def test_depthwise_windows_of_several_kinds_in_one_program() -> None:
-    """3 x 3 at strides 1 and 2, and 5 x 5, have functions of their own that share one."""
-    conv2d = sg.nn.functional.conv2d
-    x = sg.input("x", (2, 4, 9, 9), dtype="float64")
-    rng = np.random.default_rng(0)
-    sizes = (3, 3, 5)
-    ws = [
-        sg.parameter(rng.standard_normal((4, 1, n, n)), name=f"w{i}") for i, n in enumerate(sizes)
-    ]
-    y = conv2d(x, ws[0], padding=1, groups=4)
-    y = conv2d(y, ws[1], stride=2, padding=1, groups=4)
-    y = conv2d(y, ws[2], padding=2, groups=4)
-    outputs = sg.gradients(sg.sum(y * y), ws)
-    array = rng.standard_normal((2, 4, 9, 9))
-    found = sg.compile([x], outputs)(array)
-    for g, expected in zip(found, sg.compile([x], outputs, mode="reference")(array)):
-        np.testing.assert_allclose(g, expected, rtol=1e-10, atol=1e-10)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import staticgrad as sg
+from staticgrad.codegen.target import host_target
 from staticgrad.ops.conv import reference_grad_input, reference_grad_weight
 from staticgrad.ops.registry import apply, get
 
@@ -18,6 +19,7 @@ from .test_conv_kernels import (
     Compiled,
     Geometry,
     compiled,
+    compiled_for,
     narrowed,
     random_operands,
     without_masks,
@@ -79,28 +81,29 @@ def check(functions: Compiled, kind: str, operand: int, geometry: Geometry, dtyp
 
 
 @pytest.mark.parametrize(("kind", "operand"), READ)
-@pytest.mark.parametrize("way", ["channels", "positions", "depthwise"])
+@pytest.mark.parametrize("way", ["channels", "positions"])
 def test_it_gets_to_what_depends_on_it(way: str, kind: str, operand: int) -> None:
-    functions = compiled("float32", depthwise=way == "depthwise", wide=way != "positions")
+    functions = compiled("float32", wide=way != "positions")
     for geometry in PLACES.values():
         check(functions, kind, operand, geometry, "float32")
 
 
 @pytest.mark.parametrize(("kind", "operand"), READ)
-def test_nor_does_it_depend_on_the_window(kind: str, operand: int) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nor_does_it_depend_on_the_window(dtype: str, kind: str, operand: int) -> None:
     strided = Geometry(2, 5, 12, 9, 5, 3, 3, (2, 2), (1, 1, 1, 1), groups=5)
-    for geometry in (PLACES["depthwise"], PLACES["depthwise_six_rows"], strided):
-        functions = compiled("float32", depthwise=True, near=geometry.stride[0])
-        check(functions, kind, operand, geometry, "float32")
+    depthwise = [g for g in PLACES.values() if g.groups == g.c == g.o]
+    assert len(depthwise) >= 6
+    for geometry in (strided, *depthwise):
+        for target in (host_target(), narrowed(256)):
+            check(compiled_for(geometry, dtype, target), kind, operand, geometry, dtype)
 
 
 @pytest.mark.parametrize(("kind", "operand"), READ)
-@pytest.mark.parametrize("depthwise", [False, True])
-def test_nor_does_it_depend_on_the_vectors(depthwise: bool, kind: str, operand: int) -> None:
+def test_nor_does_it_depend_on_the_vectors(kind: str, operand: int) -> None:
     for target in (narrowed(256), without_masks()):
         for name in ("strided", "shared_rows", "depthwise", "depthwise_six_rows", "rows_not_read"):
-            functions = compiled("float64", target, depthwise)
-            check(functions, kind, operand, PLACES[name], "float64")
+            check(compiled("float64", target), kind, operand, PLACES[name], "float64")
 
 
 @pytest.mark.parametrize("name", ["conv_grad_weight_pooled", "conv_grad_input_pooled"])

@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import staticgrad as sg
-from staticgrad.codegen import assemble, conv
+from staticgrad.codegen import assemble, conv, conv_depthwise
 from staticgrad.codegen.builder import Module
+from staticgrad.codegen.sharing import is_shared
 from staticgrad.codegen.split import shared_units
 from staticgrad.codegen.target import host_target
+from staticgrad.ir.graph import Graph
+from staticgrad.kernels.ir import Template
 from staticgrad.nn import functional as F
+from staticgrad.passes.lowering import lower
+from staticgrad.passes.pipeline import run_pipeline
+from staticgrad.passes.schedule import schedule
 
 
 def network() -> Any:
@@ -46,7 +52,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_each_function_is_generated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counter(name for unit in generated(monkeypatch) for name in unit)
     for kind in ("forward", "grad_weight", "tile", "tile_pooled_taps", "tile_pooled_spread"):
-        assert any(name.startswith(f"sg_conv_{kind}_") for name in counts), kind
+        assert any(re.match(f"sg_conv_(depthwise_)?{kind}_", name) for name in counts), kind
     assert set(counts.values()) == {1}, counts
 
 
@@ -55,21 +61,27 @@ def test_what_depends_on_sizes_is_a_unit_apart(monkeypatch: pytest.MonkeyPatch) 
         assert len({re.sub(r"sg_(conv(_tile)?)_.*", r"\1", name) for name in unit}) == 1
 
 
-def test_depthwise_windows_of_3_by_3_need_no_other_functions() -> None:
-    for near in (1, 2):
-        module = Module(host_target())
-        conv.require_conv_forward(module, "float32", depthwise=True, near=near)
-        conv.require_conv_grad_weight(module, "float32", depthwise=True, near=near)
-        assert not [name for name in module.functions if "im2col" in name or "tile" in name]
-
-
 def test_no_unit_of_a_programs_own_has_a_function_of_convolution() -> None:
     module = Module(host_target())
     for require in (conv.require_conv_forward, conv.require_conv_grad_input):
-        for options in ({"rows": 0}, {"rows": 28}, {"depthwise": True}):
-            require(module, "float32", **options)
-        require(module, "float32", depthwise=True, near=1)
-    conv.require_conv_grad_weight(module, "float32", depthwise=True)
+        for rows in (0, 28):
+            require(module, "float32", rows=rows)
+    window = (5, 3, 2, 1, 1, 1)
+    for require in (
+        conv_depthwise.require_depthwise_forward, conv_depthwise.require_depthwise_grad_input,
+        conv_depthwise.require_depthwise_grad_weight,
+    ):  # fmt: skip
+        require(module, "float32", window)
     conv.require_conv_grad_weight(module, "float32", rows=9, lanes=8)
     shared = "".join(unit.text for unit in shared_units(module.to_text()))
     assert set(re.findall(r"(?m)^define .*@(\w+)\(", shared)) == set(module.functions)
+
+
+@pytest.mark.parametrize("groups", [1, 8, 64])
+def test_threads_share_what_is_computed_of_one_image(groups: int) -> None:
+    x, w = sg.input("x", (1, 64, 28, 28)), sg.input("w", (64, 64 // groups, 3, 3))
+    y = F.conv2d(x, w, groups=groups)
+    graph = Graph([x, w], [y, *sg.gradients(sg.sum(y * y), [x, w])])
+    program = schedule(lower(run_pipeline(graph), host_target()))
+    templates = [s for s in program.steps if any(isinstance(b, Template) for b in s.kernel.body)]
+    assert len(templates) == 3 and all(is_shared(s) for s in templates)

@@ -477,6 +477,27 @@ def test_aarch64_compiles():
     assert inner.count("fmla") == 28  # and no accumulator in memory inside of the loop
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_loops_of_the_edge_kernel_compute_no_masks(dtype):
+    """LLVM moves a comparison to where its result is used, unless that is frozen."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    features = "+avx2,+fma,+avx512f,+avx512vl,+avx512dq,+avx512bw,-prefer-256-bit"
+    target = Target("x86_64-unknown-linux-gnu", "x86-64-v4", features, 512, 32)
+    module = Module(target)
+    require_gemm(module, dtype)
+    machine = llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=2
+    )
+    text = machine.emit_assembly(llvm.parse_assembly(module.to_text()))
+    edge = text[text.index(f"sg_gemm_edge_{dtype}:") :].split(".size")[0]
+    loops = [b for b in re.split(r"(?m)^\.L\w+:", edge) if "vfmadd" in b]
+    assert sorted(b.count("vfmadd") for b in loops) == [4, 8]
+    for inner in loops:
+        assert re.search(r"\{%k\d\} \{z\}", inner)
+        assert "vpcmp" not in inner and "vcmp" not in inner
+
+
 def test_unknown_dtype():
     with pytest.raises(ValueError, match="complex64"):
         require_gemm(Module(host_target()), "complex64")

@@ -264,13 +264,35 @@ def test_declared_few_rows_or_columns_take_the_unit() -> None:
     assert taken((500,), (500,), "int16") == ["sg_gemm"]
 
 
-@pytest.mark.parametrize("b", [(500,), (500, 3), (500, 70)])
-def test_what_is_begun_early_is_what_the_program_needs(b: tuple[int, ...]) -> None:
-    x, y = sg.input("x", (100, 500)), sg.input("y", b)
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((100, 500), (500,)), ((100, 500), (500, 3)), ((100, 500), (500, 70)), ((40_000,), (40_000,)),
+     ((5, 40_000), (40_000,)), (("K",), ("K",)), ((40, 9000), (9000, 30))],
+)  # fmt: skip
+def test_what_is_begun_early_is_what_the_program_needs(
+    a: tuple[object, ...], b: tuple[object, ...]
+) -> None:
+    x, y = sg.input("x", a), sg.input("y", b)
     graph = sg.Graph([x, y], [x @ y])
     made = compile_stages(graph)
     early = shared_units(products_text(made.target, _products(graph)))
     assert early and set(early) == set(shared_units(made.text))
+
+
+def test_they_want_no_workspace() -> None:
+    """But for what may find its right operand packed, or not yet."""
+
+    def planned(a: tuple[object, ...], w: sg.Tensor, *inputs: sg.Tensor) -> object:
+        x = sg.input("x", a)
+        program = compile_stages(sg.Graph([x, *inputs], [x @ w])).program
+        return sum(b.size_bytes for b in program.buffers if b.per_thread)
+
+    rows = values((40, 500), "float32", 1)
+    assert planned((500,), sg.constant(rows[0])) == planned((100, 500), sg.constant(rows[0])) == 0
+    assert planned(("M", 500), sg.parameter(rows[0])) == planned((3, 500), sg.constant(rows).T) == 0
+    assert planned((3, 500), sg.parameter(rows).T) > 0
+    w = sg.input("w", (500, 40))
+    assert planned((30, 500), w, w) > 0
 
 
 TAKEN = [  # dtype, (m, n, k), column stride of a, row stride of b, how many at once

@@ -205,8 +205,7 @@ def test_a_product_with_a_parameter(dtype: str) -> None:
             close(wanted, np.maximum(a @ (w.numpy().T if turned else w.numpy()), 0))
             for _ in range(PATIENCE + 1):
                 assert bits(run(a)) == bits(wanted)
-            worth = turned or m > 1
-            assert run._packed.versions() == [w.cell.version] * worth
+            assert run._packed.versions() == [w.cell.version]
 
 
 def test_a_parameter_is_not_packed_in_calls() -> None:
@@ -273,18 +272,33 @@ def test_rows_of_any_number() -> None:
 
 
 def test_few_rows_of_any_number() -> None:
-    """One reads unbroken rows of the parameter itself: nothing is packed for it."""
+    """Of unbroken rows of the parameter too; nothing is packed for no rows."""
     a = values((40, 48), "float32", 1)
     x, w = sg.input("x", ("N", 48)), parameter((48, 80))
     run, plain = both([x], x @ w)
-    for n in (0, 1):
-        settle(run, a[:n])
-        assert bits(run(a[:n])) == bits(plain(a[:n]))
+    settle(run, a[:0])
     assert run._packed.versions() == [-1]
-    for n in (2, 4, 40, 1):
+    for n in (1, 2, 4, 40, 1, 0):
         settle(run, a[:n])
         assert bits(run(a[:n])) == bits(plain(a[:n]))
-    assert run._packed.versions() == [w.cell.version]
+        assert run._packed.versions() == [w.cell.version]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("sizes", [(48, 32), (256, 80), (784, 512)], ids=str)
+def test_one_declared_row_has_panels(sizes: tuple[int, int], turned: bool) -> None:
+    """Of constants and of parameters, however their rows lie; small products as well."""
+    x, m = sg.input("x", (1, sizes[0])), values(sizes[::-1] if turned else sizes, "float32", 1)
+    for w in (sg.constant(m), sg.parameter(m)):
+        run, plain = both([x], sg.relu(x @ (w.T if turned else w)))
+        a = values((1, sizes[0]), "float32", 2)
+        settle(run, a)
+        assert bits(run(a)) == bits(plain(a))
+        np.testing.assert_allclose(
+            run(a), np.maximum(a.astype(float) @ (m.T if turned else m), 0), rtol=1e-4, atol=1e-4
+        )
+        (step,) = program_of([x], [x @ (w.T if turned else w)]).steps
+        assert len(step.kernel.body[0].buffers) == 5
 
 
 def test_parts_and_branches() -> None:

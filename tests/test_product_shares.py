@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 import staticgrad as sg
-from staticgrad_runtime import binding, callcontext, workers
+from staticgrad_runtime import binding, frames, workers
 
 from .threaded_programs import InTurn, Threaded, bits, random
 
@@ -29,18 +29,21 @@ def _threads_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("m", "n", "shared"),
-    [(64, 64, "rows"), (1024, 1024, "columns"), (1040, 1024, "rows"), (64, 80, "columns")],
-)
-def test_the_longer_side_and_columns_of_large_squares(
-    m: int, n: int, shared: str, monkeypatch: pytest.MonkeyPatch
+    ("m", "n", "k", "shared"),
+    [(64, 64, 40, "rows"), (1024, 1024, 140, "columns"), (1040, 1024, 140, "rows"),
+     (64, 80, 40, "columns"), (1024, 1024, 40, "rows"), (256, 800, 16, "rows"),
+     (256, 800, 40, "columns"), (112, 800, 3, "columns")],
+)  # fmt: skip
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_the_longer_side_columns_of_large_squares_and_rows_of_a_short_k(
+    m: int, n: int, k: int, shared: str, symbolic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, y = sg.input("x", (m, 40)), sg.input("y", (40, n))
+    x, y = sg.input("x", ("M" if symbolic else m, k)), sg.input("y", (k, n))
     made = Threaded.of([x, y], [x @ y])
     half = made.on(2)
-    monkeypatch.setattr(callcontext, "pool", lambda threads: FirstAlone((0, 1)))
+    monkeypatch.setattr(frames, "pool", lambda threads: FirstAlone((0, 1)))
     out = np.full((m, n), MARK, np.float32)
-    half(random((m, 40), 1), random((40, n), 2), out=[out])
+    half(random((m, k), 1), random((k, n), 2), out=[out])
     missing = out == MARK
     assert missing.sum() * 2 == pytest.approx(m * n, rel=0.25)
     along = (0, 1) if shared == "rows" else (1, 0)

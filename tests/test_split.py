@@ -12,7 +12,7 @@ import pytest
 import staticgrad as sg
 from staticgrad.api.compile import compile_stages
 from staticgrad.codegen.assemble import Crew, Stream, assemble
-from staticgrad.codegen.gemm import products_text
+from staticgrad.codegen.gemm_vector import products_text
 from staticgrad.codegen.split import PART_LINES, Splitter, Unit, shared_units, split
 from staticgrad.codegen.target import host_target
 from staticgrad_runtime.errors import ArtifactError
@@ -132,7 +132,7 @@ def test_what_is_begun_early_is_what_the_program_needs() -> None:
     stream._splitter = Splitter(2)
     made = compile_stages(mlp(20, 30, 40, 10), stream=stream)
     units = split(made.text, 2)
-    early = shared_units(products_text(made.target, ["float32"]))
+    early = shared_units(products_text(made.target, {("float32", 0)}))
     assert len(early) == 1 and added[0] == early
     begun = [u for us in added for u in us]
     assert len(begun) == len({*begun}) >= 3 and {*begun} < {*units}

@@ -1,199 +1,196 @@
-"""Depthwise convolution: the rows of one plane, four at a time, under windows of any size.
+"""The sums of depthwise convolution: rows of a plane, four of the output at a time.
 
-`void @..(plan, table, src, weights, dst, j0, j1)`: all rows, columns j0 to j1; `table` holds the
-lanes inside of the image for each vector of a row and each tap column.
+    for four rows of the output, for a vector of positions:
+        for a tap column: load its weights; for a row of the plane: load a vector, add it to those
+            of the four sums that have a tap there
+        store the four rows
+
+Under 3 x 3 taps a column costs 6 loads, 3 of weights, 12 multiply-adds; under 7 x 7 10, 7, 28.
+The text has no more than one tap column, and a loop over them: so a sum goes over channels, tap
+columns, the rows of one. Tap rows are written out, at most `RUN` together: their weights, the sums
+and a vector of the image have registers. (Vectors of half the size take eight rows at a time.)
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from .builder import Module
+from .conv_depthwise_window import Pass, Window, block_rows
 from .conv_emit import Code, Plan, multiply_add
-from .conv_lanes import emit_load_lanes
 from .gemm_emit import Element, emit_broadcast, emit_in_memory, emit_in_register
 
-ROWS = 4  # rows of the output at a time
-PIECES = 64  # vectors of a row at a time: 1024 columns of float32
-TAPS_W = 16  # at most so many tap columns; wider windows are packed
-TABLE_BYTES = PIECES * TAPS_W * 8
-ROW_PARAMS = "ptr plan, ptr table, ptr src, ptr weights, ptr dst, i64 j0, i64 j1"
+RUN = 7  # tap rows
+ROW_PARAMS = "ptr pass, ptr plane, ptr weights, ptr dst, i64 i0, i64 i1, i64 j0, i64 j1"
 
 
-def require_rows(module: Module, element: Element, kind: str) -> str:
-    """`@sg_conv_depthwise_rows_<kind>_<dtype>`: dst = the sums of the taps."""
-    name = f"sg_conv_depthwise_rows_{kind}_{element.dtype}"
+class Column:
+    """The rows of a plane that four rows of the output read by tap rows `first` to `last`, as
+    multiples of its pitch, and which of them a row serves."""
+
+    def __init__(self, window: Window, high: int, first: int, last: int) -> None:
+        stride, step = window.stride[0], window.step[0]
+        self.uses: dict[int, list[tuple[int, int]]] = {}  # row -> (row of the output, tap row)
+        for u in range(high):
+            for h in range(first, last):
+                self.uses.setdefault(u * stride + h * step, []).append((u, h))
+        self.rows = sorted(self.uses)
+
+
+def runs(taps: int) -> list[tuple[int, int]]:
+    """Tap rows, in runs of even length."""
+    count = -(-taps // RUN)
+    cuts = [taps * k // count for k in range(count + 1)]
+    return list(pairwise(cuts))
+
+
+class Multiples:
+    """Where rows of a plane or of weights are, a pitch apart: few registers hold its odd multiples,
+    the addressing of x86 doubles them."""
+
+    def __init__(self, f: Code, pitch: str, count: int) -> None:
+        size = f.mul(pitch, f.element.itemsize)
+        self.f = f
+        self.odd = {k: f.mul(size, k) if k > 1 else size for k in range(1, count, 2)}
+
+    def at(self, base: str, row: int) -> str:
+        if row == 0:
+            return base
+        scale = min(row & -row, 8)
+        odd = self.odd.get(row // scale)
+        if odd is None:
+            odd = self.f.mul(self.odd[1], row // scale)
+        return self.f.emit(f"getelementptr i{8 * scale}, ptr {base}, i64 {odd}")
+
+
+def require_rows(
+    module: Module, element: Element, window: Window, spread: int, outputs: int = 1
+) -> str:
+    """Makes sure of `@sg_conv_depthwise_rows_<tap rows>_<stride>_<step>_<spread>_<dtype>`: rows i0
+    to i1, columns j0 to j1 of `outputs` channels of the output, `spread` apart, from planes that
+    begin with them."""
+    window = window.rows_alone()
+    taps, stride, step = window.taps[0], window.stride[0], window.step[0]
+    many = f"{outputs}_of_channels_" if window.channels > 1 or outputs > 1 else ""
+    name = f"sg_conv_depthwise_rows_{many}{taps}_{stride}_{step}_{spread}_{element.dtype}"
     if module.has(name):
         return name
     f = Code(module, name, ROW_PARAMS, element)
-    stride_w, col_0, col_step, taps_h, taps_w, tap_h, tap_w = f.slots(
-        "%plan", Plan.STRIDE_W, Plan.COL_0, Plan.COL_STEP, Plan.TAPS_H, Plan.TAPS_W, Plan.W_TAP_H,
-        Plan.W_TAP_W,
-    )  # fmt: skip
-    ty = element.register_vector
-    store = RowStore(f)
-    zeros = [(ty, "zeroinitializer")] * ROWS
-    with f.loop(0, store.rows, ROWS) as i, f.carrying("%j0", "%j1", ("ptr", "%table")) as piece:
-        col = f.add(f.mul(piece.index, stride_w), col_0)
-        with f.carrying(0, taps_h, ("ptr", "%weights"), *zeros) as row:
-            weights, *sums = row.values
-            pointers, there = _emit_source_rows(f, i, row.index, col)
-            start = [("ptr", weights), *[("ptr", p) for p in pointers], *[(ty, s) for s in sums]]
-            with f.carrying(0, taps_w, *start) as tap:
-                weight, sources = tap.values[0], tap.values[1 : 1 + ROWS]
-                code = f.slot(piece.values[0], tap.index)
-                factor = emit_broadcast(f, weight)
-                new = [
-                    multiply_add(
-                        f, ty, factor, emit_lanes(f, kind, s, f.emit(f"and i64 {code}, {t}")), v
-                    )
-                    for s, t, v in zip(sources, there, tap.values[1 + ROWS :])
-                ]
-                tap.following = [f.at(weight, tap_w), *[f.at(s, col_step) for s in sources], *new]
-            row.following = [f.at(weights, tap_h), *tap.after[1 + ROWS :]]
-        store.emit(i, 1, piece.index, row.after[1:])
-        piece.step = element.lanes
-        piece.following = [f.at_byte(piece.values[0], TAPS_W * 8)]
-    f.leave()
-    f.finish()
-    return name
-
-
-def require_taps(module: Module, element: Element, kind: str) -> str:
-    """`@sg_conv_depthwise_taps_<kind>_<dtype>`: adds to the vector of each tap, at `dst`, what the
-    output's gradient, at `weights`, gives with the image at `src`."""
-    name = f"sg_conv_depthwise_taps_{kind}_{element.dtype}"
-    if module.has(name):
-        return name
-    f = Code(module, name, ROW_PARAMS, element)
-    positions, out_w, stride_w, col_0, col_step, taps_h, taps_w = f.slots(
-        "%plan", Plan.POSITIONS, Plan.OUT_W, Plan.STRIDE_W, Plan.COL_0, Plan.COL_STEP, Plan.TAPS_H,
-        Plan.TAPS_W,
-    )  # fmt: skip
-    ty = element.register_vector
-    rows = f.div(positions, out_w)
-    with f.loop(0, rows, ROWS) as i, f.carrying("%j0", "%j1", ("ptr", "%table")) as piece:
-        gradients, _ = emit_gradients(f, i, piece.index, rows, out_w)
-        col = f.add(f.mul(piece.index, stride_w), col_0)
-        with f.carrying(0, taps_h, ("ptr", "%dst")) as row:
-            pointers, there = _emit_source_rows(f, i, row.index, col, rows)
-            start = [("ptr", row.values[0]), *[("ptr", p) for p in pointers]]
-            with f.carrying(0, taps_w, *start) as tap:
-                sums, *sources = tap.values
-                code = f.slot(piece.values[0], tap.index)
-                total = f.load(ty, sums)
-                for s, t, g in zip(sources, there, gradients):
-                    x = emit_lanes(f, kind, s, f.emit(f"and i64 {code}, {t}"))
-                    total = multiply_add(f, ty, g, x, total)
-                f.store(ty, total, sums)
-                following = f.emit(f"getelementptr {ty}, ptr {sums}, i64 1")
-                tap.following = [following, *[f.at(s, col_step) for s in sources]]
-            row.following = [tap.after[0]]
-        piece.step = element.lanes
-        piece.following = [f.at_byte(piece.values[0], TAPS_W * 8)]
-    f.leave()
-    f.finish()
-    return name
-
-
-def emit_gradients(f: Code, i: str, j: str, rows: str, out_w: str) -> tuple[list[str], list[str]]:
-    """Four rows of the output's gradient, `%weights`, from row i on at column j, and the masks of
-    what is there; zeros elsewhere."""
-    lanes = f"<{f.element.lanes} x i1>"
-    mask = f.mask(f.sub("%j1", j))
-    gradients, masks = [], []
-    for u in range(ROWS):
-        at = f.add(i, u)
-        # Of a row that is not there nothing is read: the mask is empty.
-        here = f.compare("slt", at, rows)
-        masks.append(f.emit(f"select i1 {here}, {lanes} {mask}, {lanes} zeroinitializer"))
-        pointer = f.at("%weights", f.add(f.mul(at, out_w), j))
-        gradients.append(emit_in_register(f, f.masked_load(pointer, masks[-1])))
-    return gradients, masks
-
-
-def _emit_source_rows(
-    f: Code, i: str, h: str, col: str, rows: str | None = None
-) -> tuple[list[str], list[str]]:
-    """Where the four rows that tap row h reads start at column `col` of the image, and for each a
-    mask of all bits where the image has it.
-
-    A row that an output of `rows` rows lacks may well lie in the image: what is there, times a
-    gradient of zero, is no zero if it is infinite. It lies behind the last row that the tap row
-    reads. (That costs 3 %; a comparison more for each of the four cost 13.)
-    """
-    stride_h, row_0, row_step, src_h, src_w = f.slots(
-        "%plan", Plan.STRIDE_H, Plan.ROW_0, Plan.ROW_STEP, Plan.SRC_H, Plan.SRC_W
+    ty, high = element.register_vector, block_rows(element)
+    sum_up, store = _Sums(f, window, outputs), RowStore(f, spread)
+    channels, plane, w_channel, dst_row, unit = f.slots(
+        "%pass", Plan.CHANNELS, Pass.PLANE, Plan.W_CHANNEL, Plan.DST_ROW, Pass.UNIT
     )
-    tap = f.add(f.mul(h, row_step), row_0)
-    row = f.add(f.mul(i, stride_h), tap)
-    if rows is not None:
-        last = f.add(f.mul(f.sub(rows, 1), stride_h), tap)
-        src_h = f.maximum(f.minimum(src_h, f.add(last, 1)), 0)
-    pointers, there = [], []
-    for u in range(ROWS):
-        at = f.add(row, f.mul(stride_h, u)) if u else row
-        pointers.append(f.at("%src", f.add(f.mul(at, src_w), col)))
-        there.append(f.emit(f"sext i1 {f.compare('ult', at, src_h)} to i64"))
-    return pointers, there
+    down = f.mul(unit, high * stride)
+    with f.carrying("%i0", "%i1", ("ptr", "%plane")) as block:
+        with f.carrying("%j0", "%j1", ("ptr", block.values[0])) as piece:
+            sums, base = ["zeroinitializer"] * (high * outputs), piece.values[0]
+            if many:
+                start = [("ptr", base), ("ptr", "%weights"), *[(ty, v) for v in sums]]
+                with f.carrying(0, channels, *start) as c:
+                    new = sum_up.emit(c.values[0], c.values[1], c.values[2:])
+                    ahead = [f.at(c.values[0], plane), f.at(c.values[1], w_channel)]
+                    c.following = [*ahead, *new]
+                sums = c.after[2:]
+            else:
+                sums = sum_up.emit(base, "%weights", sums)
+            for o in range(outputs):
+                dst = f.at("%dst", f.mul(dst_row, o)) if o else "%dst"
+                store.emit(dst, block.index, piece.index, sums[o * high : (o + 1) * high])
+            piece.step = element.lanes
+            piece.following = [f.at(piece.values[0], element.lanes)]
+        block.step = high
+        block.following = [f.at(block.values[0], down)]
+    f.leave()
+    f.finish()
+    return name
 
 
-def emit_lanes(f: Code, kind: str, pointer: str, code: str) -> str:
-    return emit_in_register(f, emit_load_lanes(f, kind, pointer, code))
+class _Sums:
+    """Adds what one channel of the image gives to the sums of a block of rows."""
+
+    def __init__(self, f: Code, window: Window, outputs: int) -> None:
+        self.f, self.window, self.outputs = f, window, outputs
+        self.high = block_rows(f.element)
+        unit, self.taps_w, tap_h, self.tap_w, self.w_row = f.slots(
+            "%pass", Pass.UNIT, Plan.TAPS_W, Plan.W_TAP_H, Plan.W_TAP_W, Plan.W_ROW
+        )
+        self.rows = Multiples(f, unit, window.rows(self.high))
+        self.weights = Multiples(f, tap_h, window.taps[0])
+        self.offsets = f.at_byte("%pass", Pass.OFFSETS * 8)
+
+    def emit(self, start: str, weights: str, sums: list[str]) -> list[str]:
+        """From the plane's vector at `start` and the channel's weights."""
+        f, ty = self.f, self.f.element.register_vector
+        for first, last in runs(self.window.taps[0]):
+            column = Column(self.window, self.high, first, last)
+            before = [("ptr", weights), *[(ty, v) for v in sums]]
+            with f.carrying(0, self.taps_w, *before) as w:
+                at, *new = w.values
+                base = f.at(start, f.slot(self.offsets, w.index))
+                channels = [
+                    f.at(at, f.mul(self.w_row, o)) if o else at for o in range(self.outputs)
+                ]
+                factors = [
+                    {h: emit_broadcast(f, self.weights.at(c, h)) for h in range(first, last)}
+                    for c in channels
+                ]
+                for k in column.rows:
+                    x = f.load(f.element.memory_vector, self.rows.at(base, k))
+                    x = emit_in_register(f, x)
+                    for o, of_channel in enumerate(factors):
+                        for u, h in column.uses[k]:
+                            n = o * self.high + u
+                            new[n] = multiply_add(f, ty, of_channel[h], x, new[n])
+                w.following = [f.at(at, self.tap_w), *new]
+            sums = w.after[1:]
+        return sums
 
 
 class RowStore:
-    """Puts four vectors down at a column of four rows of `%dst`, those of them that are there."""
+    """Puts vectors down at a column of rows of `dst`, those of them that are there: elements
+    `spread` apart, as so many vectors under masks. (Stored one by one, 14 elements took 30
+    cycles.)"""
 
-    def __init__(self, f: Code) -> None:
-        self.f = f
-        positions, out_w, run, dst_run, self.dst_col = f.slots(
-            "%plan", Plan.POSITIONS, Plan.OUT_W, Plan.RUN, Plan.DST_RUN, Plan.DST_COL
-        )
-        self.rows = f.div(positions, out_w)
-        # A run is one row, or the whole plane.
-        self.step = f.select(f.compare("eq", run, out_w), dst_run, out_w)
-        lanes = f.element.lanes
-        self.buffer = f.emit(f"alloca [{ROWS * lanes} x {f.element.memory}], align 64")
-        self.has_pairs = lanes <= 16  # the masks of two vectors' even lanes are one i64
+    def __init__(self, f: Code, spread: int) -> None:
+        self.f, self.spread = f, spread
+        self.step = f.slot("%pass", Plan.DST_RUN)
 
-    def emit(self, row: str, row_step: int | str, j: str, sums: list[str]) -> None:
-        """`sums` of rows row, row + row_step, .. from column j on."""
-        f, lanes = self.f, self.f.element.lanes
-        values = [emit_in_memory(f, value) for value in sums]
-        length = f.minimum(f.sub("%j1", j), lanes)
-        column = f.at("%dst", f.mul(j, self.dst_col))
-        rows = [f.add(row, f.mul(row_step, u)) if u else row for u in range(ROWS)]
-        here = [f.compare("ult", at, self.rows) for at in rows]
-        places = [f.at(column, f.mul(at, self.step)) for at in rows]
-        apart = f.compare("ne", self.dst_col, 1)
-        with f.when(f.negate(apart)):
-            for value, place, is_here in zip(values, places, here):
-                f.masked_store(value, place, f.mask(f.select(is_here, length, 0)))
-        if self.has_pairs:
-            apart = f.compare("ugt", self.dst_col, 2)
-            with f.when(f.compare("eq", self.dst_col, 2)):
-                some = f.sub(f.emit(f"shl i64 1, {f.add(length, length)}"), 1)
-                bits = f.emit(f"and i64 {some}, {0x5555555555555555}")
-                for value, place, is_here in zip(values, places, here):
-                    self._spread(value, place, f.select(is_here, bits, 0))
-        with f.when(apart):
-            for u, value in enumerate(values):
-                f.store(f.element.memory_vector, value, f.at(self.buffer, u * lanes))
-            with f.carrying(0, ROWS, ("i64", row), ("ptr", self.buffer)) as turn:
-                at, source = turn.values
+    def emit(self, dst: str, row: str, j: str, sums: list[str]) -> None:
+        f = self.f
+        column = f.at(dst, f.mul(j, self.spread))
+        masks = [self._mask(f.sub("%j1", j), part) for part in range(self.spread)]
+        for u, value in enumerate(sums):
+            at = f.add(row, u)
+            # A branch, which only the last rows miss: masks for each row took 40 instructions.
+            with f.when(f.compare("slt", at, "%i1")):
+                value = emit_in_memory(f, value)
                 place = f.at(column, f.mul(at, self.step))
-                count = f.select(f.compare("ult", at, self.rows), length, 0)
-                with f.loop(0, count) as lane:
-                    item = f.load(f.element.memory, f.at(source, lane))
-                    f.store(f.element.memory, item, f.at(place, f.mul(lane, self.dst_col)))
-                turn.following = [f.add(at, row_step), f.at(source, lanes)]
+                for part, mask in enumerate(masks):
+                    to = f.at(place, part * f.element.lanes)
+                    f.masked_store(self._spread(value, part), to, mask)
 
-    def _spread(self, value: str, place: str, bits: str) -> None:
-        """Every other element, as two vectors under masks: 14 stores one by one took 30 cycles."""
-        f, lanes, ty = self.f, self.f.element.lanes, self.f.element.memory_vector
-        for half in (0, 1):
-            order = ", ".join(f"i32 {half * lanes // 2 + k // 2}" for k in range(lanes))
-            spread = f.emit(f"shufflevector {ty} {value}, {ty} poison, <{lanes} x i32> <{order}>")
-            part = f.emit(f"lshr i64 {bits}, {half * lanes}")
-            narrow = f.emit(f"trunc i64 {part} to i{lanes}")
-            mask = f.emit(f"bitcast i{lanes} {narrow} to <{lanes} x i1>")
-            f.masked_store(spread, f.at(place, half * lanes), mask)
+    def _sources(self, part: int) -> list[int | None]:
+        """The lanes that the lanes of a part come from."""
+        lanes = self.f.element.lanes
+        places = range(part * lanes, (part + 1) * lanes)
+        return [None if at % self.spread else at // self.spread for at in places]
+
+    def _mask(self, count: str, part: int) -> str:
+        """A part's lanes that come from lanes below `count`."""
+        f, lanes = self.f, self.f.element.lanes
+        ty = f"i{8 * max(f.element.itemsize, 2)}"
+        limit = f.minimum(count, lanes)
+        if ty != "i64":
+            limit = f.emit(f"trunc i64 {limit} to {ty}")
+        steps = ", ".join(f"{ty} {lanes if n is None else n}" for n in self._sources(part))
+        limits = f.splat(limit, f"<{lanes} x {ty}>")
+        return f.emit(f"icmp slt <{lanes} x {ty}> <{steps}>, {limits}")
+
+    def _spread(self, value: str, part: int) -> str:
+        if self.spread == 1:
+            return value
+        ty, lanes = self.f.element.memory_vector, self.f.element.lanes
+        order = ", ".join(f"i32 {n or 0}" for n in self._sources(part))
+        pair = f"{ty} {value}, {ty} poison, <{lanes} x i32>"
+        return self.f.emit(f"shufflevector {pair} <{order}>")

@@ -9,6 +9,8 @@ from enum import IntEnum
 
 from .gemm_emit import Element, Emitter
 
+CONV_PARAMS = ("ptr geometry, ptr x, ptr w, ptr y, ptr workspace, ptr epilogue, ptr context, "
+               "i64 begin, i64 end")  # fmt: skip
 KC = 768  # at most this many products to a block of the sum: see `emit_box_steps`
 
 

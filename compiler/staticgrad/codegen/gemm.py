@@ -14,7 +14,7 @@ neither the other sizes nor the strides, the path taken, or the rectangle asked 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from staticgrad.ir.dim import DimLike, dim_max, dim_min, floor_div, product
 
@@ -50,8 +50,8 @@ from .gemm_skinny import require_row, require_row_transposed
 from .target import Target
 
 __all__ = [
-    "GEMM_PARAMS", "products_text", "require_gemm", "require_gemm_prologue", "require_micro_kernel",
-    "tile_shape", "workspace_bytes",
+    "GEMM_PARAMS", "require_gemm", "require_gemm_prologue", "require_micro_kernel", "tile_shape",
+    "workspace_bytes",
 ]  # fmt: skip
 
 GEMM_PARAMS = (
@@ -78,15 +78,15 @@ _FEW_ROWS_GAP = 2 * LINE_BYTES * SINGLE_ROWS
 STRIDE_PERIOD = 4096  # bytes after which addresses fall on the same set of an L1 cache
 
 
-def longest_k_block(element: Element) -> int:
+def longest_k_block(itemsize: int) -> int:
     """Bound of the k block. Both operands then come from the L2 cache, which keeps up: 105 GFLOP/s
     with 1024, 102 with 512 where k is 768 or 784 (peak 117), as no block is added to another."""
-    return min(1024, 4096 // element.itemsize)
+    return min(1024, 4096 // itemsize)
 
 
 def emit_k_block(f: Emitter) -> str:
     """The block of k: as few as fit, equally long."""
-    longest = longest_k_block(f.element)
+    longest = longest_k_block(f.element.itemsize)
     blocks = f.div(f.add("%k", longest - 1), longest)
     return f.div(f.sub(f.add("%k", blocks), 1), blocks)
 
@@ -166,7 +166,7 @@ def workspace_bytes(
     sizes; `unbroken` if B has unit column stride. Sizes may be symbolic: the result then is, and at
     their values no other."""
     element = Element.of(dtype, target)
-    longest = longest_k_block(element)
+    longest = longest_k_block(element.itemsize)
     if sizes is None:
         return _room_bytes(element, longest) + block_bounds(target)[1]
     m, n, k = sizes
@@ -174,7 +174,7 @@ def workspace_bytes(
     (mr, nr), lanes, size = tile_shape(target, dtype), element.lanes, element.itemsize
     in_place = unbroken and element.has_masks
     depth = dim_min(k, longest)
-    kc = depth if up_to else _k_block(element, k)
+    kc = depth if up_to else k_block(element.itemsize, k)
     panel = kc * (nr * size) + PANEL_GAP
     few = max(EDGE_ROWS, SINGLE_COLS)  # columns up to which the transposed product may be computed
     if few <= mr:  # which then is one strip: that needs one panel
@@ -202,7 +202,7 @@ def prologue_workspace_bytes(
     element = Element.of(dtype, target)
     m, n, k = sizes
     _, nr = tile_shape(target, dtype)
-    kc = _k_block(element, k)
+    kc = k_block(element.itemsize, k)
     room = dim_max(_room_bytes(element, kc), fill_bytes(element, dim_max(m, n), kc))
     few = 1 - _above(n, max(EDGE_ROWS, SINGLE_COLS))  # columns: the transposed product
     panels = _ceil_div(dim_max(n, few * m), nr)
@@ -220,9 +220,14 @@ def _ceil_div(a: DimLike, b: DimLike) -> DimLike:
     return floor_div(a + (b - 1), b)
 
 
-def _k_block(element: Element, k: DimLike) -> DimLike:
+def k_blocks(itemsize: int, k: DimLike) -> DimLike:
+    """How many blocks of k there are; no k at all is one as well, whose products are zeros."""
+    return dim_max(1, _ceil_div(k, longest_k_block(itemsize)))
+
+
+def k_block(itemsize: int, k: DimLike) -> DimLike:
     """What `emit_k_block` computes."""
-    return _ceil_div(k, dim_max(1, _ceil_div(k, longest_k_block(element))))
+    return _ceil_div(k, k_blocks(itemsize, k))
 
 
 def require_gemm(module: Module, dtype: str) -> str:
@@ -248,7 +253,7 @@ def require_gemm(module: Module, dtype: str) -> str:
     # Three factors below 2 ** 21 have a product that fits; an empty product is not for `small`.
     few = f.compare("ult", f.emit(f"or i64 {f.emit(f'or i64 {rows}, {cols}')}, %k"), 1 << 21)
     light = f.compare("ult", f.sub(f.mul(f.mul(rows, cols), "%k"), 1), SMALL_PRODUCT)
-    one_block = f.compare("ule", "%k", longest_k_block(element))
+    one_block = f.compare("ule", "%k", longest_k_block(element.itemsize))
     # The arguments lie where the callee wants them: these are jumps.
     args = ", ".join(f"{ty} %{p}" for ty, p in split_params(GEMM_PARAMS))
     with f.when(f.both(f.both(few, light), one_block)):
@@ -268,14 +273,6 @@ def require_gemm_prologue(module: Module, dtype: str) -> str:
     element = Element.of(dtype, module.target)
     name = f"sg_gemm_prologue_{element.dtype}"
     return name if module.has(name) else _require_blocked(module, element, prologue=True)
-
-
-def products_text(target: Target, dtypes: Sequence[str]) -> str:
-    """A module of the matrix products of these dtypes alone."""
-    module = Module(target)
-    for dtype in dtypes:
-        require_gemm(module, dtype)
-    return module.to_text()
 
 
 def _require_small(module: Module, element: Element) -> str:

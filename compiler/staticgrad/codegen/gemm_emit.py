@@ -144,7 +144,11 @@ class Emitter(Function):
         self.stmt(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 {locality}, i32 1)")
 
     def mask(self, count: str) -> str:
-        """A mask of one vector's lanes, on below `count` (an i64; at or below 0 all are off)."""
+        """A mask of one vector's lanes, on below `count` (an i64; at or below 0 all are off).
+
+        The `freeze` keeps LLVM from comparing anew in each turn of a loop that uses the mask, where
+        that takes the place of a multiply-add: 2048 x 16 x 2048 (M, N, K) on two threads 728 us
+        without, 592 so."""
         lanes = self.element.lanes
         limit = self.maximum(self.minimum(count, lanes), 0)
         ty = f"i{8 * max(self.element.itemsize, 2)}"
@@ -152,7 +156,8 @@ class Emitter(Function):
             limit = self.emit(f"trunc i64 {limit} to {ty}")
         steps = ", ".join(f"{ty} {i}" for i in range(lanes))
         limits = self.splat(limit, f"<{lanes} x {ty}>")
-        return self.emit(f"icmp slt <{lanes} x {ty}> <{steps}>, {limits}")
+        mask = self.emit(f"icmp slt <{lanes} x {ty}> <{steps}>, {limits}")
+        return self.emit(f"freeze <{lanes} x i1> {mask}")
 
     def masked_load(self, pointer: str, mask: str) -> str:
         """One vector of memory elements, zero where the mask is off: nothing is read there."""

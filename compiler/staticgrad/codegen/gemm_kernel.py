@@ -102,8 +102,8 @@ def require_strip(module: Module, dtype: str) -> str:
     if module.has(name):
         return name
     mr, nr = tile_shape(module.target, dtype)
-    # 32 rows, the batch of a recurrent network, are four such tiles: at 115 GFLOP/s of 117, while
-    # the edge kernel, which sets up masks for each 16 columns, does 95.
+    # 32 rows, the batch of a recurrent network, are four such tiles: 8 x 512 x 512 does 113 GFLOP/s
+    # of 117, and 108 by the edge kernel, which takes half of a panel's columns at a time.
     tiles = [mr, EDGE_ROWS] if module.target.vector_registers >= 32 else [mr]
     kernels = [_require_full_kernel(module, element, rows) for rows in tiles]
     edge = _require_edge_kernel(module, element)
@@ -145,11 +145,8 @@ def _require_full_kernel(module: Module, element: Element, rows: int) -> str:
 
 
 def _require_edge_kernel(module: Module, element: Element) -> str:
-    """Any rows and columns, `EDGE_ROWS` by one vector at a time.
-
-    Rows that are not there are the last one over again: what is computed for them is dropped, and
-    nothing outside of A is read.
-    """
+    """Any rows and columns, `EDGE_ROWS` by one vector at a time, or half as many if no more are
+    left."""
     name = f"sg_gemm_edge_{element.dtype}"
     merge = require_merge(module, element)
     f = Emitter(module, name, KERNEL_PARAMS, element)
@@ -163,38 +160,53 @@ def _require_edge_kernel(module: Module, element: Element) -> str:
         mask = f.mask(cols) if element.has_masks else None
         with f.loop(0, "%rows", EDGE_ROWS) as i:
             a, c = f.at_byte("%a", f.mul(i, a_rs)), f.at_byte(c_columns, f.mul(i, c_rs))
-            last = f.minimum(f.sub(f.sub("%rows", i), 1), EDGE_ROWS - 1)
-            row_of = ["0", *(f.minimum(last, r) for r in range(1, EDGE_ROWS - 1)), last]
-            address = [(a, f.mul(r, a_rs) if r != "0" else "") for r in row_of]
-            sums = _emit_k_loop(f, address, b, 1, mask)
-            direct, buffered, next_ = (f.new_label(h) for h in ("direct", "buffered", "next"))
-            if mask is not None:
-                f.branch_if(plain, direct, buffered)
-                f.label(direct)
-                for row, (value,) in zip(row_of, sums):
-                    pointer = f.at_byte(c, f.mul(row, c_rs))
-                    f.masked_store(emit_in_memory(f, value), pointer, mask)
+            left = f.sub("%rows", i)
+            many, few, next_ = (f.new_label(h) for h in ("many", "few", "next"))
+            f.branch_if(f.compare("sgt", left, EDGE_ROWS // 2), many, few)
+            for label, most in ((many, EDGE_ROWS), (few, EDGE_ROWS // 2)):
+                f.label(label)
+                sums, row_of = _emit_edge_rows(f, most, left, (a, a_rs, b), mask)
+                direct, buffered = f.new_label("direct"), f.new_label("buffered")
+                if mask is not None:
+                    f.branch_if(plain, direct, buffered)
+                    f.label(direct)
+                    for row, value in zip(row_of, sums):
+                        pointer = f.at_byte(c, f.mul(row, c_rs))
+                        f.masked_store(emit_in_memory(f, value), pointer, mask)
+                    f.branch(next_)
+                else:
+                    f.branch(buffered)
+                f.label(buffered)
+                for r, value in enumerate(sums):
+                    emit_store_sum(f, value, f.at(buffer, r * element.lanes))
+                f.call(merge, ("ptr", "%desc"), ("ptr", buffer), ("i64", element.lanes),
+                       ("ptr", c), ("i64", f.add(row_of[-1], 1)),
+                       ("i64", f.minimum(cols, element.lanes)))  # fmt: skip
                 f.branch(next_)
-            else:
-                f.branch(buffered)
-            f.label(buffered)
-            for r, (value,) in enumerate(sums):
-                emit_store_sum(f, value, f.at(buffer, r * element.lanes))
-            f.call(merge, ("ptr", "%desc"), ("ptr", buffer), ("i64", element.lanes), ("ptr", c),
-                   ("i64", f.add(last, 1)), ("i64", f.minimum(cols, element.lanes)))  # fmt: skip
-            f.branch(next_)
             f.label(next_)
     f.leave()
     f.finish()
     return name
 
 
+def _emit_edge_rows(
+    f: Emitter, most: int, left: str, operands: tuple[str, str, str], mask: str | None
+) -> tuple[list[str], list[str]]:
+    """The sums of `most` rows, and the number of each: rows that are not there are the last one
+    over again. What is computed for them is dropped, and nothing outside of A is read."""
+    a, a_rs, b = operands
+    last = f.minimum(f.sub(left, 1), most - 1)
+    row_of = ["0", *(f.minimum(last, r) for r in range(1, most - 1)), last]
+    address = [(a, f.mul(r, a_rs) if r != "0" else "") for r in row_of]
+    return [value for (value,) in _emit_k_loop(f, address, b, 1, mask)], row_of
+
+
 def require_few_rows_kernel(module: Module, element: Element, most: int) -> str:
     """Makes sure of `void @sg_prepack_rows<most>_<dtype>(..)`, with the parameters of
     `require_strip`: 1 to `most` rows by a whole panel of B, which is packed.
 
-    Rows that are not there are the last one over again. The edge kernel takes twice as long for
-    four rows, and goes through the panel twice: 4 x 1024 x 1024 203 us, 75 so.
+    Rows that are not there are the last one over again. The edge kernel goes through the panel
+    twice: 4 x 1024 x 1024 took 203 us when it multiplied eight rows, 75 so.
     """
     name = f"sg_prepack_rows{most}_{element.dtype}"
     if module.has(name):
@@ -302,6 +314,13 @@ def emit_multiply_add(f: Emitter, result: str, a: str, b: str, c: str) -> None:
     else:
         product = f.emit(f"mul {ty} {a}, {b}")
         f.assign(result, f"add {ty} {product}, {c}")
+
+
+def emit_sum(f: Emitter, a: str, b: str, total: str) -> str:
+    """-> total + a * b, by `emit_multiply_add`."""
+    result = f.reserve()
+    emit_multiply_add(f, result, a, b, total)
+    return result
 
 
 def require_merge(module: Module, element: Element) -> str:

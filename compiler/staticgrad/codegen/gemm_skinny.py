@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .builder import Module
 from .gemm_emit import LINE_BYTES, Element, Emitter, emit_broadcast, emit_vector
-from .gemm_kernel import emit_multiply_add, emit_store_sum
+from .gemm_kernel import emit_store_sum, emit_sum
 from .gemm_pack import emit_transposed_load, require_pack_scalar
 
 ROW_PARAMS = "ptr a, i64 a_cs, ptr b, i64 b_rs, i64 b_cs, ptr sums, i64 k, i64 cols"
@@ -66,9 +66,7 @@ def _emit_rows(
                 there = f.at_byte("%sums", j)
                 total = emit_vector(f, there)
                 for value, row in zip(values, rows):
-                    following = f.reserve()
-                    emit_multiply_add(f, following, value, emit_vector(f, f.at_byte(row, j)), total)
-                    total = following
+                    total = emit_sum(f, value, emit_vector(f, f.at_byte(row, j)), total)
                 emit_store_sum(f, total, there)
 
 
@@ -107,18 +105,14 @@ def require_row_transposed(module: Module, element: Element) -> str:
         with f.fold(0, whole, side, ty, "zeroinitializer") as (p, (total,), carry):
             row_of_a = f.at_byte("%a", f.mul(p, "%a_cs"))
             for value in emit_transposed_load(f, f.at(columns, p), offsets):
-                following = f.reserve()
-                emit_multiply_add(f, following, emit_broadcast(f, row_of_a), value, total)
-                total, row_of_a = following, f.at_byte(row_of_a, "%a_cs")
+                total = emit_sum(f, emit_broadcast(f, row_of_a), value, total)
+                row_of_a = f.at_byte(row_of_a, "%a_cs")
             carry(total)
         f.call(scalar, ("ptr", f.at(columns, whole)), ("i64", size), ("i64", "%b_cs"),
                ("ptr", buffer), ("i64", rest), ("i64", lanes), ("i64", lanes * size))  # fmt: skip
         with f.fold(0, rest, 1, ty, *f.folded) as (p, (total,), carry):
             scalar_of_a = emit_broadcast(f, f.at_byte(a_rest, f.mul(p, "%a_cs")))
-            following = f.reserve()
-            value = emit_vector(f, f.at(buffer, f.mul(p, lanes)))
-            emit_multiply_add(f, following, scalar_of_a, value, total)
-            carry(following)
+            carry(emit_sum(f, scalar_of_a, emit_vector(f, f.at(buffer, f.mul(p, lanes))), total))
         emit_store_sum(f, f.folded[0], f.at("%sums", j))
     f.leave()
     f.finish()

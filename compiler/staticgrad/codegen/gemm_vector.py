@@ -2,58 +2,51 @@
 the product of two vectors. `gemm` computes them too, with the same bits: where a program declares
 such products alone, it has this unit of code, half as long, and not that one.
 
-Lanes of a vector are columns of B, or blocks of k, transposed in registers: an element is still
-one ascending chain for each block of k. A chain waits four cycles for each multiply-add, so several
-vectors are under way at once. Each is in another part of k: what is taken together lies often a
-multiple of 4096 bytes apart, and would else have to share eight lines of an L1 cache.
+Lanes of a vector are columns of B, or blocks of k (`gemm_blocks`), transposed in registers: an
+element is still one ascending chain for each block of k. A chain waits four cycles for each
+multiply-add, so several vectors are under way at once. Each is in another part of k: what is taken
+together lies often a multiple of 4096 bytes apart, and would else have to share eight lines of an
+L1 cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from staticgrad.ir.dim import DimLike
 
 from .builder import Module
 from .gemm import GEMM_PARAMS, emit_finished, emit_k_block, emit_zeros, require_gemm
+from .gemm_blocks import FAR_BYTES, emit_ask, emit_blocks, emit_gathered, emit_multiples, narrow
 from .gemm_emit import (
     CONTROL,
     ITEMSIZE,
-    LINE_BYTES,
     Element,
     Emitter,
-    emit_add,
     emit_broadcast,
 )
 from .gemm_kernel import (
     KERNEL_PARAMS,
     emit_descriptor,
-    emit_multiply_add,
     emit_store_sum,
+    emit_sum,
     get_field,
     require_merge,
     set_field,
 )
-from .gemm_pack import emit_transposed, emit_transposed_load
+from .gemm_pack import emit_transposed_load
 from .target import Target
 
 # Or columns: 1024 x 1024 x 4 takes 197 us so, 346 by the edge kernel; by 8 it is 435 and 354.
 MOST_ROWS = 4
-NARROW_BYTES = 32  # of a vector: eight streams, as many as an L1 cache has ways
 STAGES = 2  # of a group of columns: 1000 x 784 x 1 takes 58 us; 105 with one, 55 with three
-# Columns up to which blocks of k are the lanes, if there are some: 10 x 100,000 x 1 takes 132 us
-# so, 176 with columns.
+# Columns up to which blocks of k are the lanes, if there are some: 10 x 100,000 x 1 takes 96 us so,
+# 176 with columns.
 BLOCK_COLS = 31
-# Operands from which on they come from memory, and are asked for ahead, in the order in which they
-# lie: streams that are a page long are too short for the hardware's prefetching. From the L3 cache
-# that would cost 20 %.
-FAR_BYTES = 16 << 20
 GROUPS_AHEAD = 8  # of short columns: 100,000 x 64 x 1 takes 0.8 ms so and 2.1 without
 NEAR_STRIDE = 1024  # bytes between columns that are short
-BLOCKS_AHEAD = 2  # groups of blocks: 1 x 4,000,000 x 1 takes 1.04 ms so and 2.25 without
 
-BLOCK_PARAMS = "ptr desc, ptr a, ptr b, ptr c, i64 count"
+DOTS_PARAMS = "i64 many, i64 k, ptr a, ptr b, i64 b_cs, ptr parts, i64 begin, i64 end"
 
 
 # Shorter sums are the small product's: 3 x 3 times 3 takes 164 ns there and 200 here, 4 x 4 times
@@ -78,11 +71,23 @@ def vectors_of(
     return 0 if is_short else min(least, 2)
 
 
+# Stands for `require_dots` where a product is told by what `vectors_of` says.
+DOTS = -1
+
+
+def is_dots(vectors: int, a_cs: DimLike | None, b_rs: DimLike | None) -> bool:
+    """Whether a product of which `vectors_of` is that is one vector times few for `require_dots`,
+    if it is long: all lie unbroken."""
+    return vectors == 1 and a_cs == 1 and b_rs == 1
+
+
 def products_text(target: Target, products: Iterable[tuple[str, int]]) -> str:
-    """A module of products alone: of (dtype, what `vectors_of` says)."""
+    """A module of products alone: of (dtype, what `vectors_of` says, or `DOTS`)."""
     module = Module(target)
     for dtype, vectors in sorted(products):
-        if vectors:
+        if vectors == DOTS:
+            require_dots(module, dtype)
+        elif vectors:
             require_gemm_vector(module, dtype, vectors)
         else:
             require_gemm(module, dtype)
@@ -143,16 +148,55 @@ def _emit_blocks(f: Emitter, desc: str, a: str, b: str, c: str, sizes: tuple[str
     """Computes the whole blocks of k, if there are enough of them, for one row by a few columns;
     -> the k up to which that went."""
     few, many, kc = sizes
-    function, side = _require_blocks(f.module, f.element), 16 // f.element.itemsize
     count = f.div("%k", kc)
     one = f.both(f.compare("eq", few, 1), f.compare("sle", many, BLOCK_COLS))
     unit = f.compare("eq", get_field(f, desc, "a_cs"), f.element.itemsize)
-    enough = f.both(f.both(one, unit), f.compare("sge", count, side))
-    b_cs, c_cs = get_field(f, desc, "b_rs"), get_field(f, desc, "c_cs")
-    with f.loop(0, f.select(enough, many, 0)) as j:
-        f.call(function, ("ptr", desc), ("ptr", a), ("ptr", f.at_byte(b, f.mul(j, b_cs))),
-               ("ptr", f.at(c, f.mul(j, c_cs))), ("i64", count))  # fmt: skip
+    enough = f.both(f.both(one, unit), f.compare("sge", count, 16 // f.element.itemsize))
+    with f.when(enough):
+        emit_blocks(f, desc, (a, b, c), "0", count, many)
     return f.select(enough, f.mul(count, kc), 0)
+
+
+def require_dots(module: Module, dtype: str) -> str:
+    """Makes sure of `void @sg_dots_<dtype>(many, k, a, b, b_cs, parts, begin, end)`: the products
+    of a [k] with the columns of b [k, many] (`b_cs` elements apart), each block of k by itself.
+    parts[block, j] is that over block number `block`, for begin <= block < end; without k, zero.
+    """
+    element = Element.of(dtype, module.target)
+    name = f"sg_dots_{element.dtype}"
+    if module.has(name):
+        return name
+    columns = _require_columns(module, element, 1)
+    f = Emitter(module, name, DOTS_PARAMS, element, CONTROL)
+    side = 16 // element.itemsize
+    with f.when(f.compare("eq", "%k", 0)):
+        with f.loop("0", "%many") as j:
+            f.store(element.memory, "zeroinitializer", f.at("%parts", j))
+        f.leave()
+    desc, kc = emit_descriptor(f), emit_k_block(f)
+    b_cs = f.mul("%b_cs", element.itemsize)
+    for field, value in (
+        ("a_rs", 0), ("a_cs", element.itemsize), ("b_rs", b_cs), ("k", kc), ("c_rs", 0),
+        ("c_cs", 1), ("accumulate", 0),
+    ):  # fmt: skip
+        set_field(f, desc, field, value)
+
+    def places(block: str) -> list[str]:
+        first = f.mul(block, kc)
+        return [f.at("%a", first), f.at("%b", first), f.at("%parts", f.mul(block, "%many"))]
+
+    count = f.sub(f.minimum("%end", f.div("%k", kc)), "%begin")  # of whole blocks
+    enough = f.compare("sge", count, side)
+    with f.when(enough):
+        emit_blocks(f, desc, places("%begin"), "%many", count, "%many")
+    with f.loop(f.select(enough, f.add("%begin", count), "%begin"), "%end") as block:
+        set_field(f, desc, "k", f.minimum(kc, f.sub("%k", f.mul(block, kc))))
+        a, b, parts = places(block)
+        f.call(columns, ("ptr", desc), ("ptr", a), ("ptr", b), ("ptr", parts), ("i64", 1),
+               ("i64", "%many"))  # fmt: skip
+    f.leave()
+    f.finish()
+    return name
 
 
 def _require_columns(module: Module, element: Element, rows: int) -> str:
@@ -165,7 +209,7 @@ def _require_columns(module: Module, element: Element, rows: int) -> str:
     name = f"sg_gemv{rows}_columns_{element.dtype}"
     if module.has(name):
         return name
-    f = Emitter(module, name, KERNEL_PARAMS, _narrow(element))
+    f = Emitter(module, name, KERNEL_PARAMS, narrow(element))
     lanes, ty, side = f.element.lanes, f.element.register_vector, 16 // element.itemsize
     k, a_rs, a_cs, b_cs = (get_field(f, "%desc", s) for s in ("k", "a_rs", "a_cs", "b_rs"))
     sums = f.emit(f"alloca [{rows * lanes + element.lanes} x {element.memory}], align 64")
@@ -175,7 +219,7 @@ def _require_columns(module: Module, element: Element, rows: int) -> str:
     last_group = f.div(f.sub("%cols", 1), step)
     last_start = f.sub("%cols", step)  # that group may take columns of the one before it again
     part = f.emit(f"and i64 {f.div(k, STAGES)}, {-side}")
-    offsets, steps = _emit_multiples(f, stride, lanes), _emit_multiples(f, a_cs, side)
+    offsets, steps = emit_multiples(f, stride, lanes), emit_multiples(f, a_cs, side)
     far = f.both(f.compare("sge", f.mul("%cols", b_cs), FAR_BYTES),
                  f.compare("sle", b_cs, NEAR_STRIDE))  # fmt: skip
     ahead = f.select(far, f.mul(b_cs, lanes), 0)
@@ -190,7 +234,7 @@ def _require_columns(module: Module, element: Element, rows: int) -> str:
                 group = f.maximum(f.minimum(f.sub(t, s), last_group), 0)
                 starts.append(f.minimum(f.mul(group, step), last_start))
             columns = [f.at_byte("%b", f.mul(start, b_cs)) for start in starts]
-            _emit_ask(f, columns[:1], f.mul(ahead, GROUPS_AHEAD), ahead)
+            emit_ask(f, columns[:1], f.mul(ahead, GROUPS_AHEAD), ahead)
             with f.fold(0, part, side, ty, *zeros, *begun) as (p, totals, carry):
                 following = []
                 for s, column in enumerate(columns):
@@ -199,15 +243,15 @@ def _require_columns(module: Module, element: Element, rows: int) -> str:
                     here = [f.at_byte(a, f.mul(at, a_cs)) for a in of_a]
                     for value, offset in zip(values, steps):
                         of_rows = [emit_broadcast(f, f.at_byte(a, offset)) for a in here]
-                        those = [_emit_sum(f, a, value, sum_) for a, sum_ in zip(of_rows, those)]
+                        those = [emit_sum(f, a, value, sum_) for a, sum_ in zip(of_rows, those)]
                     following += those
                 carry(*following)
             totals = f.folded
             carry_begun(*totals[:-rows])
             with f.fold(f.mul(part, STAGES), k, 1, ty, *totals[-rows:]) as (p, those, carry):
-                value = _emit_gathered(f, [f.at_byte(f.at(columns[-1], p), o) for o in offsets])
+                value = emit_gathered(f, [f.at_byte(f.at(columns[-1], p), o) for o in offsets])
                 of_rows = [emit_broadcast(f, f.at_byte(a, f.mul(p, a_cs))) for a in of_a]
-                carry(*(_emit_sum(f, a, value, sum_) for a, sum_ in zip(of_rows, those)))
+                carry(*(emit_sum(f, a, value, sum_) for a, sum_ in zip(of_rows, those)))
             with f.when(f.compare("sge", t, STAGES - 1)):
                 first = f.mul(f.sub(t, STAGES - 1), step)
                 _emit_put_down(f, f.folded, of_row, first, starts[-1], (enough, step, sums))
@@ -240,125 +284,3 @@ def _emit_put_down(
                ("ptr", f.at(sums, f.sub(first, start))), ("i64", lanes), ("ptr", c),
                ("i64", f.minimum(f.sub("%rows", of_row[0]), rows)),
                ("i64", f.minimum(f.sub("%cols", first), step)))  # fmt: skip
-
-
-def _require_blocks(module: Module, element: Element) -> str:
-    """Makes sure of `sg_gemv_blocks_<dtype>`: c = the product of the vectors a and b, over `count`
-    blocks of k (of the descriptor), at least as many as 16 bytes hold elements.
-
-    So many blocks are a group, and a part of a vector; a group goes through the parts of two
-    vectors, each a part of k, one behind the group before it. The sums of blocks are added in
-    order.
-    """
-    name = f"sg_gemv_blocks_{element.dtype}"
-    if module.has(name):
-        return name
-    f = Emitter(module, name, BLOCK_PARAMS, _narrow(element))
-    lanes, ty, side = f.element.lanes, f.element.register_vector, 16 // element.itemsize
-    stages = 2 * lanes // side
-    sums = f.emit(f"alloca {f.element.memory_vector}, align 64")
-    k = get_field(f, "%desc", "k")
-    stride = f.mul(k, element.itemsize)
-    part = f.emit(f"and i64 {f.div(k, stages)}, {-side}")
-    offsets = _emit_multiples(f, stride, side)
-    # For a line of each of the streams as many lines of a group that comes later.
-    far, lines = f.compare("sge", f.mul("%count", stride), FAR_BYTES // 2), side * stages
-    asked, ahead = f.select(far, LINE_BYTES * lines, 0), f.mul(stride, side * BLOCKS_AHEAD)
-    last_group, last_start = f.div(f.sub("%count", 1), side), f.sub("%count", side)
-    zeros = ["zeroinitializer"] * 2
-    with f.fold(0, f.add(last_group, stages), 1, ty, *zeros) as (t, begun, carry_begun):
-        firsts = []  # of each stage the first element
-        for s in range(stages):
-            group = f.maximum(f.minimum(f.sub(t, s), last_group), 0)
-            start = f.minimum(f.mul(group, side), last_start)
-            firsts.append(f.mul(start, k))
-        line = LINE_BYTES // element.itemsize
-        with f.fold(0, part, line, ty, *begun) as (start, totals, carry_line):
-            behind = f.mul(f.add(firsts[0], f.mul(start, lines)), element.itemsize)
-            _emit_ask(f, ("%a", "%b"), f.add(behind, ahead), asked)
-            end = f.minimum(f.add(start, line), part)
-            with f.fold(start, end, side, ty, *totals) as (p, totals, carry):
-                following = []
-                for v, total in enumerate(totals):
-                    vectors = []
-                    for operand in ("%a", "%b"):
-                        here = []
-                        for s in range(v * stages // 2, (v + 1) * stages // 2):
-                            first = f.at(operand, f.add(f.add(firsts[s], f.mul(part, s)), p))
-                            here += [f.at_byte(first, offset) for offset in offsets]
-                        vectors.append(emit_transposed(f, here))
-                    for a, b in zip(*vectors):
-                        total = _emit_sum(f, a, b, total)
-                    following.append(total)
-                carry(*following)
-            carry_line(*f.folded)
-        totals = f.folded
-        with f.fold(f.mul(part, stages), k, 1, ty, totals[1]) as (p, (total,), carry):
-            last = ["poison"] * (lanes - side)
-            values = []
-            for operand in ("%a", "%b"):
-                first = f.at(operand, f.add(firsts[-1], p))
-                values.append(_emit_gathered(f, [*last, *(f.at_byte(first, o) for o in offsets)]))
-            added = _emit_sum(f, values[0], values[1], total)
-            bits = ", ".join(f"i1 {'true' if lane >= lanes - side else 'false'}"
-                             for lane in range(lanes))  # fmt: skip
-            carry(f.emit(f"select <{lanes} x i1> <{bits}>, {ty} {added}, {ty} {total}"))
-        before = zip(("zeroinitializer", totals[0]), totals)
-        shifted = ", ".join(f"i32 {lane}" for lane in range(lanes - side, 2 * lanes - side))
-        carry_begun(*(
-            f.emit(f"shufflevector {ty} {a}, {ty} {b}, <{lanes} x i32> <{shifted}>")
-            for a, b in before
-        ))  # fmt: skip
-        with f.when(f.compare("sge", t, stages - 1)):
-            first = f.mul(f.sub(t, stages - 1), side)
-            _emit_add_blocks(f, f.folded[0], sums, first, f.minimum(first, last_start))
-    f.leave()
-    f.finish()
-    return name
-
-
-def _emit_ask(f: Emitter, pointers: Iterable[str], offset: str, size: str | int) -> None:
-    """Asks for so many bytes from the offset on, behind each of the pointers."""
-    with f.loop(0, size, LINE_BYTES) as line:
-        for pointer in pointers:
-            f.prefetch(f.at_byte(pointer, f.add(offset, line)), locality=2)
-
-
-def _emit_add_blocks(f: Emitter, total: str, sums: str, first: str, start: str) -> None:
-    """Adds the sums of a group of blocks, the last part of a vector, to C: those from `first` on,
-    of a group that begins with `start`. `sums` is room for the vector."""
-    lanes, side, ty = f.element.lanes, 16 // f.element.itemsize, f.element.memory
-    emit_store_sum(f, total, sums)
-    with f.loop(f.sub(first, start), side) as lane:
-        value = f.load(ty, f.at(sums, f.add(lane, lanes - side)))
-        added = emit_add(f, ty, f.load(ty, "%c"), value)
-        is_first = f.compare("eq", f.add(start, lane), 0)
-        f.store(ty, f.select(is_first, value, added, ty), "%c")
-
-
-def _narrow(element: Element) -> Element:
-    return replace(element, lanes=min(element.lanes, NARROW_BYTES // element.itemsize))
-
-
-def _emit_multiples(f: Emitter, stride: str, count: int) -> list[str]:
-    """The first multiples of a stride; the products by 2 and 4 become a part of the addresses."""
-    odd = {n: f.mul(stride, n) for n in range(1, count, 2)}
-    powers = [n & -n for n in range(1, count)]
-    return ["0", *(f.mul(odd[n // p], p) if p > 1 else odd[n] for n, p in enumerate(powers, 1))]
-
-
-def _emit_gathered(f: Emitter, places: list[str]) -> str:
-    """One element from each place, as a vector; of a place "poison" whatever there is."""
-    result, ty = "poison", f.element.memory
-    for lane, place in enumerate(places):
-        if place != "poison":
-            value = f.load(ty, place)
-            vector = f"{f.element.memory_vector} {result}"
-            result = f.emit(f"insertelement {vector}, {ty} {value}, i64 {lane}")
-    return result
-
-
-def _emit_sum(f: Emitter, a: str, b: str, total: str) -> str:
-    result = f.reserve()
-    emit_multiply_add(f, result, a, b, total)
-    return result

@@ -21,9 +21,10 @@ _BRANCH = re.compile(r"(?m)^ +(?:br|switch) .*")
 _TARGET = re.compile(r"label %([\w.$]+)")
 _HEAD = re.compile(r"define (?:internal |hidden )?(.*?) ?@([\w.$]+)\((.*?)\)([^{]*)\{")
 # What every program of a target has alike: products, convolutions and sorts, by family and dtype;
-# of convolution the tiles apart, which depend on its sizes: another program has others.
+# of convolution the tiles apart, which depend on its sizes, and the depthwise ones, which depend on
+# windows: another program has others.
 _SHARED = re.compile(
-    r"sg_(gemm|gemv|prepack|conv_tile|conv|sort)\w*?_(float32|float64|u?int\d+|bool)(x\d+)?\b"
+    r"sg_(gemm|gemv|prepack|conv_tile|conv_depthwise|conv|sort)\w*?_(float32|float64|u?int\d+|bool)(x\d+)?\b"
 )
 
 # From this many lines on a part is full: some 25 ms of code generation, 0.3 ms of linking.

@@ -10,12 +10,14 @@
              buffers b, panels
              sizes   n, k, b_start, b_rs, b_cs, begin, end (the share of the panels)
              attrs   dtype
+    dots     buffers a, b, parts of `gemm_vector.require_dots`
+             sizes   many, k, a_start, b_start, b_cs, begin, end (the share of the blocks of k)
+             attrs   dtype
     conv, conv_grad_input, conv_grad_weight
              buffers x, w, y, workspace
              sizes   the geometry (`codegen.conv_emit.Geometry`), then begin and end of the share
-             attrs   dtype, depthwise (one channel a group on both sides), near (if depthwise:
-                     `conv_depthwise.near_stride`), rows of the tile, and their lanes
-                     (conv_grad_weight)
+             attrs   dtype; window (`conv_depthwise_window.Kind`) and lanes, for few channels
+                     to a group; else rows of the tile, and their lanes (conv_grad_weight)
     pooled_taps, pooled_spread
              buffers x, ct, place, taps of `codegen.conv_pooled`
              sizes   where each of them starts; count, channels, row
@@ -50,9 +52,9 @@ if TYPE_CHECKING:
 # What few programs call is imported where it is called: convolutions are a dozen modules, 5 ms of
 # the first compilation of a process.
 _CONV = {
-    "conv": "require_conv_forward",
-    "conv_grad_input": "require_conv_grad_input",
-    "conv_grad_weight": "require_conv_grad_weight",
+    "conv": "forward",
+    "conv_grad_input": "grad_input",
+    "conv_grad_weight": "grad_weight",
 }
 # Threads share the columns of a square result from this size on: each then packs a part of B only,
 # and goes through A less often. 1024 x 1024 x 1024 on two threads: 10.6 ms by rows, 10.3 so; 64 x
@@ -68,6 +70,8 @@ def emit_template(em: KernelEmitter, s: Template) -> None:
         _emit_matmul(em, s)
     elif s.name == "matmul_pack":
         _emit_matmul_pack(em, s)
+    elif s.name == "dots":
+        _emit_dots(em, s)
     elif s.name in _CONV:
         _emit_conv(em, s)
     elif s.name == "sort":
@@ -106,14 +110,19 @@ def require_function(module: Module, s: Template) -> str | None:
         from .gemm_prepacked import require_prepack
 
         return require_prepack(module, s.attrs["dtype"])
+    if s.name == "dots":
+        from .gemm_vector import require_dots
+
+        return require_dots(module, s.attrs["dtype"])
     if s.name in _CONV:
+        kind = _CONV[s.name]
+        if "window" in s.attrs:
+            from . import conv_depthwise
+
+            return str(getattr(conv_depthwise, f"require_depthwise_{kind}")(module, **s.attrs))
         from . import conv
 
-        more = {name: s.attrs[name] for name in ("rows", "lanes", "near") if name in s.attrs}
-        name: str = getattr(conv, _CONV[s.name])(
-            module, s.attrs["dtype"], depthwise=s.attrs["depthwise"], **more
-        )
-        return name
+        return str(getattr(conv, f"require_conv_{kind}")(module, **s.attrs))
     if s.name == "conv_transpose":
         from .conv_transpose import require_transpose
         from .gemm_emit import Element
@@ -169,6 +178,21 @@ def _emit_matmul_pack(em: KernelEmitter, s: Template) -> None:
     b = f.emit(f"getelementptr {_scalar(s.attrs['dtype'])}, ptr %b_{source}, i64 {start}")
     f.stmt(
         f"call void @{name}(i64 {n}, i64 {k}, ptr {b}, i64 {rs}, i64 {cs}, ptr %b_{panels}, "
+        f"i64 {begin}, i64 {end})"
+    )
+
+
+def _emit_dots(em: KernelEmitter, s: Template) -> None:
+    f, scalar = em.f, _scalar(s.attrs["dtype"])
+    name = require_function(em.module, s)
+    many, k, *starts, b_cs, begin, end = map(em.integer, s.sizes)
+    *operands, parts = s.buffers
+    a, b = (
+        f.emit(f"getelementptr {scalar}, ptr %b_{buffer}, i64 {start}")
+        for buffer, start in zip(operands, starts)
+    )
+    f.stmt(
+        f"call void @{name}(i64 {many}, i64 {k}, ptr {a}, ptr {b}, i64 {b_cs}, ptr %b_{parts}, "
         f"i64 {begin}, i64 {end})"
     )
 

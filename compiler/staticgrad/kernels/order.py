@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from staticgrad.ir.dim import Dim, DimLike, dim_max, dim_min, floor_div, product
 from staticgrad.ir.dtype import DType, float32, integer_range
 
+from .rewrite import numbered
+
 # A reduction's order is a function of its extents and dtype alone, so these are part of what a
 # program means. Axes that are reduced count as one axis of rows, beside the last one where lanes
 # run along that: an axis of size 1 more or less among the rows makes no difference.
@@ -70,15 +72,9 @@ def flattened(
     axes: Sequence[tuple[str, DimLike]],
 ) -> tuple[tuple[str, DimLike], dict[str, DimLike]]:
     """Several loops (variable, extent) as one, which has the last one's variable; and what stands
-    for each variable. Where the axes lie one behind another in memory, the divisions cancel."""
+    for each variable."""
     name = axes[-1][0]
-    rest: DimLike = Dim.symbol(name)
-    table: dict[str, DimLike] = {}
-    for variable, extent in reversed(axes[1:]):
-        whole = floor_div(rest, extent)
-        table[variable] = rest - whole * extent
-        rest = whole
-    table[axes[0][0]] = rest
+    table = numbered(Dim.symbol(name), axes)
     return (name, product(tuple(extent for _, extent in axes))), table
 
 

@@ -49,7 +49,8 @@ class Step:
     """One kernel call: `buffers` are indices into the program's, `sizes` the values of the
     kernel's size parameters, `extent` that of its parallel loop (1 without one). `flops` and
     `bytes` are those of one run, of which there are `times`. Threads' shares begin at multiples of
-    `unit`, 0 for what suits the kernel."""
+    `unit`, 0 for what suits the kernel. `riding_flops` are those of a product's prologues and
+    epilogue, which reports count and the cost of a product does not."""
 
     kernel: Kernel
     buffers: tuple[int, ...]
@@ -62,6 +63,7 @@ class Step:
     can_fail: bool = False
     times: DimLike = 1
     unit: DimLike = 0
+    riding_flops: DimLike = 0
 
 
 @dataclass(frozen=True)

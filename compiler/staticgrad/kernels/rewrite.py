@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 
-from staticgrad.ir.dim import Dim, DimCall, DimLike, substitute, symbols
+from staticgrad.ir.dim import Dim, DimCall, DimLike, floor_div, substitute, symbols
 
 from .ir import (
     TILE,
@@ -201,6 +201,21 @@ def factor_of(d: DimLike, variable: str) -> DimLike | None:
         elif variable in symbols(Dim(((monomial, 1),))):
             return None  # inside of a //, %, max or min
     return factor
+
+
+def numbered(flat: DimLike, axes: Sequence[tuple[str, DimLike]]) -> dict[str, DimLike]:
+    """What stands for each of several loop variables, with their extents, where `flat` numbers all
+    of them, row-major. Where they run through memory as one loop would, the divisions cancel."""
+    table: dict[str, DimLike] = {}
+    rest = flat
+    for name, extent in reversed(axes[1:]):
+        size = 1 if extent == 0 else extent  # of nothing, any divisor will do
+        whole = floor_div(rest, size)
+        table[name] = rest - whole * size
+        rest = whole
+    if axes:
+        table[axes[0][0]] = rest
+    return table
 
 
 def merges(indices: Sequence[DimLike], outer: str, inner: str, extent: DimLike) -> bool:

@@ -171,6 +171,9 @@ def _row_stride(access: _Access) -> int | None:
     return stride
 
 
+_OWN_SIZES = 14  # of a product, behind which is what is said of its share
+
+
 def _kept(rows: _Rows, count: DimLike, unit: int, enough: DimLike) -> Step:
     """The step as a part of a loop by rows: a product that else had its columns shared by threads
     has its rows, where there are `enough`."""
@@ -186,7 +189,8 @@ def _kept(rows: _Rows, count: DimLike, unit: int, enough: DimLike) -> Step:
     flag, names, sizes = enough, step.kernel.sizes, step.sizes
     if not isinstance(enough, int):
         flag, names, sizes = Dim.symbol("by_rows"), (*names, "by_rows"), (*sizes, enough)
-    kernel = replace(step.kernel, sizes=names, body=(replace(s, sizes=(*s.sizes, m + n * flag)),))
+    template = replace(s, sizes=(*s.sizes[:_OWN_SIZES], m + n * flag))
+    kernel = replace(step.kernel, sizes=names, body=(template,))
     extent = dim_max(substitute(m, values), substitute(n, values) * (1 - enough))
     return replace(step, kernel=kernel, sizes=sizes, extent=extent)
 

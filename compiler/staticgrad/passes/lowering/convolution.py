@@ -24,8 +24,8 @@ class ConvLowering(ProductLowering):
         self.kind = kind
 
     def run(self) -> None:
-        from staticgrad.codegen import conv  # a dozen modules, which few programs need
-        from staticgrad.codegen.conv_depthwise import near_stride
+        # A dozen modules, which few programs need.
+        from staticgrad.codegen import conv, conv_depthwise_window
 
         first, second = (self.outer(v) for v in self.root.operands)
         result = self.result
@@ -49,11 +49,23 @@ class ConvLowering(ProductLowering):
         for v in (first, second):
             place[v] = draft.buffer(self.lowerer.dense(v), "in")
         c_name = draft.buffer(self.c, "inout")
-        workspace = self.lowerer.scratch(
-            dtype("uint8"),
-            conv.workspace_bytes(self.lowerer.target, str(result.dtype)),
-            per_thread=True,
-        )
+        target, name = self.lowerer.target, str(result.dtype)
+        described: dict[str, Any] = {"dtype": name}
+        # Another order of the sum, so a function of the declared shapes alone.
+        window = conv_depthwise_window.depthwise_window(
+            target, name, w.shape[2:], attrs["stride"], attrs["dilation"],
+            (w.shape[1], floor_div(w.shape[0], attrs["groups"])), self.kind == "conv_grad_weight",
+        )  # fmt: skip
+        if window:
+            width = y.shape[-1]
+            if self.kind == "conv_grad_input":
+                width = -floor_div(-x.shape[-1], attrs["stride"][-1])
+            lanes = conv_depthwise_window.depthwise_lanes(target, name, window, width)
+            described |= {"window": window, "lanes": lanes}
+            size = conv_depthwise_window.depthwise_workspace_bytes(target, name, window, lanes)
+        else:
+            size = conv.workspace_bytes(target, name)
+        workspace = self.lowerer.scratch(dtype("uint8"), size, per_thread=True)
         buffers = {
             "conv": (place[first], place[second], c_name),
             "conv_grad_input": (c_name, place[second], place[first]),
@@ -65,28 +77,25 @@ class ConvLowering(ProductLowering):
         groups = ([], [0], list(range(1, rank))) if weight else ([0], [1], list(range(2, rank)))
         epilogue = self.epilogue(groups, c_name)
         begin, end = Dim.symbol("begin"), Dim.symbol("end")
-        # Another order of the sum, so a function of the declared shapes alone.
-        depthwise = w.shape[1] == 1 and w.shape[0] == x.shape[1] == attrs["groups"]
-        described: dict[str, Any] = {"dtype": str(result.dtype), "depthwise": depthwise}
-        if depthwise:
-            window = (w.shape[2:], attrs["stride"], attrs["dilation"])
-            described["near"] = near_stride(*window)
         per_output = product(tuple(w.shape[1:]))
         extent = result.shape[0]
-        target = self.lowerer.target
-        if weight:
-            extent = conv.weight_parts(
-                target, str(result.dtype), extent, attrs["groups"], per_output, depthwise
+        if window:
+            extent = conv_depthwise_window.depthwise_parts(
+                target, name, window, lanes, extent, attrs["groups"], self.kind
             )
+        elif weight:
+            extent = conv.weight_parts(target, name, extent, attrs["groups"], per_output)
             outputs = floor_div(result.shape[0], attrs["groups"])
-            described |= conv.weight_tile(target, str(result.dtype), outputs, per_output)
-        elif not depthwise:
+            described |= conv.weight_tile(target, name, outputs, per_output)
+        else:
             outputs = floor_div(w.shape[0], attrs["groups"])
             channels, terms, sizes = outputs, per_output, (y.shape[0], *y.shape[2:])
             if self.kind == "conv_grad_input":
                 channels, sizes = w.shape[1], (x.shape[0], *x.shape[2:])
                 terms = floor_div(outputs * product(w.shape[2:]), product(attrs["stride"]))
-            described["rows"] = conv.wide_rows(target, str(result.dtype), channels, sizes, terms)
+            rows = conv.wide_rows(target, name, channels, sizes, terms)
+            described["rows"] = rows
+            extent = conv.image_parts(target, name, extent, attrs["groups"], channels, rows)
         template = Template(
             self.kind, every, (*geometry, begin, end), described,
             epilogue[0] if epilogue else None,

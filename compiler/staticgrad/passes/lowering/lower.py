@@ -423,7 +423,7 @@ class Lowerer:
     def add_step(
         self, kernel: Kernel, buffers: tuple[int, ...], sizes: tuple[DimLike, ...],
         extent: DimLike, nodes: tuple[str, ...], locs: Locs, *, flops: DimLike = 0,
-        can_fail: bool = False, moved: DimLike | None = None,
+        can_fail: bool = False, moved: DimLike | None = None, riding_flops: DimLike = 0,
     ) -> None:  # fmt: skip
         if moved is None:
             used = [self.program.buffers[index] for index in buffers]
@@ -431,7 +431,7 @@ class Lowerer:
             moved = sum((b.size_bytes for b in used if not b.per_thread), start=0)
         self.scope.items.append(
             Step(kernel, buffers, sizes, extent, nodes, locs, flops, moved, can_fail,
-                 self.scope.times)
+                 self.scope.times, riding_flops=riding_flops)
         )  # fmt: skip
 
     def failure_code(self, node: Node) -> int:

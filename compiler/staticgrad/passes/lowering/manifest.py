@@ -46,7 +46,7 @@ def build_manifest(
         blobs.append(np.ascontiguousarray(array).tobytes())
     sharing = share(program)
     shared = [s for s, is_shared in zip(program.steps, sharing.shared) if is_shared]
-    flops = _total(s.flops * s.times for s in program.steps)
+    work = [(s.flops + s.riding_flops) * s.times for s in program.steps]
     moved = _total(s.bytes * s.times for s in program.steps)
     manifest = Manifest(
         name="program",
@@ -91,13 +91,13 @@ def build_manifest(
             code: MessageSpec(with_names(text, own), at)
             for code, (text, at) in program.messages.items()
         },
-        cost=CostSpec(size(flops), size(moved), size(_ns(program)),
+        cost=CostSpec(size(_total(work)), size(moved), size(_ns(program)),
                       size(total_cost(shared).ns), size(sharing.barriers)),
         kernels=[
-            {"name": s.kernel.name, "symbol": name, "step": i, "flops": size(s.flops * s.times),
+            {"name": s.kernel.name, "symbol": name, "step": i, "flops": size(flops),
              "bytes": size(s.bytes * s.times), "times": size(s.times),
              "nodes": list(s.nodes), "locations": locs_text(s.locs)}
-            for i, (s, name) in enumerate(zip(program.steps, called))
+            for i, (s, name, flops) in enumerate(zip(program.steps, called, work))
         ],
         report=dict(report),
     )  # fmt: skip

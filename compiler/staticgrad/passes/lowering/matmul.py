@@ -5,15 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from staticgrad.codegen import gemm, gemm_vector
-from staticgrad.ir.dim import Dim, DimLike, dim_max, floor_div, modulo, product, substitute
+from staticgrad.ir.dim import Dim, DimLike, dim_max, dim_min, product, substitute
 from staticgrad.ir.dtype import dtype
 from staticgrad.ir.node import Value
 from staticgrad.kernels.ir import TILE, TILE_STRIDE, Buffer, Loop, Stmt, Store, Template
-from staticgrad.kernels.rewrite import all_indices, buffer_names, factor_of, replaced
+from staticgrad.kernels.rewrite import all_indices, buffer_names, factor_of, numbered, replaced
 
 from ..groups import broadcast_index
 from .draft import linear
-from .product import BATCH, COLUMN, ROW, Called, ProductLowering, called, divisor, flatten
+from .matmul_blocks import BlockedProduct, in_blocks
+from .prepack import may_pack
+from .product import BATCH, COLUMN, ROW, Called, ProductLowering, called, flatten
+
+# Rows from which on threads share them whatever the columns, if k is short: so many rows to one of
+# k. What a product then takes is to store its result, which goes better by whole rows; each thread
+# packs all of the right side, which is little. 2048 x 16 x 2048 on two threads: 766 us by columns,
+# 690 so; 1024 x 16 x 2048: 910 and 343; 1024 x 64 x 1024: 656 and 609; but 256 x 64 x 4096: 613 and
+# 625, and from 1024 x 256 x 1024 on it is the same.
+LEAST_FLAT_ROWS, ROWS_TO_K = 128, 8
+
+
+def _is_flat(rows: DimLike, n: DimLike, k: DimLike) -> DimLike:
+    """1 where that is so, else 0; 0 too where it makes no difference, as there are more rows than
+    columns."""
+    if not isinstance(k, int):
+        return 0
+    least = max(LEAST_FLAT_ROWS, ROWS_TO_K * k)
+    if isinstance(n, int) and n < least:
+        return 0
+    return dim_min(1, dim_max(0, rows - (least - 1)))
 
 
 class MatmulLowering(ProductLowering):
@@ -49,10 +69,20 @@ class MatmulLowering(ProductLowering):
             strides.append(self._batch_start(index, batch_dims, shape))
             strides += [factor_of(index, name) for name in moving]
         draft, target, held = self.draft, self.lowerer.target, str(self.result.dtype)
+        if (
+            a_buffer is not None and b_buffer is not None and not batch_dims
+            and in_blocks(self.result.dtype, (rows, n, k))
+        ):  # fmt: skip
+            blocked = BlockedProduct(self, (rows, n, k), (a_buffer, b_buffer), strides)
+            if not blocked.is_kept_packed():
+                blocked.run()
+                return
         if left is None and right is None:
             unbroken = factor_of(b_at, column) == 1
             needed = gemm.workspace_bytes(target, held, (rows, n, k), unbroken=unbroken)
             vectors = gemm_vector.vectors_of(held, (rows, n, k), strides[2], strides[4])
+            if vectors and not may_pack(self.lowerer.program, target, b_buffer, held, rows, n, k):
+                needed = 0  # what computes those has no use for it
         else:
             needed = gemm.prologue_workspace_bytes(target, held, (rows, n, k))
             vectors = 0
@@ -67,10 +97,13 @@ class MatmulLowering(ProductLowering):
         # each of them again is the shorter operand (64 x 1568 x 128: 155 us by rows, 130 so; 8 x
         # 1024 x 1024: 257 and 132).
         split, longer = not batch_dims, dim_max(rows, n)
+        most: tuple[DimLike, ...] = ()
+        if split and right is None and (flat := _is_flat(rows, n, k)) != 0:
+            longer, most = flat * rows + (1 - flat) * longer, (rows + flat * n,)
         begin, end = Dim.symbol("begin"), Dim.symbol("end")
         sizes = (
             rows, n, k, *strides, 0 if split else BATCH,
-            begin if split else 0, end if split else longer,
+            begin if split else 0, end if split else longer, *most,
         )  # fmt: skip
         attrs = {"dtype": held, **({"vectors": vectors} if vectors else {})}
         template = Template(
@@ -173,10 +206,5 @@ class MatmulLowering(ProductLowering):
         self, index: DimLike, batch_dims: list[int], shape: tuple[DimLike, ...]
     ) -> DimLike:
         """Where the matrix with the number BATCH begins."""
-        table: dict[str, DimLike] = dict.fromkeys([*(f"d{d}" for d in range(len(shape))), "k"], 0)
-        rest: DimLike = BATCH
-        for position, d in reversed(list(enumerate(batch_dims))):
-            size = divisor(shape[d])
-            table[f"d{d}"] = modulo(rest, size) if position else rest
-            rest = floor_div(rest, size)
-        return substitute(index, table)
+        zeros: dict[str, DimLike] = dict.fromkeys([*(f"d{d}" for d in range(len(shape))), "k"], 0)
+        return substitute(index, zeros | numbered(BATCH, [(f"d{d}", shape[d]) for d in batch_dims]))

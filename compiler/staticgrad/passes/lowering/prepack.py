@@ -30,7 +30,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from staticgrad.codegen.gemm_prepacked import (
-    least_rows,
     needs_panels,
     panel_count,
     prepacked,
@@ -93,6 +92,19 @@ def prepack(program: Program, target: Target) -> Program:
     )  # fmt: skip
 
 
+def may_pack(
+    program: Program, target: Target, right: int | None, held: str, m: DimLike, n: DimLike,
+    k: DimLike,
+) -> bool:  # fmt: skip
+    """Whether a product [m, k] [k, n] with the buffer `right` may get panels that are packed once
+    for all calls."""
+    if right is None or program.buffers[right].kind not in ("constant", "state"):
+        return False
+    if not (isinstance(n, int) and isinstance(k, int)):
+        return False
+    return needs_panels(target, held, m if isinstance(m, int) else None, n, k)
+
+
 class _Packer:
     def __init__(self, program: Program, target: Target) -> None:
         self.program, self.target = program, target
@@ -145,7 +157,7 @@ class _Packer:
         else:
             name = self._packed_name(matrix)
             index, pack_step = self._pack(matrix, step, "packed", name, 0, 1)
-            useful = least_rows(matrix.cs), MOST_KEPT_ROWS
+            useful = 1, MOST_KEPT_ROWS
             self.kept[matrix] = Pack(pack_step, matrix.buffer, index, rows, useful)
         self._set_workspace(step, matrix, rows, also_plain=True)
         return _with_panels(step, self.kept[matrix].buffer)
@@ -195,6 +207,8 @@ class _Packer:
             matrix, rows = found
             if self.program.base(matrix.buffer) in written or moving & self._symbols(matrix):
                 return step
+            if rows == 1 and matrix.cs == 1:
+                return step  # read nearly as fast: it takes many iterations to save the packing
             if matrix not in packed:
                 name = f"s{len(self.program.buffers)}"
                 packed[matrix] = self._pack(matrix, step, "temp", name, region, times)
@@ -228,7 +242,7 @@ class _Packer:
         held = template.attrs["dtype"]
         if isinstance(m, int) and m > most_rows:
             return None
-        if not needs_panels(self.target, held, m if isinstance(m, int) else None, n, k, cs):
+        if not needs_panels(self.target, held, m if isinstance(m, int) else None, n, k):
             return None
         buffer = step.buffers[[b.name for b in step.kernel.buffers].index(template.buffers[1])]
         return _Matrix(buffer, held, n, k, start, rs, cs), m

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from staticgrad.ir.dim import Dim, DimLike, floor_div, modulo, product, substitute
+from staticgrad.ir.dim import Dim, DimLike, product, substitute
 from staticgrad.ir.node import Node, Value
 from staticgrad.kernels.ir import TILE, TILE_STRIDE, Buffer, Expr, Kernel, Load, Loop, Stmt
-from staticgrad.kernels.rewrite import IndexMapper, SizeParameters, all_indices, merges, replaced
+from staticgrad.kernels.rewrite import IndexMapper, SizeParameters, numbered, replaced
+from staticgrad.ops import registry
+from staticgrad.ops.lowering import Pointwise
 
 from .body import Body
 from .draft import Draft, linear
@@ -27,22 +30,23 @@ class ProductLowering:
         self.lowerer, self.body, self.root = lowerer, body, root
         self.draft = Draft(lowerer.program)
         self.result = root.results[0]
-        outputs = dict(body.outputs)
         self.riders = [(i, o) for i, o in body.outputs if i is not self.result]
-        if self.result in outputs:
-            self.c = lowerer.result_buffer(outputs[self.result])
-            self.c_shared = None
-        else:
-            self.c_shared = self._shared_output()
-            self.c = (
-                lowerer.result_buffer(self.c_shared)
-                if self.c_shared is not None
-                else lowerer.scratch(self.result.dtype, self.result.type.size)
-            )
 
-    def _shared_output(self) -> Value | None:
+    @cached_property
+    def c(self) -> int:
+        """The buffer that the product is computed in."""
+        outputs = dict(self.body.outputs)
+        held = outputs.get(self.result, self.c_shared)
+        if held is not None:
+            return self.lowerer.result_buffer(held)
+        return self.lowerer.scratch(self.result.dtype, self.result.type.size)
+
+    @cached_property
+    def c_shared(self) -> Value | None:
         """An output that the product can be computed in before the epilogue overwrites it. Not the
         new value of a state, which may itself take the place of the old one that is read here."""
+        if len(self.riders) < len(self.body.outputs):
+            return None  # the product is an output itself
         for inner, outer in self.riders:
             if inner.dtype == self.result.dtype and outer not in self.lowerer.updated:
                 return outer
@@ -98,16 +102,26 @@ class ProductLowering:
     ) -> None:
         """`inner`: the prologues and the epilogue."""
         kernel, buffers, sizes = self.draft.finish(self.body.name, body)
-        for called in inner:
-            if called is None:
+        for pair in inner:
+            if pair is None:
                 continue
-            function, values = called
+            function, values = pair
             names = (*kernel.sizes, *(n for n in function.sizes if n != TILE_STRIDE))
             kernel = Kernel(kernel.name, kernel.buffers, names, kernel.body)
             sizes = (*sizes, *values)
         self.lowerer.add_step(
-            kernel, buffers, sizes, extent, self.body.labels, self.body.locs, flops=flops
-        )
+            kernel, buffers, sizes, extent, self.body.labels, self.body.locs, flops=flops,
+            riding_flops=self._riding_flops(),
+        )  # fmt: skip
+
+    def _riding_flops(self) -> DimLike:
+        """Those of the prologues and the epilogue: one for each element that a node computes, as
+        sweeps count them."""
+        riding: DimLike = 0
+        for n in self.body.inside:
+            if n is not self.root and isinstance(registry.get(n.op).lower, Pointwise):
+                riding = riding + product(n.results[0].shape)
+        return riding
 
 
 def called(name: str, letter: str, buffers: tuple[Buffer, ...], body: tuple[Stmt, ...]) -> Called:
@@ -128,22 +142,4 @@ def flatten(
     """Replaces the variables of `dims` by one that numbers them row-major."""
     if not dims:
         return body
-    names = [f"d{d}" for d in dims]
-    indices = all_indices(body)
-    chained = all(merges(indices, a, b, shape[d]) for a, b, d in zip(names, names[1:], dims[1:]))
-    table: dict[str, DimLike] = {}
-    if chained:
-        # The strides of all the others follow from the last one's.
-        table = dict.fromkeys(names[:-1], 0) | {names[-1]: flat}
-    else:
-        rest: DimLike = flat
-        for i in range(len(dims) - 1, -1, -1):
-            size = divisor(shape[dims[i]])
-            table[names[i]] = modulo(rest, size) if i else rest
-            rest = floor_div(rest, size)
-    return replaced(body, table)
-
-
-def divisor(size: DimLike) -> DimLike:
-    """Where a dim is 0 nothing is computed, and any divisor will do."""
-    return 1 if size == 0 else size
+    return replaced(body, numbered(flat, [(f"d{d}", shape[d]) for d in dims]))
