@@ -6,7 +6,8 @@ too, nothing of ours became slower. `change` is ours as measured, `peers` the me
 that workload and number of threads, `corrected` what is left of ours beside it. The verdict is of
 the corrected change, if it is at least 3 % and the middle halves of our repetitions, so scaled, do
 not touch; of the raw change where no peer has a time in both runs. A peer whose versions differ
-between the runs does not count.
+between the runs does not count. Of a `--quick` run, whose three short repetitions tell neither what
+the machine did nor how far they scatter, the times stand side by side and nothing is judged.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ _NOISE = 0.03
 
 def _keyed(document: Document) -> dict[tuple[str, int], Result]:
     return {(r["workload"], r["threads"]): r for r in document["results"]}
+
+
+def judged(old: Document, new: Document) -> bool:
+    """Whether both runs have the repetitions that a verdict needs."""
+    return not (old["quick"] or new["quick"])
 
 
 def unchanged_peers(old: Document, new: Document) -> list[str]:
@@ -50,12 +56,17 @@ def _apart(old: dict[str, Any], new: dict[str, Any], scale: float) -> bool:
     return bool(scale * old["high_s"] < new["low_s"] or new["high_s"] < scale * old["low_s"])
 
 
+def _status(old: Result, new: Result) -> str:
+    """What kept either from a time that counts; else nothing."""
+    before, after = (r["frameworks"][OURS]["status"] for r in (old, new))
+    return after if after != "ok" else f"was {before}" if before != "ok" else ""
+
+
 def verdict(old: Result, new: Result, machine: float | None = None) -> str:
     """faster, slower, or nothing to tell, beside what the machine made of the same work; a status
     that is not "ok" as it is."""
-    states = [r["frameworks"][OURS]["status"] for r in (old, new)]
-    if states != ["ok", "ok"]:
-        return states[1] if states[1] != "ok" else f"was {states[0]}"
+    if told := _status(old, new):
+        return told
     before, after = (r["frameworks"][OURS]["time"] for r in (old, new))
     scale = 1.0 if machine is None else machine
     change = after["median_s"] / (scale * before["median_s"]) - 1
@@ -67,7 +78,8 @@ def verdict(old: Result, new: Result, machine: float | None = None) -> str:
 def table(old: Document, new: Document) -> Table:
     """Our time, raw and corrected, and the ratio to the best peer, before and after."""
     before, after = _keyed(old), _keyed(new)
-    peers = unchanged_peers(old, new)
+    whole = judged(old, new)
+    peers = unchanged_peers(old, new) if whole else []
     rows = []
     for key in before:
         if key not in after:
@@ -78,7 +90,8 @@ def table(old: Document, new: Document) -> Table:
         ratios = [NONE if (q := ratio(r)) is None else f"{q:.3f}" for r in (a, b)]
         rows.append([
             f"{key[0]}, {key[1]} thr.", *(duration(seconds_of(r, OURS)) for r in (a, b)),
-            *map(_percent, (ours, machine, corrected)), *ratios, verdict(a, b, machine),
+            *map(_percent, (ours, machine, corrected)), *ratios,
+            verdict(a, b, machine) if whole else _status(a, b),
         ])  # fmt: skip
     header = ["workload", "old", "new", "change", "peers", "corrected", "old ratio", "new ratio",
               "verdict"]  # fmt: skip
@@ -98,8 +111,12 @@ def text(old: Document, new: Document) -> str:
     if (old["host"], old["ceilings"].keys()) != (new["host"], new["ceilings"].keys()):
         lines.append("the hosts or threads differ: old and new are times of unlike machines")
     made = table(old, new)
-    lines += ["", made.text() if made.rows else "no workload is in both"]
-    lines += ["", *_told_of_peers(old, new)]
+    lines += ["", made.text() if made.rows else "no workload is in both", ""]
+    if judged(old, new):
+        lines += _told_of_peers(old, new)
+    else:
+        which = " and ".join(n for n, d in (("old", old), ("new", new)) if d["quick"])
+        lines.append(f"{which}: a quick run, so nothing is judged; run without --quick")
     for words, a, b in (("only in old", old, new), ("only in new", new, old)):
         single = [f"{n}, {t} thr." for n, t in _keyed(a) if (n, t) not in _keyed(b)]
         if single:

@@ -277,6 +277,7 @@ def test_the_machine_is_the_median_of_the_peers_that_both_runs_have() -> None:
 def test_a_peer_of_another_version_tells_nothing_of_the_machine(
     document: results.Document,
 ) -> None:
+    document = {**document, "quick": False}
     later = copy.deepcopy(document)
     later["results"][0]["frameworks"]["numpy"]["time"]["median_s"] *= 0.25
     assert "took" in compare.text(document, later)
@@ -286,7 +287,21 @@ def test_a_peer_of_another_version_tells_nothing_of_the_machine(
     assert "the verdict is of the raw change: mlp, 1 thr.; matmul_2x2x2, 1 thr." in text
 
 
+@pytest.mark.parametrize("which", ["old", "new", "old and new"])
+def test_quick_runs_are_not_judged(document: results.Document, which: str) -> None:
+    old, new = ({**copy.deepcopy(document), "quick": n in which} for n in ("old", "new"))
+    for name in ("median_s", "low_s", "high_s"):
+        new["results"][0]["frameworks"][OURS]["time"][name] *= 4
+    text = compare.text(old, new)
+    (line,) = (line for line in text.splitlines() if line.startswith("mlp"))
+    assert "+300.0%" in line and "slower" not in text and "took" not in text
+    assert f"\n{which}: a quick run, so nothing is judged; run without --quick" in text
+    new["results"][0]["frameworks"][OURS]["status"] = "differs"
+    assert "differs" in compare.text(old, new)
+
+
 def test_two_documents_are_compared(document: results.Document) -> None:
+    document = {**document, "quick": False}
     later = copy.deepcopy(document)
     for found in later["results"][0]["frameworks"].values():
         for name in ("median_s", "low_s", "high_s", "best_s"):

@@ -12,7 +12,7 @@ from staticgrad.api.compile import compile_stages
 from staticgrad.codegen import sharing
 from staticgrad.kernels.program import Item, Program, Repeat, parts
 from staticgrad.kernels.verify import verify_program
-from staticgrad_runtime import binding, callcontext, workers
+from staticgrad_runtime import binding, frames, workers
 
 from .threaded_programs import InTurn, Threaded, bits, random
 
@@ -66,7 +66,7 @@ def test_recurrent_networks(kind: str, batch: int, monkeypatch: pytest.MonkeyPat
         assert bits(made.on(n)(x)) == expected, n
     for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
         pool = InTurn(order)
-        monkeypatch.setattr(callcontext, "pool", lambda threads, pool=pool: pool)
+        monkeypatch.setattr(frames, "pool", lambda threads, pool=pool: pool)
         assert bits(made.on(3)(x)) == expected, order
         assert 0 < pool.meetings < 4 * STEPS
 
@@ -118,7 +118,7 @@ def test_which_loops(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = bits(made.on(1)(*arrays))
     for order in ((0, 1), (1, 0), (2, 0, 1)):
         pool = InTurn(order)
-        monkeypatch.setattr(callcontext, "pool", lambda threads, pool=pool: pool)
+        monkeypatch.setattr(frames, "pool", lambda threads, pool=pool: pool)
         assert bits(made.on(len(order))(*arrays)) == expected, order
 
 

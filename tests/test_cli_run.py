@@ -227,3 +227,18 @@ def test_what_a_program_that_is_pickled_says_can_be_done(cli):
     sg.Graph([x], x * w).save("model.sgir")
     found = cli.json("run", "model.sgir", "--input", "x=[1,2,3]")
     np.testing.assert_array_equal(values(found)[0], [2, 4, 6])
+
+
+def test_profile(cli):
+    inputs = ("--input", "x=[[1,0],[0,1],[1,1]]", "--input", "k=2")
+    found = cli.json("run", "affine.py", *inputs, "--profile")
+    assert (values(found)[0] == Y).all()
+    profile = found["profile"]
+    assert profile["dims"] == {"N": 3}
+    assert "matmul" in {k["kind"] for k in profile["kernels"]}
+    assert all(k["locations"].startswith("affine.py:") for k in profile["kernels"])
+    assert cli("run", "affine.py", *inputs, "--profile", "--output", "out.npz") == 0
+    assert "out.npz" in cli.out and "GFLOP/s" in cli.out and "affine.py:" in cli.out
+    assert cli("run", "affine.py", *inputs, "--profile") == 0
+    assert "kernels" in cli.out and "out0" not in cli.out
+    assert "profile" not in cli.json("run", "affine.py", *inputs)

@@ -15,7 +15,7 @@ from staticgrad.kernels.program import Choose, Item, Program, Repeat, Step, part
 from staticgrad.kernels.verify import verify_program
 from staticgrad.ops.interpret import run_graph
 from staticgrad.passes.pipeline import PASSES
-from staticgrad_runtime import binding, callcontext, workers
+from staticgrad_runtime import binding, frames, workers
 
 from .pass_checks import assert_same_bits
 from .random_control import RandomControl
@@ -228,7 +228,7 @@ def test_random_programs_in_any_order_between_barriers(
         assert bits(program.on(n)(*arrays)) == expected
     for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
         pool = InTurn(order)
-        monkeypatch.setattr(callcontext, "pool", lambda threads, pool=pool: pool)
+        monkeypatch.setattr(frames, "pool", lambda threads, pool=pool: pool)
         assert bits(program.on(3)(*arrays)) == expected, order
         assert pool.meetings
 
@@ -268,7 +268,7 @@ def test_large_bodies_on_several_threads(p: int, monkeypatch: pytest.MonkeyPatch
         assert bits(program.on(threads)(*arrays)) == expected
     for order in ((0, 1, 2), (2, 1, 0)):
         pool = InTurn(order)
-        monkeypatch.setattr(callcontext, "pool", lambda threads, pool=pool: pool)
+        monkeypatch.setattr(frames, "pool", lambda threads, pool=pool: pool)
         assert bits(program.on(3)(*arrays)) == expected, order
 
 

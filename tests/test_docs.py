@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from staticgrad.ir.dtype import ALL
 
 ROOT = Path(__file__).resolve().parents[1]
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
+FAST_CALLS = ROOT / "docs" / "fast-calls.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
 
 TRAIN = 'pip install -e ".[samples]" && staticgrad train samples/digits_mlp.py'
@@ -61,6 +63,19 @@ def test_the_guide_prints_what_it_shows(tmp_path: Path) -> None:
     done = run([str(program)], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(blocks(GUIDE, "text"))
+
+
+def test_the_page_on_fast_calls_runs_and_has_the_rows_of_its_script(tmp_path: Path) -> None:
+    program = tmp_path / "calls.py"
+    program.write_text("\n".join(blocks(FAST_CALLS, "python")), encoding="utf-8")
+    done = run([str(program)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"(\d+ ns\n){3}", done.stdout)
+    names = "from call_figures import *; print([n for n, _ in program_cases() + function_cases()])"
+    done = run(["-c", names], ROOT / "docs")
+    assert done.returncode == 0, done.stderr
+    listed = re.findall(r"^\| (.*) \| [\d.]+ (?:ns|µs) \|$", text_of(FAST_CALLS), re.MULTILINE)
+    assert listed == ast.literal_eval(done.stdout)
 
 
 def test_the_guide_names_every_transform() -> None:

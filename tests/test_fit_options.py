@@ -158,7 +158,7 @@ def test_a_list_of_arrays_is_several_inputs_where_forward_needs_them() -> None:
         ({"class_weight": [1.0, 2.0]}, "a dict of weights by class"),
         ({"sample_weight": W, "loss": lambda p, t: sg.mean(p - t)}, "a loss by its name"),
         ({"initial_epoch": -1}, "initial_epoch can't be negative"),
-        ({"clip_norm": 0.0}, "max_norm must be positive"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive"),
         ({"clipnorm": 1.0}, "use clip_norm=.. of fit"),
         (
             {"optimizer": sg.optim.Adam(sg.nn.Linear(3, 1).parameters())},

@@ -283,7 +283,9 @@ def test_numpys_numbers_on_the_left_of_an_argument_that_is_a_number() -> None:
 
 
 def test_every_hint_names_what_exists() -> None:
-    tables = (hints.FUNCTIONS, hints.LAYERS, hints.TENSOR, hints.MODEL, hints.KEYWORDS)
+    tables = (
+        hints.FUNCTIONS, hints.LAYERS, hints.OPTIMISERS, hints.TENSOR, hints.MODEL, hints.KEYWORDS,
+    )  # fmt: skip
     for text in (t for table in tables for t in table.values()):
         for path in re.findall(r"\bsg((?:\.\w+)+)", text):
             found: Any = sg
@@ -297,7 +299,8 @@ def test_every_hint_names_what_exists() -> None:
 
 def test_a_hint_is_for_a_name_that_is_missing() -> None:
     for table, owner in (
-        (hints.FUNCTIONS, sg), (hints.LAYERS, sg.nn), (hints.MODEL, sg.nn.Module),
+        (hints.FUNCTIONS, sg), (hints.LAYERS, sg.nn), (hints.OPTIMISERS, sg.optim),
+        (hints.MODEL, sg.nn.Module),
     ):  # fmt: skip
         assert [name for name in table if name in dir(owner)] == []
     static = set(hints.TENSOR) & set(dir(sg.Tensor))

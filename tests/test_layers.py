@@ -50,9 +50,11 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("passes/scratch.py", "codegen.sharing"): "threads' own memory is one for all of a phase",
     ("passes/lowering/matmul.py", "codegen.gemm"): "how much workspace a product's tiles want",
     ("passes/lowering/matmul.py", "codegen.gemm_vector"): "which products have kernels without",
+    ("passes/lowering/matmul_blocks.py", "codegen.gemm"): "how long a block of k is",
+    ("passes/lowering/matmul_blocks.py", "codegen.gemm_vector"): "which are products of vectors",
     ("passes/lowering/custom.py", "codegen.gemm"): "how much workspace a product's tiles want",
     ("passes/lowering/convolution.py", "codegen.conv"): "how much workspace a convolution wants",
-    ("passes/lowering/convolution.py", "codegen.conv_depthwise"): "which windows are written out",
+    ("passes/lowering/convolution.py", "codegen.conv_depthwise_window"): "which have functions",
 }
 
 # The compiler meets the runtime in these modules; a layer that isn't listed meets it nowhere.
@@ -63,7 +65,7 @@ RUNTIME_MODULES: dict[str, set[str] | None] = {
     "optim": {"state", "arrays"},
     "eager": {"state", "forks"},
     "compare": {"executable"},  # to count its calls
-    "passes": {"artifact"},
+    "passes": {"artifact", "environment"},
     # A call's words; alignment; parts; the machine that generates the runtime's own code too.
     "codegen": {"context", "arena", "interrupt", "objects", "loader", "forks"},
     "api": None,  # the driver: all of them

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from staticgrad.codegen.target import host_target
-from staticgrad_runtime import Artifact, ArtifactError, Executable, Manifest, UnsupportedError
+from staticgrad_runtime import (
+    Artifact,
+    ArtifactError,
+    BindError,
+    Executable,
+    Manifest,
+    UnsupportedError,
+)
 from staticgrad_runtime.dims import (
     DimTable,
     UnboundSymbol,
@@ -151,10 +158,39 @@ def test_what_is_not_linear_is_not_solved() -> None:
     assert solve(["+", ["*", "M", "N"], ["//", "M", 2]], "N", 17, {"M": 5}) == 3
 
 
-def test_a_table_evaluates_equal_dims_once() -> None:
-    table = DimTable([["*", 4, "N"], 8, ["*", 4, "N"], "N"])
-    assert len(table.distinct) == 3
-    assert table.evaluate({"N": 5}) == [20, 8, 20, 5]
+def test_a_table_evaluates_equal_parts_once() -> None:
+    area = ["*", "M", ["+", "N", 1]]
+    table = DimTable([["*", 4, "N"], 8, area, ["*", 4, "N"], "N", ["+", area, area, 7]], ["N", "M"])
+    assert len(table._steps) == 5  # 4*N, N+1, the area, twice the area, and 7 to it
+    assert table.evaluate({"N": 5, "M": 3}) == [20, 8, 18, 20, 5, 43]
+    assert table.evaluate({"M": 1, "N": 2}) == [8, 8, 3, 8, 2, 13]
+
+
+def test_a_table_tells_numbers_and_whole_numbers_apart() -> None:
+    halves = DimTable([["*", 2, "N"], ["*", 2.0, "N"], ["//", "N", 2], ["//", "N", 2.0]], ["N"])
+    assert [repr(v) for v in halves.evaluate({"N": 5})] == ["10", "10.0", "2", "2.0"]
+
+
+@given(st.integers(0, 50), st.integers(1, 50), st.data())
+def test_a_table_has_the_values_of_its_expressions(n: int, m: int, data: st.DataObject) -> None:
+    leaves = st.one_of(st.sampled_from(["N", "M"]), st.integers(1, 9), st.just(0.5))
+    exprs = st.recursive(
+        leaves,
+        lambda inner: st.one_of(
+            st.tuples(st.sampled_from(["+", "*", "max", "min"]), inner, inner, inner).map(list),
+            st.tuples(st.sampled_from(["//", "%"]), inner, st.sampled_from(["M", 3, 8])).map(list),
+        ),
+        max_leaves=12,
+    )
+    dims, values = data.draw(st.lists(exprs, max_size=6)), {"N": n, "M": m}
+    assert DimTable(dims, ["N", "M"]).evaluate(values) == [evaluate(dim, values) for dim in dims]
+
+
+def test_a_table_names_what_divides_by_zero() -> None:
+    table = DimTable(["M", ["%", 7, ["*", 2, "N"]]], ["N", "M"])
+    assert table.evaluate({"N": 2, "M": 1}) == [1, 3]
+    with pytest.raises(BindError, match=r"7 % \(2\*N\) divides by zero"):
+        table.evaluate({"N": 0, "M": 1})
 
 
 def test_only_dims_pass_validation() -> None:

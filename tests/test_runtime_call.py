@@ -24,6 +24,7 @@ from staticgrad_runtime import (
     StateCell,
     StateError,
 )
+from staticgrad_runtime.arguments import to_array
 from staticgrad_runtime.arrays import overlaps
 
 from tests import runtime_programs as programs
@@ -305,6 +306,17 @@ def test_lists_are_converted_where_they_fit(dtype: str, value: list[Any], fits: 
     else:
         with pytest.raises(BindError, match=f"expected {dtype}"):
             executable(value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_become_arrays_of_the_dtype(dtype: str) -> None:
+    spec = InputSpec("a", dtype, [], 0)
+    for value in (0.1, -0.0, 1e38, -1.5e38, 1e-42, 3.4e38, float("inf"), float("nan"), 7, True):
+        found = to_array(spec, value)
+        assert found.shape == () and found.tobytes() == np.asarray(value).astype(dtype).tobytes()
+    if dtype == "float32":
+        with pytest.raises(BindError, match="overflows to infinity in a float"):
+            to_array(spec, 1e39)
 
 
 def test_sizes_and_memory_are_known_before_the_first_run() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from staticgrad_runtime import plan
+from staticgrad_runtime import plan, plan_native
 from staticgrad_runtime.arena import Arena, address, aligned_bytes, aligned_words
 from staticgrad_runtime.plan import Planner, place_in_order
 from staticgrad_runtime.plan_native import place_native
@@ -88,7 +90,12 @@ def test_native_and_python_place_alike(buffers: Buffers) -> None:
     size = size * 64
     order = np.lexsort((first - last, -size))
     expected = place_in_order(order, first, last, size)
+    assert expected is not None
     np.testing.assert_array_equal(place_native(order, first, last, size), expected)
+    peak = int((expected + size).max(initial=0))
+    for place in (place_in_order, place_native):
+        assert (place(order, first, last, size, peak) is None) == (peak > 0)
+        np.testing.assert_array_equal(place(order, first, last, size, peak + 1), expected)
 
 
 @pytest.mark.parametrize("n_layers", [3, 12, 50, 200])
@@ -106,7 +113,9 @@ def test_what_was_placed_badly_is_tried_again(seed: int) -> None:
     first, last, size = training_step(12, seed)
     solved = Planner(first, last).solve(size)
     sizes = -(-np.asarray(size) // 64) * 64
-    greedy = plan.place(np.asarray(first), np.asarray(last), sizes)
+    begin, end = np.asarray(first), np.asarray(last)
+    greedy = place_in_order(np.lexsort((begin - end, -sizes)), begin, end, sizes)
+    assert greedy is not None
     check_no_overlap(first, last, size, solved.offsets)
     assert solved.peak_bytes <= 1.05 * solved.lower_bound_bytes
     assert solved.peak_bytes < int((greedy + sizes).max())
@@ -119,6 +128,34 @@ def test_small_programs_stay_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     solved = Planner(first, last).solve(size)
     monkeypatch.setattr(plan, "NATIVE_FROM", 10_000 if len(first) >= plan.NATIVE_FROM else 0)
     np.testing.assert_array_equal(Planner(first, last).solve(size).offsets, solved.offsets)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_later_plans_of_a_program_are_those_of_the_first(
+    loaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are placed by native code, from fewer buffers on."""
+    first, last, size = training_step(12, 9)
+    assert plan.NATIVE_FROM_AGAIN <= len(first) < plan.NATIVE_FROM
+    native: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        native.append(len(args[0]))
+        return place_native(*args)
+
+    monkeypatch.setattr(plan_native, "is_loaded", lambda: loaded)
+    monkeypatch.setattr(plan_native, "place_native", counted)
+    planner = Planner(first, last)
+    solved = planner.solve(size)
+    assert bool(native) == loaded
+    for _ in range(plan.PATIENCE):
+        planner.solve([64] * len(size))
+    native.clear()
+    again = planner.solve(size)
+    assert native
+    np.testing.assert_array_equal(again.offsets, solved.offsets)
+    assert again.peak_bytes == solved.peak_bytes
+    assert planner.solve([0] * len(size)).peak_bytes == 0
 
 
 def test_nothing_to_plan() -> None:

@@ -11,7 +11,7 @@ import staticgrad as sg
 from staticgrad.api.compile import compile_stages
 from staticgrad.codegen import sharing
 from staticgrad.ir.dim import DimLike, substitute
-from staticgrad_runtime import binding, callcontext, workers
+from staticgrad_runtime import binding, frames, workers
 
 from .test_by_rows import STEPS, loops
 from .threaded_programs import InTurn, Threaded, bits, random
@@ -112,7 +112,7 @@ def test_recurrent_networks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pools = [InTurn(order) for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0))]
         with monkeypatch.context() as patched:
             for pool in pools:
-                patched.setattr(callcontext, "pool", lambda threads, pool=pool: pool)
+                patched.setattr(frames, "pool", lambda threads, pool=pool: pool)
                 assert bits(made.on(3)(x)) == expected, n
         met[n] = pools[0].meetings
         by_rows = [substitute(r.by_rows, {"N": n}) for r in loops(made.program.items)]

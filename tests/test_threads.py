@@ -20,7 +20,7 @@ import pytest
 import staticgrad as sg
 from staticgrad.api import compile as api
 from staticgrad.codegen import sharing
-from staticgrad_runtime import binding, callcontext, workers
+from staticgrad_runtime import binding, frames, workers
 from staticgrad_runtime.arena import address, aligned_words
 from staticgrad_runtime.cache import DiskCache
 from staticgrad_runtime.context import CONTEXT_WORDS, STATUS_OK, Word
@@ -90,7 +90,7 @@ def test_any_order_between_barriers(
     program, arrays = made(name), MAKERS[name][1](70)
     pool = InTurn(order)
     alone, shared = program.on(1), program.on(len(order))
-    monkeypatch.setattr(callcontext, "pool", lambda threads: pool)
+    monkeypatch.setattr(frames, "pool", lambda threads: pool)
     for _ in range(2):
         assert bits(shared(*arrays)) == bits(alone(*arrays))
     steps = program.program.steps
@@ -233,7 +233,7 @@ def test_threads_that_poll_instead_of_sleeping(monkeypatch: pytest.MonkeyPatch) 
     pool = Pool(build_pool(futex=False))
     pool.words[PoolWord.BARRIER_SPIN] = pool.words[PoolWord.IDLE_SPIN] = 0
     pool.grow(3)
-    monkeypatch.setattr(callcontext, "pool", lambda threads: pool)
+    monkeypatch.setattr(frames, "pool", lambda threads: pool)
     program, array = made("products"), random((40, 33))
     expected = bits(program.on(1)(array))
     run = program.on(3)
@@ -346,7 +346,7 @@ def test_a_worker_that_cannot_be_started_is_done_without(monkeypatch: pytest.Mon
         start(self)
 
     monkeypatch.setattr(threading.Thread, "start", limited)
-    monkeypatch.setattr(callcontext, "pool", lambda threads: pool.grow(threads) or pool)
+    monkeypatch.setattr(frames, "pool", lambda threads: pool.grow(threads) or pool)
     program, array = made("products"), random((40, 33))
     assert bits(program.on(4)(array)) == bits(program.on(1)(array))
     assert len(pool.threads) == 1
@@ -369,7 +369,7 @@ def test_workers_have_an_arithmetic_of_their_own(
         pool.grow(4)
     finally:
         put(before)
-    monkeypatch.setattr(callcontext, "pool", lambda threads: pool)
+    monkeypatch.setattr(frames, "pool", lambda threads: pool)
     assert bits(program.on(4)(array)) == expected
     pool.stop()
 

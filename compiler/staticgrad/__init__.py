@@ -55,6 +55,7 @@ from .ir.errors import (
     ExecutionError,
     GraphError,
     ParseError,
+    PromotionWarning,
     ShapeError,
     StateError,
     StaticgradError,
@@ -159,6 +160,7 @@ from .ops.logical import (
     logical_xor,
 )
 from .ops.public import dynamic as _dynamic
+from .ops.public import show_only as _show_only
 from .ops.reduction import all, any, count_nonzero, max, mean, min, prod, std, sum, var
 from .ops.rounding import abs, ceil, copysign, floor, nextafter, round, sign, trunc
 from .ops.searching import (
@@ -230,8 +232,8 @@ def __getattr__(name: str) -> ModuleType:
     raise AttributeError(missing("sg", name, FUNCTIONS), name=name, obj=modules[__name__])
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), "eager"})
-
-
 _dynamic.load = _eager
+_show_only(modules[__name__], (*__all__, "eager"))
+for _module in (data, debug, random, tree):
+    _show_only(_module, _module.__all__)
+del annotations

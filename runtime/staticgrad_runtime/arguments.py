@@ -54,6 +54,8 @@ def to_array(spec: InputSpec, value: Any) -> Array:
     dtype = np.dtype(spec.dtype)
     if type(value) is np.ndarray and value.dtype == dtype:
         return value
+    if type(value) is float and dtype.kind == "f" and -1e38 < value < 1e38:
+        return np.array(value, dtype)
     if is_masked(value):
         raise _refusal(spec, "a masked array; fill it first: `x.filled(...)`")
     try:

@@ -20,7 +20,7 @@ import numpy as np
 from .dims import Dim, validate_dim
 from .errors import ArtifactError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MAGIC = b"SGRAD\x00\r\n"
 _LENGTHS = struct.Struct("<QQQQQ")  # blob count, then bytes: manifest, blobs, object, entry
 _HEADER = struct.Struct("<8sI32s")  # magic, version, SHA-256 of all that follows

@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import workers
 from .arena import ALIGN_BYTES
 from .artifact import InputSpec, Manifest, OutputSpec
 from .context import GIL_RELEASE_NS
 from .dims import (
-    Dim,
     DimTable,
     dim_text,
     evaluate,
-    evaluate_int,
     linear,
     shape_text,
     solve,
@@ -41,9 +40,9 @@ LEAST_PART_NS = 8_000
 MAX_BYTES = 1 << 47  # what an address space holds; also keeps every sum inside 64 bits
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Binding:
-    """A program at given sizes."""
+    """A program at given sizes. `frame` is what contexts copy of it (`frames`), once one has."""
 
     dims: dict[str, int]
     input_shapes: list[Shape]
@@ -56,6 +55,8 @@ class Binding:
     ns: float
     threads: int
     patient: bool  # waits for workers that sleep
+    frame: NDArray[np.int64] | None = None
+    frame_address: int = 0
 
     @property
     def release_gil(self) -> bool:
@@ -77,8 +78,18 @@ class Binder:
         self._threads = threads
         temps = [buffer for buffer in manifest.buffers if buffer.kind == "temp"]
         self._planner = Planner([b.first for b in temps], [b.last for b in temps])
-        self._temp_sizes = DimTable(buffer.size_bytes for buffer in temps)
         self._per_thread = [i for i, buffer in enumerate(temps) if buffer.per_thread]
+        inputs = [dim for spec in manifest.inputs for dim in spec.shape]
+        outputs = [dim for spec in manifest.outputs for dim in spec.shape]
+        sizes = [buffer.size_bytes for buffer in temps]
+        cost = manifest.cost
+        costs = [cost.flops, cost.bytes, cost.ns, cost.shared_ns, cost.barriers]
+        sides = [side for c in manifest.constraints for side in (c.left, c.right)]
+        self._inputs = DimTable(inputs, manifest.dims)
+        self._sides = DimTable(sides, manifest.dims)
+        self._all = DimTable([*inputs, *outputs, *sizes, *costs], manifest.dims)
+        self._alone = _alone(manifest)
+        self._ranks = [len(spec.shape) for spec in manifest.inputs]
 
     def bind_shapes(self, shapes: Sequence[Shape]) -> dict[str, int]:
         """The symbols' values for the inputs' shapes (one per input, in order).
@@ -87,7 +98,13 @@ class Binder:
         solved; then every dim is checked. Raises BindError.
         """
         manifest = self._manifest
-        values: dict[str, int] = {}
+        key = self.key_of(shapes)
+        if key is not None:
+            values = dict(zip(manifest.dims, key))
+            if self._inputs.evaluate(values) == [size for shape in shapes for size in shape]:
+                self.check(values)
+                return values
+        values = {}
         source: dict[str, tuple[InputSpec, int]] = {}
         for spec, shape in zip(manifest.inputs, shapes):
             if len(spec.shape) != len(shape):
@@ -105,6 +122,13 @@ class Binder:
                     raise BindError(_mismatch(spec, shape, axis, values, source))
         self.check(values)
         return values
+
+    def key_of(self, shapes: Sequence[Shape]) -> tuple[int, ...] | None:
+        """The symbols' values, in the manifest's order, where each stands alone in some shape: the
+        only ones that these shapes can have. None where one doesn't, or where ranks differ."""
+        if self._alone is None or [len(shape) for shape in shapes] != self._ranks:
+            return None
+        return tuple([shapes[i][axis] for i, axis in self._alone])
 
     def _solve_rest(
         self,
@@ -151,9 +175,8 @@ class Binder:
                 raise BindError(f"symbol {name}: expected an int, got {values[name]!r}")
             if values[name] < 0:
                 raise BindError(f"symbol {name} is {values[name]}; a dim is at least 0")
-        for constraint in self._manifest.constraints:
-            left = evaluate(constraint.left, values)
-            right = evaluate(constraint.right, values)
+        sides = iter(self._sides.evaluate(values))
+        for constraint, left, right in zip(self._manifest.constraints, sides, sides):
             if left != right:
                 raise BindError(
                     f"{constraint.message}: {dim_text(constraint.left)} is {left}, "
@@ -163,14 +186,15 @@ class Binder:
     def binding(self, values: Mapping[str, int]) -> Binding:
         """Sizes, the memory plan and costs for values that `check` has passed."""
         manifest, dims = self._manifest, dict(values)
+        found = self._all.evaluate(dims)
+        flops, traffic, ns, shared_ns, barriers = found[-5:]
+        left = iter(found)
         shapes = [
-            [_shape(spec.shape, dims, spec.name) for spec in specs]
+            [_shape(spec, [int(next(left)) for _ in spec.shape], dims) for spec in specs]
             for specs in (manifest.inputs, manifest.outputs)
         ]
-        cost = manifest.cost
-        shared_ns = float(evaluate(cost.shared_ns, dims))
-        threads = threads_for(self._threads, shared_ns, float(evaluate(cost.barriers, dims)))
-        sizes = list(self._temp_sizes.evaluate(dims))
+        sizes = [int(size) for size in left][:-5]
+        threads = threads_for(self._threads, shared_ns, barriers)
         for i in self._per_thread:
             sizes[i] = -(-sizes[i] // ALIGN_BYTES) * ALIGN_BYTES * threads
         if sum(sizes) > MAX_BYTES:
@@ -184,9 +208,9 @@ class Binder:
             _bytes(manifest.inputs, shapes[0]),
             _bytes(manifest.outputs, shapes[1]),
             self._planner.solve(sizes),
-            evaluate_int(cost.flops, dims),
-            evaluate_int(cost.bytes, dims),
-            float(evaluate(cost.ns, dims)),
+            int(flops),
+            int(traffic),
+            float(ns),
             threads,
             shared_ns >= workers.WAKE_NS,
         )
@@ -205,11 +229,24 @@ def threads_for(most: int, shared_ns: float, barriers: float) -> int:
     return threads if gain >= least else 1
 
 
-def _shape(shape: Sequence[Dim], values: Mapping[str, int], name: str) -> Shape:
-    bound = tuple(evaluate_int(dim, values) for dim in shape)
-    if min(bound, default=0) < 0:
-        raise BindError(f"{name!r}: shape {shape_text(shape)} is {bound} at {dict(values)}")
-    return bound
+def _alone(manifest: Manifest) -> list[tuple[int, int]] | None:
+    """For each symbol an input and the axis of it that the symbol is the size of; None where one
+    stands in expressions only."""
+    places: dict[str, tuple[int, int]] = {}
+    for i, spec in enumerate(manifest.inputs):
+        for axis, dim in enumerate(spec.shape):
+            if isinstance(dim, str):
+                places.setdefault(dim, (i, axis))
+    found = [places.get(name) for name in manifest.dims]
+    return None if None in found else [place for place in found if place is not None]
+
+
+def _shape(spec: InputSpec | OutputSpec, sizes: Sequence[int], values: Mapping[str, int]) -> Shape:
+    if min(sizes, default=0) < 0:
+        raise BindError(
+            f"{spec.name!r}: shape {shape_text(spec.shape)} is {tuple(sizes)} at {dict(values)}"
+        )
+    return tuple(sizes)
 
 
 def _bytes(specs: Sequence[InputSpec | OutputSpec], shapes: Sequence[Shape]) -> list[int]:

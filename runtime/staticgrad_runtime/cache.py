@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .artifact import Artifact
-from .errors import ArgumentError, ArtifactError
+from .environment import chosen, verifies
+from .errors import ArtifactError
 
 IMPORTED_NS = time.time_ns()  # what is imported now is as it was then
 ENTRY_VERSION = 1
@@ -43,10 +44,7 @@ DIRECTORY = "STATICGRAD_CACHE_DIR"
 
 def _setting() -> str:
     """STATICGRAD_CACHE: 0 for no cache, objects for object code alone, 1 or nothing for all."""
-    found = os.environ.get("STATICGRAD_CACHE", "") or "1"
-    if found not in ("0", "1", "objects"):
-        raise ArgumentError(f"STATICGRAD_CACHE={found!r}: expected 0, 1 or objects")
-    return found
+    return chosen("STATICGRAD_CACHE", ("0", "1", "objects"), "1")
 
 
 def default_root() -> Path | None:
@@ -69,7 +67,7 @@ def remembers_graphs() -> bool:
     """Whether programs are found by their graphs, without a pass; STATICGRAD_CACHE=objects keeps
     object code alone, for who changes passes in a running process, and STATICGRAD_VERIFY=1, which
     wants every pass to run, does so too."""
-    return _setting() != "objects" and os.environ.get("STATICGRAD_VERIFY") != "1"
+    return _setting() != "objects" and not verifies()
 
 
 def _not_ours(status: os.stat_result) -> str | None:

@@ -17,20 +17,24 @@ from .code_pages import give_back_code_pages
 from .context import (
     CELL_RECORD_WORDS,
     CONTEXT_WORDS,
+    FRAME_TO_WORD,
     RECORD_WORDS,
     STATUS_OK,
     ArrayRecord,
     CellRecord,
+    FrameWord,
     Word,
 )
+from .frames import Frames, sized_parts
 from .interrupt import poll_addresses
-from .kept_memory import array_new
 from .layout import NativeInterface, data_address, descriptor_address
 from .packed import PackedCopies
 from .state import StateCell
-from .workers import pool
 
 Words = NDArray[np.int64]
+
+_FRAME_WORDS = [int(word) for word, _ in FRAME_TO_WORD]
+_BOUND_WORDS = [int(word) for _, word in FRAME_TO_WORD]
 
 OUT_NAME = sys.intern("out")  # as callers' `out=` is
 
@@ -38,8 +42,8 @@ OUT_NAME = sys.intern("out")  # as callers' `out=` is
 class CallContext:
     """Everything that one running call owns; an executable keeps a pool of them.
 
-    `words` is what `sg_run` gets a pointer to. `bind` sets it up for given sizes, and stays valid
-    until the next `bind`; input and output pointers are set per call.
+    `words` is what `sg_run` gets a pointer to. `bind` sets it up for given sizes, which stay until
+    the next `bind` or a native call of other sizes; input and output pointers are set per call.
     """
 
     def __init__(
@@ -48,33 +52,41 @@ class CallContext:
         cells: Sequence[StateCell],
         constants: Mapping[int, int],
         packed: PackedCopies,
+        frames: Frames,
     ) -> None:
-        self._dims = aligned_words(len(manifest.dims))
+        self._frames = frames
+        self._sized = aligned_words(frames.n_sized)
+        parts = {
+            name: address(self._sized) + 8 * at
+            for name, at in sized_parts(frames, manifest).items()
+        }
         self._buffers = aligned_words(len(manifest.buffers))
         self._arena = Arena()
         self.words = aligned_words(CONTEXT_WORDS)
         self.address = address(self.words)
         self.words[Word.BUFFERS] = address(self._buffers)
-        self.words[Word.DIMS] = address(self._dims)
+        self.words[Word.DIMS] = parts["dims"]
+        self.words[Word.SIZED], self.words[Word.N_SIZED] = address(self._sized), frames.n_sized
+        self.words[Word.FRAMES], self.words[Word.N_KEY] = frames.address, frames.n_key
+        self.words[Word.TEMPS], self.words[Word.N_TEMPS] = address(frames.temps), frames.temps.size
+        self.words[Word.PACKED] = address(packed.buffers)
+        self.words[Word.N_PACKED] = packed.buffers.size
         ask = poll_addresses()
         self.words[Word.GIL_ENSURE] = ask[0]
         self.words[Word.INTERRUPT_OCCURRED], self.words[Word.GIL_RELEASE] = ask[1:]
         self.binding: Binding | None = None
-        kinds = [buffer.kind for buffer in manifest.buffers]
-        self._temps = np.array([i for i, kind in enumerate(kinds) if kind == "temp"], np.int64)
         for spec, cell in zip(manifest.state, cells):
             self._buffers[spec.buffer] = address(cell.view())
         for buffer, where in constants.items():
             self._buffers[buffer] = where
         self._packed = packed
-        self._packs = aligned_words(len(manifest.packs))
-        self.words[Word.PACKS] = address(self._packs)
+        self.words[Word.PACKS] = parts["packs"]
         self.words[Word.PACK] = packed.function
-        self._inputs, self._input_shapes = _records(manifest.inputs)
-        self._outputs, self._output_shapes = _records(manifest.outputs)
+        self._inputs = _records(manifest.inputs, parts["input_dims"], parts["input_bytes"])
+        self._outputs = _records(manifest.outputs, parts["output_dims"], parts["output_bytes"])
         self._arrays = aligned_words(len(manifest.outputs))
         self._single = manifest.single
-        self._interface: NativeInterface | None = None
+        frames.register(self)
         self._cells = aligned_words(CELL_RECORD_WORDS * len(cells))
         for i, (spec, cell) in enumerate(zip(manifest.state, cells)):
             self._cells[CELL_RECORD_WORDS * i + CellRecord.CELL] = cell.words_address
@@ -101,7 +113,6 @@ class CallContext:
         words[Word.OUTPUTS] = address(self._outputs)
         words[Word.CELLS] = address(self._cells)
         words[Word.NDARRAY_TYPE] = interface.ndarray_type
-        self._interface = interface
         words[Word.METHOD_NEW] = interface.method_new
         words[Word.VECTORCALL] = interface.vectorcall
         words[Word.DEC_REF] = interface.dec_ref
@@ -126,39 +137,31 @@ class CallContext:
     def arena_bytes(self) -> int:
         return self._arena.capacity_bytes
 
+    def is_bound_to(self, binding: Binding) -> bool:
+        """Whether it is set up for these sizes; the native entry binds contexts as well."""
+        return binding.frame is not None and int(self.words[Word.FRAME]) == binding.frame_address
+
     def bind(self, binding: Binding) -> None:
-        """Sets sizes and places the temporaries."""
+        """Sets sizes and places the temporaries; `sg_sizes` of the native entry does the same."""
+        frame = self._frames.frame_of(binding)
         self.binding = None  # stays so if memory runs out half way
+        self.words[Word.FRAME] = self.words[Word.ARENA_BYTES] = 0
         self._arena.reserve(binding.plan.peak_bytes)
-        self._buffers[self._temps] = self._arena.base + binding.plan.offsets
-        self._dims[: len(binding.dims)] = list(binding.dims.values())
+        self.words[Word.ARENA] = base = self._arena.base
+        self.words[Word.ARENA_BYTES] = self._arena.capacity_bytes
+        end = FrameWord.TABLES + self._sized.size
+        self._sized[:] = frame[FrameWord.TABLES : end]
+        self._buffers[self._frames.temps] = base + frame[end:]
         self._buffers[self._packed.buffers] = 0
-        read = self._packed.read_by(binding.dims)
-        self._packs[: len(read)] = read
-        self.words[Word.N_PACKS] = len(read)
-        _fill(self._input_shapes, binding.input_shapes)
-        _fill(self._output_shapes, binding.output_shapes)
-        self._inputs[ArrayRecord.BYTES :: RECORD_WORDS] = binding.input_bytes
-        self._outputs[ArrayRecord.BYTES :: RECORD_WORDS] = binding.output_bytes
-        if self._interface is not None:
-            largest = max(binding.output_bytes, default=0)
-            self.words[Word.ARRAY_NEW] = array_new(self._interface, largest)
-        self.words[Word.RELEASE_GIL] = binding.release_gil
-        self.words[Word.THREADS] = binding.threads
-        self.words[Word.PATIENT] = binding.patient
-        self.words[Word.ESTIMATE] = int(min(binding.ns, 1 << 60))
-        self.words[Word.TOGETHER] = self.words[Word.ALONE] = self.words[Word.SPENT] = 0
-        if binding.threads > 1:
-            workers = pool(binding.threads)
-            self.words[Word.POOL] = workers.address
-            self.words[Word.DISPATCH] = workers.dispatch
-            self.words[Word.BARRIER] = workers.barrier
-        self.binding = binding
+        self.words[_BOUND_WORDS] = frame[_FRAME_WORDS]
+        self.binding = binding  # before the word: it keeps the frame alive
+        self.words[Word.FRAME] = binding.frame_address
         give_back_code_pages()  # all that a first call compiles has been compiled
 
     def release(self) -> None:
         """Frees the temporaries' memory; no call may be using it. `bind` makes it anew."""
         self.binding = None
+        self.words[Word.FRAME] = self.words[Word.ARENA_BYTES] = 0
         self._arena.release()
 
     def point(self, specs: Sequence[InputSpec | OutputSpec], arrays: Sequence[Any]) -> None:
@@ -175,22 +178,16 @@ class CallContext:
         return int(words[Word.STATUS]), int(words[Word.ELEMENT]), int(words[Word.VALUE])
 
 
-def _records(specs: Sequence[InputSpec | OutputSpec]) -> tuple[Words, Words]:
-    """The records of inputs or outputs, and the table of bound dims that they point into."""
-    shapes = aligned_words(sum(len(spec.shape) for spec in specs))
+def _records(specs: Sequence[InputSpec | OutputSpec], dims: int, sizes: int) -> Words:
+    """The records of inputs or outputs; their bound dims and bytes stand at these addresses."""
     records = aligned_words(RECORD_WORDS * len(specs))
-    at = 0
     for i, spec in enumerate(specs):
         record = records[RECORD_WORDS * i : RECORD_WORDS * (i + 1)]
         record[ArrayRecord.DESCR] = descriptor_address(spec.dtype)
         record[ArrayRecord.NDIM] = len(spec.shape)
         record[ArrayRecord.BUFFER] = spec.buffer
-        record[ArrayRecord.SHAPE] = address(shapes) + 8 * at
+        record[ArrayRecord.SHAPE] = dims
+        record[ArrayRecord.BYTES] = sizes + 8 * i
         record[ArrayRecord.TYPE_NUM] = np.dtype(spec.dtype).num
-        at += len(spec.shape)
-    return records, shapes
-
-
-def _fill(table: Words, shapes: Sequence[tuple[int, ...]]) -> None:
-    flat = [size for shape in shapes for size in shape]
-    table[: len(flat)] = flat
+        dims += 8 * len(spec.shape)
+    return records

@@ -85,9 +85,21 @@ class Word(IntEnum):
     N_PACKS = 47  # how many of them this binding reads
     PACK = 48  # `void sg_pack(ptr context, i64 which)` of the program
     LIST_TYPE = 49  # PyTypeObject* of list
+    # What depends on sizes, see `frames`.
+    FRAMES = 50  # pointer to the program's `FramesWord`s; 0 where it has no symbols
+    FRAME = 51  # pointer to the frame that this context is bound to, 0: to none that is kept
+    SIZED = 52  # pointer to the context's copy of a frame's tables
+    N_SIZED = 53  # words of it
+    N_KEY = 54  # how many of them, the first ones, are the dims of inputs
+    TEMPS = 55  # pointer to the temporaries' indices in the buffer table
+    N_TEMPS = 56
+    ARENA = 57  # the block that they lie in
+    ARENA_BYTES = 58
+    PACKED = 59  # pointer to the packed copies' indices in the buffer table
+    N_PACKED = 60
 
 
-CONTEXT_WORDS = 56
+CONTEXT_WORDS = 64
 
 # Above this the GIL is released: giving it up and taking it back costs some 50 ns when nobody
 # waits, and up to a switch interval when somebody does.
@@ -102,8 +114,62 @@ class ArrayRecord(IntEnum):
     NDIM = 1
     BUFFER = 2  # index in the buffer table
     SHAPE = 3  # pointer to the bound dims
-    BYTES = 4  # at these dims
+    BYTES = 4  # pointer to the size at these dims
     TYPE_NUM = 5
+
+
+class FrameWord(IntEnum):
+    """Words of a frame: what binding a program to sizes sets in a context. Behind TABLES come the
+    tables that a context has a copy of (inputs' dims, outputs' dims, bytes of inputs, of outputs,
+    packed copies that are read, symbols), then the offsets of temporaries in the arena."""
+
+    HASH = 0  # of the inputs' dims, see `frames.dims_hash`
+    USED = 1  # when a context was bound to it last, by the clock of `FramesWord`
+    PEAK = 2  # bytes of arena that it needs
+    N_PACKS = 3
+    ARRAY_NEW = 4
+    RELEASE_GIL = 5
+    THREADS = 6
+    PATIENT = 7
+    POOL = 8
+    DISPATCH = 9
+    BARRIER = 10
+    ESTIMATE = 11
+    TOGETHER = 12  # these three as the context had them when it was bound to another
+    ALONE = 13
+    SPENT = 14
+    TABLES = 16
+
+
+# Words of a frame that are words of the context as well.
+FRAME_TO_WORD = (
+    (FrameWord.N_PACKS, Word.N_PACKS),
+    (FrameWord.ARRAY_NEW, Word.ARRAY_NEW),
+    (FrameWord.RELEASE_GIL, Word.RELEASE_GIL),
+    (FrameWord.THREADS, Word.THREADS),
+    (FrameWord.PATIENT, Word.PATIENT),
+    (FrameWord.POOL, Word.POOL),
+    (FrameWord.DISPATCH, Word.DISPATCH),
+    (FrameWord.BARRIER, Word.BARRIER),
+    (FrameWord.ESTIMATE, Word.ESTIMATE),
+    (FrameWord.TOGETHER, Word.TOGETHER),
+    (FrameWord.ALONE, Word.ALONE),
+    (FrameWord.SPENT, Word.SPENT),
+)
+MEASURED = FRAME_TO_WORD[-3:]
+
+FRAME_HASH_FACTOR = 0x9E3779B97F4A7C15  # 2^64 by the golden ratio
+FRAME_HASH_SHIFT = 32
+
+
+class FramesWord(IntEnum):
+    """Words of a program's table of frames, which all its contexts share; written with the GIL."""
+
+    TABLE = 0  # pointer to a mask and so many slots and one; each a frame's address or 0
+    CLOCK = 1  # counts bindings
+
+
+FRAMES_WORDS = 8
 
 
 class CellRecord(IntEnum):

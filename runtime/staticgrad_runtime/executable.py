@@ -1,10 +1,11 @@
 """A loaded program that is called with arrays.
 
 Two ways lead through a call. The native entry (`sg_entry`, part of the object code) serves what is
-exactly as declared and bound: ndarrays of the right dtype and shape, dense. Anything else (other
-sizes, lists, `out=`, names, concurrent calls, errors) comes to `Executable.__call__`, which checks
-and converts in Python, and then hands the sizes that it bound over to the native entry. With
-STATICGRAD_ENTRY=portable in the environment every call takes that path.
+exactly as declared: ndarrays of the right dtype, dense, of sizes that the program has been called
+with before (`frames`). Anything else (new sizes, lists, names, an `out=` that does not fit,
+concurrent calls, errors) comes to `Executable.__call__`, which checks and converts in Python, and
+then hands the sizes that it bound over to the native entry. With STATICGRAD_ENTRY=portable in the
+environment every call takes that path.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 import weakref
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
+from operator import is_
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,8 +29,10 @@ from .binding import Binder, Binding, Shape, dims_key
 from .callcontext import CallContext
 from .context import CALL_SYMBOL, ENTRY_SYMBOL, PACK_SYMBOL, REFRESH_SYMBOL, RUN_SYMBOL
 from .dims import shape_text
+from .environment import portable_entry
 from .errors import BindError, ExecutionError, StateError
 from .forks import no_fork
+from .frames import Frames
 from .interrupt import INTERRUPTED, raise_interrupt
 from .layout import Head, is_native_class, native_class, native_interface, set_call
 from .loader import Library, check_host
@@ -37,22 +41,22 @@ from .packed import PackedCopies
 from .state import CellLocks, StateCell
 from .workers import thread_count
 
-FailureHook = Callable[[int, int, int, Sequence[Array]], None]
+# What a call gives that an executable `declines`.
+DECLINED: Any = object()
 
-# Bindings that an executable remembers; one holds an offset per temporary.
-_REMEMBERED = 128
+FailureHook = Callable[[int, int, int, Sequence[Array]], None]
 
 # What an executable and its twins have in common.
 _SHARED = (
-    "_binder", "_bindings", "_by_shapes", "_cells", "_constants", "_holding", "_library", "_locks",
-    "_native", "_packed", "_refresh", "_releasing", "_state_ranges", "_written",
+    "_binder", "_cells", "_constants", "_frames", "_holding", "_library", "_locks", "_native",
+    "_packed", "_refresh", "_releasing", "_state_ranges", "_written",
 )  # fmt: skip
 
 _executables: weakref.WeakSet[Executable] = weakref.WeakSet()
 
 
 def _wants_native() -> bool:
-    return os.environ.get("STATICGRAD_ENTRY") != "portable" and native_interface() is not None
+    return not portable_entry() and native_interface() is not None
 
 
 class Executable(Head):
@@ -68,16 +72,18 @@ class Executable(Head):
     a sequence with None where a new one is wanted). BindError says what does not fit;
     ExecutionError that a step failed, with state unchanged. `on_failure`, if set, is called with
     (code, element, value, arrays) before that error is raised, and may raise a better one.
+
+    `declines`, if set, is for those who ask whether a call is like an earlier one and have ways of
+    their own for others: what the native entry does not serve gives DECLINED; `checked` serves it.
     """
 
     __slots__ = (
         "__weakref__",
         "_binder",
-        "_bindings",
-        "_by_shapes",
         "_cells",
         "_constants",
         "_contexts",
+        "_frames",
         "_free",
         "_holding",
         "_library",
@@ -91,6 +97,7 @@ class Executable(Head):
         "_retired",
         "_state_ranges",
         "_written",
+        "declines",
         "manifest",
         "on_failure",
     )
@@ -114,6 +121,7 @@ class Executable(Head):
         _check_cells(manifest, cells)
         self.manifest = manifest
         self.on_failure: FailureHook | None = None
+        self.declines = False
         self._cells = tuple(cells)
         ranges = [byte_range(cell.view()) for cell in cells]
         self._state_ranges = sorted(mine for mine in ranges if mine[0] < mine[1])
@@ -121,8 +129,6 @@ class Executable(Head):
         self._locks = CellLocks((cell, spec.written) for cell, spec in zip(cells, manifest.state))
         self._constants = _load_constants(artifact)
         self._binder = Binder(manifest, thread_count(threads))
-        self._bindings: dict[tuple[int, ...], Binding] = {}
-        self._by_shapes: dict[tuple[Shape, ...], Binding] = {}
         names = (RUN_SYMBOL, CALL_SYMBOL, ENTRY_SYMBOL, PACK_SYMBOL, REFRESH_SYMBOL)
         objects = [*unpack(artifact.object_code), artifact.entry_code]
         objects = [code for code in objects if code]
@@ -135,6 +141,8 @@ class Executable(Head):
             and ENTRY_SYMBOL in self._library
         )  # fmt: skip
         self._packed = PackedCopies(manifest, cells, self._library)
+        interface = native_interface() if self._native else None
+        self._frames = Frames(manifest, self._packed, interface)
         self._refresh = None  # elsewhere nothing keeps two threads from packing at once
         if manifest.packs and self._native:
             refresh = self._library.address(REFRESH_SYMBOL)
@@ -147,7 +155,7 @@ class Executable(Head):
         """Another executable of the same code and state, with contexts of its own: calls at other
         sizes do not take the native entry away from this one's."""
         made = object.__new__(type(self))
-        for name in ("manifest", "on_failure", *_SHARED):
+        for name in ("declines", "manifest", "on_failure", *_SHARED):
             object.__setattr__(made, name, getattr(self, name))
         if hasattr(self, "__dict__"):  # the compiler's subclass has more to say about itself
             made.__dict__.update(self.__dict__)
@@ -166,42 +174,66 @@ class Executable(Head):
         """Shapes, memory plan and cost at given values of the symbols. Raises BindError."""
         self._binder.check(dims)
         key = dims_key(dims, self.manifest.dims)
-        found = self._bindings.get(key)
+        found = self._frames.get(key)
         if found is None:
             with no_fork():  # many temporaries are placed by native code
                 found = self._binder.binding(dict(zip(self.manifest.dims, key)))
-            _remember(self._bindings, key, found)
+            self._frames.keep(key, found)
         return found
 
     def peak_bytes(self, **dims: int) -> int:
         """Bytes of temporary memory that a run at these sizes needs, known before it runs."""
         return self.bind(dims).plan.peak_bytes
 
-    def _binding_for(self, shapes: tuple[Shape, ...]) -> Binding:
-        found = self._by_shapes.get(shapes)
-        if found is None:
-            found = self.bind(self._binder.bind_shapes(shapes))
-            _remember(self._by_shapes, shapes, found)
-        return found
+    @property
+    def sizes_bytes(self) -> int:
+        """Bytes that are kept of the sizes seen so far, so that calls of these are bound at once;
+        at most `frames.KEPT_BYTES`. Temporaries are no part of them: their block is a context's."""
+        return self._frames.kept_bytes
+
+    def _binding_for(self, shapes: list[Shape]) -> Binding:
+        key = self._binder.key_of(shapes)
+        found = None if key is None else self._frames.get(key)
+        if found is not None and found.input_shapes == shapes:
+            return found
+        return self.bind(self._binder.bind_shapes(shapes))
 
     # Calls
 
     def __call__(self, /, *arrays: Any, out: Any = None, **named: Any) -> Any:
+        if self.declines:
+            return DECLINED
+        return self.checked(*arrays, out=out, **named)
+
+    def checked(self, /, *arrays: Any, out: Any = None, **named: Any) -> Any:
+        """A call by way of Python, which serves any.
+
+        What the native entry can take from some point on is handed over there. It comes back, with
+        nothing left to convert or to bind, where the entry can't: under contention, for errors.
+        """
         manifest = self.manifest
         values = gather(manifest.inputs, arrays, named)
-        inputs = [to_array(spec, value) for spec, value in zip(manifest.inputs, values)]
-        binding = self._binding_for(tuple(array.shape for array in inputs))
-        inputs = [dense(array) for array in inputs]
+        inputs = [dense(to_array(spec, v)) for spec, v in zip(manifest.inputs, values)]
+        if self._cells:
+            inputs = self._without_overlaps(inputs, [])
+        options = {} if out is None else {"out": out}
+        if self._native and (named or not all(map(is_, inputs, arrays))):
+            found = self(*inputs, **options)
+            if found is not DECLINED:
+                return found
+        binding = self._binding_for([array.shape for array in inputs])
+        if self._native and binding.frame is None:
+            self._give_back(self._bound_context(binding))
+            found = self(*inputs, **options)
+            if found is not DECLINED:
+                return found
         if out is None:
             outputs = allocate_outputs(manifest.outputs, binding.output_shapes)
         else:
             outputs = check_out(manifest, binding.output_shapes, out)
-        if out is not None or self._cells:
             inputs = self._without_overlaps(inputs, outputs)
-        context = self._take_context()
+        context = self._bound_context(binding)
         try:
-            if context.binding is not binding:
-                context.bind(binding)
             context.point(manifest.inputs, inputs)
             context.point(manifest.outputs, outputs)
             context.reset_status()
@@ -272,9 +304,13 @@ class Executable(Head):
     def _take_context(self) -> CallContext:
         with self._mutex:
             self._reclaim()
+            if not self._free:
+                self._unpublish()
             if self._free:
                 return self._free.pop()
-            context = CallContext(self.manifest, self._cells, self._constants, self._packed)
+            context = CallContext(
+                self.manifest, self._cells, self._constants, self._packed, self._frames
+            )
             if self._native:
                 interface = native_interface()
                 assert interface is not None
@@ -283,11 +319,39 @@ class Executable(Head):
             self._contexts.append(context)
             return context
 
+    def _bound_context(self, binding: Binding) -> CallContext:
+        """A context that is set up for these sizes; who takes it gives it back."""
+        context = self._take_context()
+        if not context.is_bound_to(binding):
+            try:
+                context.bind(binding)
+            except BaseException:
+                self._give_back(context)
+                raise
+        return context
+
     def _reclaim(self) -> None:
         """Takes back retired contexts whose call has ended; under the mutex."""
         if self._retired:
             self._free += [context for context in self._retired if not context.busy]
             self._retired = [context for context in self._retired if context.busy]
+
+    def _unpublish(self) -> None:
+        """Takes the published context back from the native entry, if no call is using it; under
+        the mutex. So calls that follow each other share one block of temporaries.
+
+        Without a published context a call takes the checked path, which waits for the mutex. A
+        native call that began before has marked its context busy, see `_give_back`.
+        """
+        context = self._published
+        if context is None:
+            return
+        set_call(self, 0)
+        if context.busy:
+            set_call(self, self._library.address(ENTRY_SYMBOL))
+        else:
+            self._published = None
+            self._free.append(context)
 
     def _give_back(self, context: CallContext) -> None:
         """Hands a context that just ran to the native entry; the one it had goes to the pool.
@@ -309,11 +373,8 @@ class Executable(Head):
                 self._free.append(old)
 
     def release_memory(self) -> None:
-        """Frees the temporaries' memory of all calls that are not running; later ones make it anew.
-
-        Without a published context a call takes the checked path, which waits for the mutex. A
-        native call that began before has marked its context busy, see `_give_back`.
-        """
+        """Frees the temporaries' memory of all calls that are not running; later ones make it
+        anew."""
         # In the hands of this very thread, if a finaliser or a signal handler called.
         if not self._mutex.acquire(blocking=False):
             return
@@ -354,13 +415,6 @@ class Executable(Head):
         inputs = ", ".join(f"{s.name}: {s.dtype}{shape_text(s.shape)}" for s in manifest.inputs)
         outputs = ", ".join(f"{s.dtype}{shape_text(s.shape)}" for s in manifest.outputs)
         return f"<Executable {manifest.name}({inputs}) -> ({outputs})>"
-
-
-def _remember(table: dict[Any, Binding], key: Any, binding: Binding) -> None:
-    """Keeps the newest bindings; one that is dropped is computed again when it comes back."""
-    if len(table) >= _REMEMBERED:
-        table.pop(next(iter(table)), None)
-    table[key] = binding
 
 
 def _check_cells(manifest: Manifest, cells: Sequence[StateCell]) -> None:
@@ -418,6 +472,7 @@ def _live() -> list[Executable]:
 def _reset_after_fork() -> None:
     for executable in list(_executables):
         executable._reset_contexts()
+        executable._frames.clear()  # they name the parent's pool
 
 
 if hasattr(os, "register_at_fork"):

@@ -26,6 +26,7 @@ from .family import Sizes
 NUMBERS = (bool, int, float)
 # Types of leaves that say all about their kind: Python's numbers, and NumPy's scalars.
 BY_TYPE = frozenset((*NUMBERS, *(d.numpy.type for d in map(as_dtype, BY_NAME))))
+_DTYPES = frozenset(d.numpy for d in map(as_dtype, BY_NAME))
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def unwrapped(value: Any) -> Any:
 
 def normal(value: Any, path: str, label: str) -> Any:
     """A leaf as an array of a supported dtype, a Python number, or something static."""
+    if type(value) is np.ndarray and value.dtype in _DTYPES:
+        return value
     if isinstance(value, (Static, *NUMBERS)) and not isinstance(value, np.generic):
         if type(value) is int and not -(2**63) <= value < 2**63:
             raise DTypeError(f"{label}: argument {path}: the number {value} does not fit int64")
@@ -127,7 +130,7 @@ def normal(value: Any, path: str, label: str) -> Any:
 
 def kind(value: Any) -> Hashable:
     if isinstance(value, np.ndarray):
-        return (str(value.dtype), value.ndim)
+        return (value.dtype, value.ndim)
     if isinstance(value, Static):
         return value
     found: Any = type(value)

@@ -16,23 +16,25 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 
 from . import pytree
+from .watch import Watch, watched
 
 _NUMBERS = (bool, int, float, complex, str, bytes)
 _SETTINGS = frozenset((*_NUMBERS, tuple))
 _PACKAGES = ("staticgrad", "staticgrad_runtime", "numpy")
 _PYTHON = os.path.dirname(os.__file__) + os.sep  # its own library
 _MISSING = object()
+_MOST_TRIES = 8  # to watch what turned out to have changed, in a row
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Captured:
     """One variable and what it was bound to: the object, and its leaves if it is a tree; of layers
     what they are made of; of arrays copies, where elements count."""
@@ -43,16 +45,31 @@ class Captured:
     leaves: tuple[Any, ...] | None = None
     parts: tuple[Any, ...] | None = None
     copies: tuple[tuple[Array, Array], ...] = ()  # array, copy
+    _watch: Watch | None = field(default=None, init=False)
+    _tries: int = field(default=_MOST_TRIES, init=False)
 
     def unchanged(self) -> bool:
         now, then = self.read(), self.value
         if now is not then:
             return isinstance(then, _NUMBERS) and exact(now) == exact(then)
+        if (self.leaves is not None or self.parts is not None) and not self._same_inside(now):
+            return False
+        return not self.copies or all(_same_elements(a, copy) for a, copy in self.copies)
+
+    def _same_inside(self, now: Any) -> bool:
+        """Whether what the object is made of is the same: it is where all tables behind it are,
+        which a glance tells; else it is taken apart."""
+        if self._watch is not None and self._watch.holds():
+            self._tries = _MOST_TRIES
+            return True
         if self.leaves is not None and not _all_same(pytree.leaves(now), self.leaves):
             return False
         if self.parts is not None and not _all_same(_parts(now) or (), self.parts):
             return False
-        return all(_same_elements(array, copy) for array, copy in self.copies)
+        if self._tries:  # else something changes with each call, such as a counter
+            self._tries -= 1
+            self._watch = watched(now, self.parts is not None, _of_library)
+        return True
 
 
 def exact(value: Any) -> Hashable:

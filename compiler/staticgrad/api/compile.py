@@ -19,11 +19,11 @@ from staticgrad_runtime.code_pages import count_code_generation
 from staticgrad_runtime.forks import no_fork
 from staticgrad_runtime.workers import thread_count, usable_cpus
 
-from staticgrad.ir.errors import ArgumentError, BindError
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, BindError
 from staticgrad.ir.graph import Graph as IrGraph
 from staticgrad.ir.graph import subgraphs
 from staticgrad.kernels.program import Program
-from staticgrad.ops.public import listed, public
+from staticgrad.ops.public import listed, public, shown
 from staticgrad.ops.tensor import Tensor
 
 from .custom import CFunction, c_functions_of
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from staticgrad.codegen.target import Target
 
     from .graph_key import GraphKey
+    from .profile import Profile
 
 # The stages are imported where they are used: 25 ms of the 170 that `import staticgrad` took.
 
@@ -317,16 +318,19 @@ def _begun(graph: IrGraph, store: DiskCache | None) -> Iterator[Stream]:
 def _products(graph: IrGraph) -> set[tuple[str, int]]:
     """The dtypes of products, each with how many vectors are declared. What lies unbroken is only
     a guess: what is no transpose."""
-    from staticgrad.codegen.gemm_vector import vectors_of
+    from staticgrad.codegen.gemm_vector import DOTS, is_dots, vectors_of
+    from staticgrad.passes.lowering.matmul_blocks import in_blocks
 
     found = set()
     for node in graph.nodes:
         if node.op == "matmul":
             a, b = node.operands
-            dtype, sizes = str(node.types[0].dtype), (a.shape[-2], b.shape[-1], a.shape[-1])
+            held, sizes = node.types[0].dtype, (a.shape[-2], b.shape[-1], a.shape[-1])
             turned = [v.node.op == "permute_dims" for v in (a, b)]
             a_cs, b_rs = int(not turned[0]), int(turned[1] or sizes[1] == 1)
-            found.add((dtype, vectors_of(dtype, sizes, a_cs, b_rs)))
+            vectors = vectors_of(str(held), sizes, a_cs, b_rs)
+            is_long = is_dots(vectors, a_cs, b_rs) and in_blocks(held, sizes)
+            found.add((str(held), DOTS if is_long else vectors))
     return found.union(*(_products(g) for n in graph.nodes for _, g in subgraphs(n)))
 
 
@@ -389,11 +393,18 @@ class Executable(runtime.Executable):
 
         return assembly_text(self.text, host_target())
 
-    def report(self, **dims: int) -> Report:
-        """Kernels, flops, bytes, memory, compile time; `report(N=128)` fills in symbolic dims."""
+    def report(self, /, *sizes: Any, **dims: int) -> Report:
+        """Kernels, flops, bytes, memory, compile time; `report(N=128)` fills in symbolic dims.
+
+        Raises `ArgumentTypeError` for sizes without a name, `BindError` for a name that is no
+        symbol's.
+        """
         from staticgrad_runtime.dims import evaluate_int
 
         m = self.manifest
+        if sizes:
+            named = f"sizes by name, as in report({m.dims[0]}=128)" if m.dims else "no arguments"
+            raise ArgumentTypeError(f"report: expected {named}; got {shown(sizes[0])}")
 
         def figure(expr: Any) -> Any:
             return evaluate_int(expr, dims) if not missing else _dim_text(expr)
@@ -417,8 +428,25 @@ class Executable(runtime.Executable):
             "state_bytes": sum(_bytes(s) for s in m.state),
             "constant_bytes": sum(_bytes(s) for s in m.constants),
             "packed_bytes": sum(m.buffers[p.buffer].size_bytes for p in m.packs),
+            "sizes_bytes": self.sizes_bytes,
             "compile_ms": dict(self.compile_ms),
         })  # fmt: skip
+
+    def profile(
+        self, /, *arrays: Any, seconds: float = 0.5, threads: int | None = None, **named: Any
+    ) -> Profile:
+        """Where the time of a call with these inputs goes: each kernel's time, share, GFLOP/s, GB/s
+        and lines, as a table (`print`) or plain figures (`to_dict`).
+
+        A copy of the program that has a clock behind each kernel is compiled and called for about
+        so many seconds, at least five times; this one, its state included, stays as it is. Where a
+        clock stands, threads meet: the sum is somewhat longer than a call. `threads`: how many it
+        may use, as `compile` has it; None: as many as this program.
+        """
+        from .profile import profiled
+
+        most = self._binder._threads if threads is None else thread_count(threads)
+        return profiled(self, arrays, named, threads=most, seconds=seconds)
 
     def dump(self, directory: str | os.PathLike[str]) -> list[str]:
         """Writes every stage as files: the graph after each pass as text, DOT, Mermaid and JSON,

@@ -40,26 +40,43 @@ class Entry:
     captured: list[Captured]
     reason: str
     executable: Any = None
+    run: Any = None  # the executable for any call: it may decline those that are new to it
+    bound: Graph | None = None  # the graph in the mode that the function is traced for
     number_guards: list[Guard] = field(init=False)
+    _dims: list[list[int | str]] = field(init=False)  # the pattern, symbols by name
 
     def __post_init__(self) -> None:
         self.number_guards = [g for g in self.guards if not g.of_sizes]
+        self._dims = [[d if isinstance(d, int) else str(d) for d in dims] for dims in self.pattern]
 
     def sizes(self, shapes: Sizes) -> dict[str, int] | None:
         """The sizes of the symbols in a call, or None where the call is of another pattern."""
         found: dict[str, int] = {}
-        for wanted, shape in zip(self.pattern, shapes):
+        for wanted, shape in zip(self._dims, shapes):
             for d, size in zip(wanted, shape):
                 if isinstance(d, int):
                     if d != size:
                         return None
-                elif size <= 1 or found.setdefault(str(d), size) != size:
+                elif size <= 1 or found.setdefault(d, size) != size:
                     return None
         return found
 
+    def in_mode(self, training: bool | None) -> Graph:
+        """The graph for who runs it with no `training` of its own: the same one in each call."""
+        if training is None:
+            return self.graph
+        if self.bound is None:
+            from staticgrad.passes.mode import bind_mode
+
+            self.bound = bind_mode(self.graph, training)
+        return self.bound
+
     def changed_variable(self) -> str | None:
         """The first variable that the function reads and that is no more what it was."""
-        return next((c.name for c in self.captured if not c.unchanged()), None)
+        for captured in self.captured:
+            if not captured.unchanged():
+                return captured.name
+        return None
 
     def failed_guard(self, sizes: dict[str, int], numbers: Sequence[Any]) -> str | None:
         """The first question whose answer is another one in this call."""
@@ -71,6 +88,18 @@ class Entry:
             if substitute(c.left, sizes) != substitute(c.right, sizes):
                 return f"guard failed: {c.message}"
         return None
+
+    def arrays(self, inputs: Sequence[Any]) -> Sequence[Any] | None:
+        """The inputs with arrays in place of Python numbers; None where one does not fit."""
+        if not self.numbers:
+            return inputs
+        found = list(inputs)
+        try:
+            for at, dtype in self.numbers:
+                found[at] = np.array(found[at], dtype)
+        except OverflowError:
+            return None
+        return found
 
     def numbers_hold(self, sizes: dict[str, int], numbers: Sequence[Any]) -> bool:
         call = Call(sizes, numbers)

@@ -115,7 +115,7 @@ _NAMED = _Kind(
     _attributes,
 )
 _DATACLASS = _Kind("dataclass", _flatten_fields, _unflatten_dataclass, _attributes)
-_kinds: dict[type, _Kind] = {
+KINDS: dict[type, _Kind] = {
     tuple: _TUPLE,
     list: _Kind("list", lambda t: (t, None), lambda data, c: list(c), _indices),
     dict: _Kind("dict", _flatten_dict, lambda data, c: dict(zip(data, c)), _keys),
@@ -135,9 +135,9 @@ _kinds: dict[type, _Kind] = {
 }
 
 
-def _kind_of(obj: Any) -> _Kind | None:
+def kind_of(obj: Any) -> _Kind | None:
     cls = type(obj)
-    found = _kinds.get(cls)
+    found = KINDS.get(cls)
     if found is not None:
         return found
     if isinstance(obj, tuple):
@@ -160,14 +160,14 @@ def register(
     """
     if not isinstance(cls, type):
         raise ArgumentTypeError(f"tree.register: expected a class, got {cls!r}")
-    if cls in _kinds:
+    if cls in KINDS:
         raise ArgumentError(f"tree.register: {cls.__qualname__} is a tree already")
 
     def apart(obj: Any) -> tuple[Sequence[Any], Hashable]:
         children, rest = flatten(obj)
         return tuple(children), (cls, rest)
 
-    _kinds[cls] = _Kind(
+    KINDS[cls] = _Kind(
         cls.__qualname__, apart, lambda data, c: unflatten(data[1], tuple(c)), _indices
     )
 
@@ -183,7 +183,7 @@ def flatten(tree: Any, is_leaf: IsLeaf | None = None) -> tuple[list[Any], Struct
 
 
 def _flatten_into(tree: Any, found: list[Any], is_leaf: IsLeaf | None) -> Structure:
-    kind = _kind_of(tree)
+    kind = kind_of(tree)
     if kind is None or (is_leaf is not None and is_leaf(tree)):
         found.append(tree)
         return LEAF
@@ -312,7 +312,7 @@ def _spread(
     if is_leaf(prefix):
         found += [prefix] * form.num_leaves
         return
-    kind = _kind_of(prefix)
+    kind = kind_of(prefix)
     if kind is None:
         raise ArgumentTypeError(f"{what}{at}: unexpected {prefix!r}")
     children, data = kind.flatten(prefix)

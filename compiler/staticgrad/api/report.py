@@ -11,7 +11,8 @@ class Report:
 
     flops and bytes are those of one call (elements touched, each buffer of a kernel counted once);
     expressions where they depend on symbolic dims. peak_bytes is the arena of temporaries;
-    packed_bytes are copies of state as matrix products read it, made where calls find it unchanged.
+    packed_bytes are copies of state as matrix products read it, made where calls find it unchanged;
+    sizes_bytes is what is kept of the sizes that calls came with (up to 4 MiB, no temporaries).
     """
 
     def __init__(self, plain: Mapping[str, Any]) -> None:

@@ -8,20 +8,22 @@ arguments, dtypes, ranks and sizes of arrays, the types of Python numbers, and s
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from staticgrad_runtime.executable import DECLINED
 from staticgrad_runtime.forks import ForkSafeLock
 from staticgrad_runtime.workers import thread_count
 
 from staticgrad.ir.dim import Dim, size_reader
-from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, GraphError
+from staticgrad.ir.errors import ArgumentError, ArgumentTypeError, GraphError, StaticgradError
 from staticgrad.ir.graph import Graph, reachable
 from staticgrad.ir.node import Value
 from staticgrad.ops import leaves as graph_leaves
 from staticgrad.ops.convert import as_tensor, constant_array
-from staticgrad.ops.public import checked_scalar, dynamic, public, shown
+from staticgrad.ops.public import checked_scalar, dynamic, locate, public, shown
 from staticgrad.ops.tensor import Tensor
 from staticgrad.ops.values import is_known, known_values
 from staticgrad.ops.weak import weak_type
@@ -44,9 +46,13 @@ from .call import (
 from .captured import captured_by
 from .compile import Executable, compile_graph
 from .family import Entry, Family, Pattern, groups_of, symbols_of
+from .fast_call import MOST_FORMS, Form, Served
 from .foreign import foreign_of
 from .recorder import Recorder
 from .report import Report
+
+if TYPE_CHECKING:
+    from .profile import Profile
 
 _MOST_ENTRIES = 256  # of one function; the oldest goes when a Python number is read in each call
 _MOST_GLANCES = 4096
@@ -58,6 +64,10 @@ def tracing() -> bool:
     return size_reader.get() is not None
 
 
+# An entry, which leaves are its inputs (None: all), its symbols' sizes, and what serves it fast.
+_Known = tuple[Entry, list[int] | None, dict[str, int], Served | None]
+
+
 class Traced:
     """A function that is traced and compiled when it is called with arrays, and that builds graph
     when it is called with tensors of a graph."""
@@ -65,20 +75,20 @@ class Traced:
     def __init__(
         self, fn: Callable[..., Any], build: Callable[..., Any], *, label: str = "jit",
         static_argnums: Sequence[int] = (), static_argnames: Sequence[str] = (),
-        is_operation: bool = False, threads: int | None = None,
+        is_operation: bool = False, training: bool | None = None, threads: int | None = None,
     ) -> None:  # fmt: skip
         # An operation builds graph on constants too, as sg.sin does; a transform computes.
         self.is_operation = is_operation
         functools.update_wrapper(self, fn, updated=())
         self.__name__: str = getattr(fn, "__name__", type(fn).__name__)
         self.fn, self.build, self.label = fn, build, label
-        self._threads = threads
+        self._training, self._threads = training, threads
         self._parameters = parameters(fn)
         self._static = static_places(label, fn, tuple(static_argnums), tuple(static_argnames))
+        self._marks = any(self._static)
         self._families: dict[Hashable, Family] = {}
-        # Calls by what is seen at a glance: entries, which leaves are inputs (None: all), the sizes
-        # of symbols.
-        self._known: dict[Hashable, tuple[tuple[Entry, list[int] | None, dict[str, int]], ...]] = {}
+        self._forms: tuple[Form, ...] = ()  # of earlier calls, the last one first
+        self._known: dict[Hashable, tuple[_Known, ...]] = {}  # calls by what is seen at a glance
         self._order: list[tuple[Family, Entry]] = []
         self._last: Arguments | None = None
         self._lock = ForkSafeLock()
@@ -86,34 +96,50 @@ class Traced:
     # Calls
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs and size_reader.get() is None:
-            known = self._known_for(None, args)
-            if known is not None:
-                return _run(*known)
+        forms = self._forms
+        if forms and size_reader.get() is None:
+            try:
+                marked = self._mark_static(args, kwargs) if self._marks else (args, kwargs)
+            except ArgumentTypeError:
+                return self._call(args, kwargs)  # raises it at the user's line
+            for form in forms:
+                leaves = form.leaves(*marked)
+                if leaves is None:
+                    continue
+                found = form.serve(leaves)
+                if found is DECLINED:
+                    found = self._served(form, leaves)
+                if found is not DECLINED:
+                    if form is not forms[0]:
+                        self._forms = (form, *(f for f in forms if f is not form))
+                    return found
         return self._call(args, kwargs)
 
-    def _known_for(
-        self, form: pytree.Structure | None, leaves: Sequence[Any]
-    ) -> tuple[Entry, Sequence[Any]] | None:
-        """The entry for a call like one before, and the inputs of its program."""
+    def _served(self, form: Form, leaves: Sequence[Any]) -> Any:
+        """The result of a call that is known at a glance, else DECLINED."""
         try:
-            known = self._known.get((form, glance(leaves)), ())
+            known = self._known.get((form.structure, glance(leaves)), ())
         except TypeError:  # an unhashable leaf
-            return None
-        for entry, picked, sizes in known:
+            return DECLINED
+        for entry, picked, sizes, served in known:
             inputs = leaves if picked is None else [leaves[i] for i in picked]
             if entry.captured and entry.changed_variable() is not None:
                 continue
-            if not entry.number_guards or entry.numbers_hold(sizes, inputs):
-                return entry, inputs
-        return None
+            if entry.number_guards and not entry.numbers_hold(sizes, inputs):
+                continue
+            arrays = entry.arrays(inputs)
+            if arrays is not None:
+                if served is not None:
+                    form.add(served)
+                return _run(entry, arrays)
+        return DECLINED
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
 
     @public
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves, form = pytree.flatten(self._mark_static(args, kwargs))
+        leaves, structure = pytree.flatten(self._mark_static(args, kwargs))
         if tracing():
             return self.build(*args, **kwargs)
         if any(isinstance(v, Value) for v in leaves):
@@ -121,14 +147,16 @@ class Traced:
             if evaluated is None:
                 return self.build(*args, **kwargs)
             leaves = evaluated
-        known = self._known_for(form, leaves)
-        if known is not None:
-            return _run(*known)
-        paths = pytree.call_paths(form, self.name_of)
+        flat = not kwargs and len(args) == len(leaves) and all(map(operator.is_, args, leaves))
+        form = self._form(None if flat else structure, len(leaves))
+        found = self._served(form, leaves)
+        if found is not DECLINED:
+            return found
+        paths = pytree.call_paths(structure, self.name_of)
         foreign = foreign_of(leaves)
         given = [v if foreign is None else foreign.array_of(v) for v in leaves]
         usual = [normal(v, path, self.label) for v, path in zip(given, paths)]
-        call = Arguments(usual, form, paths, compiled=foreign is None)
+        call = Arguments(usual, structure, paths, compiled=foreign is None)
         with self._lock:
             family, reason = self._family(call)
             entry = self._entry_for(family, call, reason)
@@ -136,18 +164,25 @@ class Traced:
             return self._inline(call)
         if foreign is not None:
             inputs = [v for v, n in zip(leaves, usual) if not isinstance(n, Static)]
-            return pytree.unflatten(entry.form, foreign.run(entry.graph, inputs))
+            return pytree.unflatten(entry.form, foreign.run(entry.in_mode(self._training), inputs))
         if entry.executable is None:  # traced for foreign tensors
-            entry.executable = self._executable(entry.graph)
+            self._compile(entry)
         self._remember(form, leaves, call, entry)
-        if not kwargs and len(args) == len(leaves) and all(a is b for a, b in zip(args, leaves)):
-            self._remember(None, leaves, call, entry)
-        return _run(entry, call.inputs)
+        arrays = entry.arrays(call.inputs)
+        assert arrays is not None  # `normal` has refused numbers that do not fit
+        return _run(entry, arrays)
 
-    def _remember(
-        self, form: pytree.Structure | None, leaves: Sequence[Any], call: Arguments, entry: Entry
-    ) -> None:
-        """Lets the next such call be known at a glance (no form: its arguments are the leaves)."""
+    def _form(self, structure: pytree.Structure | None, count: int) -> Form:
+        """What is known of calls of a structure, or of so many arguments that are leaves."""
+        for form in self._forms:
+            if form.count == count and form.structure == structure:
+                return form
+        made = Form(structure, count)
+        self._forms = (made, *self._forms[: MOST_FORMS - 1])
+        return made
+
+    def _remember(self, form: Form, leaves: Sequence[Any], call: Arguments, entry: Entry) -> None:
+        """Lets the next such call be known, at once or at a glance."""
         for leaf, usual in zip(leaves, call.leaves):
             told = type(leaf) in BY_TYPE or type(leaf) is np.ndarray
             static = type(usual) is Static
@@ -155,11 +190,14 @@ class Traced:
                 return  # a glance does not tell it, or it needs conversion
         positions = [i for i, v in enumerate(call.leaves) if not isinstance(v, Static)]
         picked = None if len(positions) == len(leaves) else positions
-        key = (form, glance(leaves))
+        key = (form.structure, glance(leaves))
+        served = Served.of(entry, leaves, call)
+        if served is not None:
+            form.add(served)
         known = [k for k in self._known.get(key, ()) if k[0] is not entry]
         if len(self._known) >= _MOST_GLANCES:
             self._known.clear()
-        self._known[key] = ((entry, picked, entry.sizes(call.shapes) or {}), *known)
+        self._known[key] = ((entry, picked, entry.sizes(call.shapes) or {}, served), *known)
 
     def _inline(self, call: Arguments) -> Any:
         """The graph of a call whose function reads tensors of a graph that is being declared."""
@@ -168,9 +206,9 @@ class Traced:
         return self.build(*args, **kwargs)
 
     def _mark_static(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        numbers, names = self._static
-        if not numbers and not names:
+        if not self._marks:
             return args, kwargs
+        numbers, names = self._static
         marked = tuple(as_static(v, self.label, self.name_of(i)) if i in numbers else v
                        for i, v in enumerate(args))  # fmt: skip
         named = {k: as_static(v, self.label, k) if k in names else v for k, v in kwargs.items()}
@@ -242,6 +280,8 @@ class Traced:
         self._order = [(f, e) for f, e in self._order if e is not entry]
         for key, known in list(self._known.items()):
             self._known[key] = tuple(k for k in known if k[0] is not entry)
+        for form in self._forms:
+            form.forget(entry)
 
     # Traces
 
@@ -308,13 +348,17 @@ class Traced:
         guards = list(recorder.guards.values())
         entry = Entry(pattern, graph, form, guards, numbers, captured, reason)
         if call.compiled:
-            entry.executable = self._executable(graph)
+            self._compile(entry)
         return entry
 
-    def _executable(self, graph: Graph) -> Callable[..., Any]:
-        if not graph.outputs:
-            return lambda *arrays: ()
-        return compile_graph(graph, threads=self._threads)
+    def _compile(self, entry: Entry) -> None:
+        if not entry.graph.outputs:
+            entry.run = entry.executable = lambda *arrays: ()
+            return
+        made = compile_graph(entry.graph, training=self._training, threads=self._threads)
+        made.declines = made.is_native
+        entry.run = made.checked if made.declines else made
+        entry.executable = made
 
     # Names
 
@@ -383,6 +427,29 @@ class Traced:
                 f"explain_cache() lists these have one: {known}"
             )
         return programs[number].report(**dims)
+
+    @public
+    def profile(
+        self, /, *args: Any, seconds: float = 0.5, threads: int | None = None, **kwargs: Any
+    ) -> Profile:
+        """Where the time of a call with these arguments goes, kernel by kernel, as the `profile` of
+        `sg.compile`'s program has it; a call of a new kind is traced and compiled first."""
+        leaves, form = pytree.flatten(self._mark_static(args, kwargs))
+        if tracing() or any(isinstance(v, Value) for v in leaves):
+            raise ArgumentTypeError(f"profile: {self.__name__} is to be given arrays, not tensors")
+        paths = pytree.call_paths(form, self.name_of)
+        usual = [normal(v, path, self.label) for v, path in zip(leaves, paths)]
+        call = Arguments(usual, form, paths)
+        with self._lock:
+            family, reason = self._family(call)
+            entry = self._entry_for(family, call, reason)
+        if entry is not None and entry.executable is None:  # traced for foreign tensors
+            self._compile(entry)
+        if entry is None or not isinstance(entry.executable, Executable):
+            raise ArgumentError(f"profile: {self.__name__} has no program of its own to be timed")
+        arrays = entry.arrays(call.inputs)
+        assert arrays is not None  # `normal` has refused numbers that do not fit
+        return entry.executable.profile(*arrays, seconds=seconds, threads=threads)
 
     def __repr__(self) -> str:
         return f"<{self.label} of {self.__name__}>"
@@ -458,12 +525,12 @@ def _outputs_of(result: Iterable[Any], form: pytree.Structure, label: str) -> li
 # Running
 
 
-def _run(entry: Entry, inputs: Sequence[Any]) -> Any:
-    if entry.numbers:
-        inputs = list(inputs)
-        for at, dtype in entry.numbers:
-            inputs[at] = np.array(inputs[at], dtype)
-    found = entry.executable(*inputs)
+def _run(entry: Entry, arrays: Sequence[Any]) -> Any:
+    try:
+        found = entry.run(*arrays)
+    except StaticgradError as error:
+        locate(error)
+        raise
     form = entry.form
     if form is pytree.LEAF:
         return found
@@ -479,7 +546,8 @@ def _listed(value: Any) -> tuple[Any, ...]:
 
 def jit(
     fn: Callable[..., Any] | None = None, *, static_argnums: int | Sequence[int] = (),
-    static_argnames: str | Sequence[str] = (), threads: int | None = None,
+    static_argnames: str | Sequence[str] = (), training: bool | None = None,
+    threads: int | None = None,
 ) -> Any:  # fmt: skip
     """`fn`, traced and compiled: a call with arrays runs one native program.
 
@@ -488,6 +556,10 @@ def jit(
     static_argnums   positions of arguments that the function gets as they are; a call with another
     static_argnames  value is traced again. They must be hashable. Strings, functions, None and
                      other hashable objects that are no numbers are static by themselves
+    training         the mode of dropout and batch norm in the function, as `compile` has it: True
+                     also writes running statistics; None and False: evaluation, as nothing is
+                     updated. What `model.train()` or `model.eval()` fixed stays. Where the function
+                     is traced as a part of another one, that one's mode
     threads          how many a call may use, as `compile` has it; None: STATICGRAD_NUM_THREADS,
                      else all cores that this process may use. Where the function is traced as a
                      part of another one, that one's count
@@ -507,15 +579,17 @@ def jit(
     """
     if threads is not None:
         threads = thread_count(checked_scalar(threads, ("int",), "jit: threads"))
+    training = checked_scalar(training, ("bool", "None"), "jit: training")
     if fn is None:
         return functools.partial(
-            jit, static_argnums=static_argnums, static_argnames=static_argnames, threads=threads
-        )
+            jit, static_argnums=static_argnums, static_argnames=static_argnames,
+            training=training, threads=threads,
+        )  # fmt: skip
     if not callable(fn):
         raise ArgumentTypeError(f"jit: expected a function, got {shown(fn)}")
     return Traced(
         fn, fn, static_argnums=_listed(static_argnums), static_argnames=_listed(static_argnames),
-        threads=threads,
+        training=training, threads=threads,
     )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from staticgrad_runtime.environment import chosen
+
 from . import compare, compile, doctor, run, train
 from .console import (
     OK,
@@ -86,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_utf8()
     as_json = "--json" in arguments
     paths = list(sys.path)
+    with_traceback = False
     try:
+        with_traceback = _wants_traceback(arguments)
         options = _parsed(arguments)
         # What a model file prints must not mix with the document.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
@@ -97,13 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write("")
         return done.code if isinstance(done.code, int) else OK
     except (Exception, KeyboardInterrupt) as error:  # the process ends here: any error has a code
-        return _report(error, as_json, _wants_traceback(arguments))
+        return _report(error, as_json, with_traceback)
     finally:
         sys.path[:] = paths
 
 
 def _wants_traceback(arguments: Sequence[str]) -> bool:
-    return "--traceback" in arguments or os.environ.get("STATICGRAD_TRACEBACK") == "1"
+    """STATICGRAD_TRACEBACK: 1 is --traceback, 0 or nothing is not."""
+    return chosen("STATICGRAD_TRACEBACK", ("0", "1"), "0") == "1" or "--traceback" in arguments
 
 
 def _report(error: BaseException, as_json: bool, with_traceback: bool) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import time
 import warnings
@@ -49,13 +48,14 @@ def run(options: argparse.Namespace) -> Result:
 
 
 def _host() -> dict[str, Any]:
+    from staticgrad_runtime.environment import portable_entry
     from staticgrad_runtime.layout import native_interface
     from staticgrad_runtime.workers import thread_count, usable_cpus
 
     from staticgrad.codegen.target import host_target
 
     t = host_target()
-    portable = os.environ.get("STATICGRAD_ENTRY") == "portable" or native_interface() is None
+    portable = portable_entry() or native_interface() is None
     return {
         "cpu": _cpu_model() or t.cpu,
         "llvm_cpu": t.cpu,

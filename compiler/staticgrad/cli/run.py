@@ -24,6 +24,7 @@ examples:
   staticgrad run model.py --input x=@data.npz#images --input scale=3.5 --output out.npz
   staticgrad run model.py --input 'x=[[1, 2], [3, 4]]' --json
   staticgrad run graph.sgir --input x=@x.csv --output y.npy
+  staticgrad run model.py --input x=@x.npy --profile
 
 An input is a JSON value or @FILE: .npy, .npz (FILE#NAME where it holds several) or .csv. Outputs
 are called out0, out1, ... in the order of the graph.
@@ -51,6 +52,10 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--graph", choices=("predict", "train"), help="which graph (default: predict if there)"
     )
+    parser.add_argument(
+        "--profile", action="store_true",
+        help="print instead of the outputs where the time of a call goes, kernel by kernel",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -64,22 +69,30 @@ def run(options: argparse.Namespace) -> Result:
     inputs = _inputs(graph, options.input)
     _check_output_count(options.output, graph)
     _load_state(model, graph, options.checkpoint)
-    outputs = compile_graph(graph)(**inputs)
+    program = compile_graph(graph)
+    outputs = program(**inputs)
+    profile = program.profile(**inputs) if options.profile else None
     arrays = outputs if isinstance(outputs, tuple) else (outputs,)
     named = {f"out{i}": array for i, array in enumerate(arrays)}
     if options.output is not None:
         _write(options.output, named)
     written = None if options.output is None else shown(options.output)
-    fields = {
+    fields: dict[str, Any] = {
         "model": model.name,
         "graph": which,
         "outputs": [_plain(name, a, written is None) for name, a in named.items()],
         "output": written,
     }
+    if profile is not None:
+        fields["profile"] = profile.to_dict()
     if written is not None:
         kinds = ", ".join(f"{name} {_kind(a)}" for name, a in named.items())
-        return Result(fields, f"{model.name}: {kinds} -> {written}")
-    return Result(fields, "\n".join(_text(name, a) for name, a in named.items()))
+        text = f"{model.name}: {kinds} -> {written}"
+    else:
+        text = "\n".join(_text(name, a) for name, a in named.items())
+    if profile is not None:
+        text = str(profile) if written is None else f"{text}\n{profile}"
+    return Result(fields, text)
 
 
 def _inputs(graph: Graph, given: Sequence[str]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 `sg_entry(self, args, nargsf, names)` serves a call whose arguments are exactly what the published
 context is bound to: ndarrays of the native dtype, of the bound shape, C-contiguous and aligned, no
-names but `out=`, no contention. It allocates the results, unless `out` holds arrays for all of them
-that fit and share no memory with anything else, runs `sg_call` and returns; whatever differs goes
-to the executable's checked Python path with the same arguments. All addresses (types, API
-functions) come from the context (`staticgrad_runtime.context` documents every word), as do the
-numbers of inputs and outputs: the object code holds nothing of a process or a program, is compiled
-once, and travels in every artifact.
+names but `out=`, no contention. Where shapes alone differ, and the program has been called with
+these before, `sg_sizes` binds the context to them (`staticgrad_runtime.frames`). The entry
+allocates the results, unless `out` holds arrays for all of them that fit and share no memory with
+anything else, runs `sg_call` and returns; whatever differs goes to the executable's checked Python
+path with the same arguments. All addresses (types, API functions) come from the context
+(`staticgrad_runtime.context` documents every word), as do the numbers of inputs and outputs: the
+object code holds nothing of a process or a program, is compiled once, and travels in every
+artifact.
 
 `sg_call(context)` is `sg_run` under the arithmetic that kernels assume: round to nearest, no
 flush-to-zero. Another library may have changed that for the thread; it is put back at the end.
@@ -52,6 +54,8 @@ from staticgrad_runtime.context import (
 from staticgrad_runtime.loader import fixed_code
 
 from .builder import Function, Module
+from .entry_emitter import Emitter
+from .entry_sizes import SIZES_SYMBOL, Sizes
 from .target import Target
 
 MXCSR_DEFAULT = 0x1F80  # every exception masked, round to nearest, no FTZ, no DAZ
@@ -67,7 +71,7 @@ def entry_object(target: Target) -> bytes:
     """The object code of `sg_call`, `sg_refresh` and `sg_entry`; it wants `i32 @sg_run(ptr)` from
     the program.
 
-    Compiled without optimisation: 1.8 ms against 11 ms at level 2, for 5 ns of the 80 of a call.
+    Compiled without optimisation: 5 ms against 30 at level 2, for 5 ns of the 85 of a call.
     """
     return fixed_code(_entry_text(target), (target.triple, target.cpu, target.features), level=0)
 
@@ -85,6 +89,7 @@ def emit_entry(module: Module) -> None:
     `i32 @sg_run(ptr)`."""
     _emit_call(module)
     _Refresh(module).emit()
+    Sizes(module).emit()
     _Entry(module).emit()
 
 
@@ -120,49 +125,7 @@ def _emit_call(module: Module) -> None:
     f.finish()
 
 
-class _Emitter:
-    """What emits code that reads the context at `words`."""
-
-    f: Function
-    words: str
-
-    def at(self, base: str, offset_bytes: int, ty: str = "ptr") -> str:
-        """Loads from `base` + a constant offset."""
-        where = self.f.emit(f"getelementptr i8, ptr {base}, i64 {offset_bytes}")
-        return self.f.emit(f"load {ty}, ptr {where}")
-
-    def word(self, word: Word, ty: str = "ptr") -> str:
-        return self.at(self.words, 8 * word, ty)
-
-    def store_word(self, word: Word, value: int | str) -> None:
-        where = self.f.emit(f"getelementptr i64, ptr {self.words}, i64 {int(word)}")
-        self.f.stmt(f"store i64 {value}, ptr {where}")
-
-    def loop(self, count: str, body: Callable[[str], None]) -> None:
-        """Emits `body(index)` for 0 <= index < count; `body` may open blocks."""
-        f = self.f
-        test, inside, step, done = (f.new_label(h) for h in ("test", "body", "step", "done"))
-        before, index, following = f.block, f.reserve(), f.reserve()
-        f.branch(test)
-        f.label(test)
-        f.assign(index, f"phi i64 [ 0, %{before} ], [ {following}, %{step} ]")
-        f.branch_if(f.emit(f"icmp slt i64 {index}, {count}"), inside, done)
-        f.label(inside)
-        body(index)
-        f.branch(step)
-        f.label(step)
-        f.assign(following, f"add nuw i64 {index}, 1")
-        f.branch(test)
-        f.label(done)
-
-    def require(self, condition: str, otherwise: str) -> None:
-        """Goes on where `condition` holds, else branches to `otherwise`."""
-        going_on = self.f.new_label("ok")
-        self.f.branch_if(condition, going_on, otherwise)
-        self.f.label(going_on)
-
-
-class _Refresh(_Emitter):
+class _Refresh(Emitter):
     """Emits `void @sg_refresh(ptr context)`: puts each packed copy that the binding reads into the
     buffer table, or null where there is none of the present version; packs what is due."""
 
@@ -218,7 +181,7 @@ class _Refresh(_Emitter):
         f.label(next_)
 
 
-class _Entry(_Emitter):
+class _Entry(Emitter):
     """Emits `sg_entry`. Values that several blocks use are emitted in the entry block."""
 
     def __init__(self, module: Module) -> None:
@@ -241,6 +204,8 @@ class _Entry(_Emitter):
         out = self.find_out()
         busy = self.word(Word.BUSY, "i64")
         self.require(f.emit(f"icmp eq i64 {busy}, 0"), "checked")
+        f.branch("match")
+        f.label("match")
         self.loop(self.n_inputs, self.match_input)
         self.items = self.match_out(out)
         self.loop(self.n_cells, self.test_cell)
@@ -248,6 +213,7 @@ class _Entry(_Emitter):
         self.store_word(Word.BUSY, 1)
         self.provide()
         self.run()
+        self.emit_other_sizes()
         self.emit_checked()
         self.emit_no_memory()
         f.finish()
@@ -276,10 +242,11 @@ class _Entry(_Emitter):
             f"load ptr, ptr {self.f.emit(f'getelementptr ptr, ptr %args, i64 {index}')}"
         )
         record = self.record(Word.INPUTS, index, RECORD_WORDS)
-        self.match(value, record, FLAG_C_CONTIGUOUS | FLAG_ALIGNED)
+        self.match(value, record, FLAG_C_CONTIGUOUS | FLAG_ALIGNED, "other_sizes")
 
-    def match(self, value: str, record: str, wanted: int) -> None:
-        """Compares an object with a record: an array of its type and dims, with these flags."""
+    def match(self, value: str, record: str, wanted: int, otherwise: str) -> None:
+        """Compares an object with a record: an array of its type and with these flags, else to the
+        checked path; of its dims, else to `otherwise`."""
         f = self.f
         kind = self.at(value, OBJECT_TYPE)
         self.require(f.emit(f"icmp eq ptr {kind}, {self.ndarray_type}"), "checked")
@@ -299,7 +266,7 @@ class _Entry(_Emitter):
                 f.emit(f"load i64, ptr {f.emit(f'getelementptr i64, ptr {table}, i64 {axis}')}")
                 for table in (shape, bound)
             ]
-            self.require(f.emit(f"icmp eq i64 {sizes[0]}, {sizes[1]}"), "checked")
+            self.require(f.emit(f"icmp eq i64 {sizes[0]}, {sizes[1]}"), otherwise)
 
         self.loop(ndim, match_dim)
         self.set_buffer(record, value)
@@ -328,7 +295,8 @@ class _Entry(_Emitter):
                 f"load ptr, ptr {f.emit(f'getelementptr ptr, ptr {items}, i64 {index}')}"
             )
             record = self.record(Word.OUTPUTS, index, RECORD_WORDS)
-            self.match(value, record, FLAG_C_CONTIGUOUS | FLAG_ALIGNED | FLAG_WRITEABLE)
+            wanted = FLAG_C_CONTIGUOUS | FLAG_ALIGNED | FLAG_WRITEABLE
+            self.match(value, record, wanted, "checked")
             mine = self.range_of(record)
 
             def apart_from_cell(cell: str) -> None:
@@ -376,7 +344,7 @@ class _Entry(_Emitter):
         buffer = self.at(record, 8 * ArrayRecord.BUFFER, "i64")
         slot = f.emit(f"getelementptr i64, ptr {self.buffers}, i64 {buffer}")
         start = f.emit(f"load i64, ptr {slot}")
-        size = self.at(record, 8 * ArrayRecord.BYTES, "i64")
+        size = self.at(self.at(record, 8 * ArrayRecord.BYTES), 0, "i64")
         return start, f.emit(f"add i64 {start}, {size}")
 
     def apart(self, a: tuple[str, str], b: tuple[str, str]) -> None:
@@ -385,10 +353,6 @@ class _Entry(_Emitter):
         before = f.emit(f"icmp ule i64 {a[1]}, {b[0]}")
         behind = f.emit(f"icmp ule i64 {b[1]}, {a[0]}")
         self.require(f.emit(f"or i1 {before}, {behind}"), "checked")
-
-    def record(self, table: Word, index: str, words: int) -> str:
-        offset = self.f.emit(f"mul nuw i64 {index}, {8 * words}")
-        return self.f.emit(f"getelementptr i8, ptr {self.word(table)}, i64 {offset}")
 
     def set_buffer(self, record: str, array: str) -> None:
         buffer = self.at(record, 8 * ArrayRecord.BUFFER, "i64")
@@ -575,6 +539,13 @@ class _Entry(_Emitter):
         """A bound method of the executable: PyMethod_New(function, self)."""
         new = self.word(Word.METHOD_NEW)
         return self.f.emit(f"call ptr {new}(ptr {self.word(function)}, ptr %self)")
+
+    def emit_other_sizes(self) -> None:
+        """Arguments of other sizes: all is compared anew if they have a frame."""
+        f = self.f
+        f.label("other_sizes")
+        known = f.emit(f"call i1 @{SIZES_SYMBOL}(ptr {self.words}, ptr %args)")
+        f.branch_if(known, "match", "checked")
 
     def emit_checked(self) -> None:
         """The way out for any other call: the same arguments to the checked Python path."""

@@ -63,7 +63,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *fallthrough.names()})
+    dunders = (n for n in globals() if n.startswith("__"))
+    return sorted({*__all__, *dunders, *fallthrough.names()})
 
 
 __all__ = [

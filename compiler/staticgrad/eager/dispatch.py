@@ -24,6 +24,7 @@ from staticgrad.ops.leaves import Parameter, state_of
 from staticgrad.ops.leaves import input as declare
 from staticgrad.ops.public import dynamic, locate, shown
 from staticgrad.ops.tensor import Tensor as GraphTensor
+from staticgrad.ops.widening import tell_mixed
 
 from .mode import recording
 from .parameters import eager_of, leaf_of
@@ -436,6 +437,7 @@ def _compiled(
     """The call for a key that was not met before; None for a function that gives no tensor."""
     tensors, params = arguments.tensors, arguments.params
     sigs = tuple(t._sig for t in tensors)
+    tell_mixed(sigs, params)
     shapes = [s.shape for s in sigs]
     found = None
     symbolic = symbolic_shapes(shapes, arguments.fixed)

@@ -23,6 +23,7 @@ __all__ = [
     "ExecutionError",
     "GraphError",
     "ParseError",
+    "PromotionWarning",
     "ShapeError",
     "StateError",
     "StaticgradError",
@@ -57,3 +58,7 @@ class VerifyError(StaticgradError):
 
 class DifferentiationError(StaticgradError, ValueError):
     """A gradient that does not exist: an integer path, an unreachable parameter."""
+
+
+class PromotionWarning(UserWarning):
+    """Float64 data meet float32 parameters, so that what follows is computed in float64."""

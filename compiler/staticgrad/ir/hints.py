@@ -35,6 +35,8 @@ FUNCTIONS = {
     "long": "sg.int64", "lt": "sg.less", "manual_seed": _SEED,
     "masked_fill": "sg.where(mask, value, x)",
     "masked_select": "sg.where(mask, x, 0): shapes don't depend on data",
+    "minimize": "an optimiser's minimize(loss) for the updates of a program, or "
+    "sg.value_and_grad(f) with SciPy's minimize(.., jac=True)",
     "mm": "sg.matmul", "mod": "sg.remainder", "mul": "sg.multiply", "mv": "sg.matmul",
     "nan_to_num": "sg.where(sg.isfinite(x), x, 0)", "ndarray": "sg.Tensor or np.ndarray",
     "ne": "sg.not_equal", "neg": "sg.negative", "no_grad": "sg.eager.no_grad in the dynamic mode, "
@@ -76,7 +78,17 @@ LAYERS = {
     "MaxPooling1D": "sg.nn.MaxPool1d", "MaxPooling2D": "sg.nn.MaxPool2d",
     "MeanSquaredError": "sg.nn.MSELoss", "Model": "sg.nn.Module", "SimpleRNN": "sg.nn.RNN",
     "MultiHeadAttention": "sg.nn.MultiheadAttention",
+    "ParameterDict": "a dict of parameters: a module finds those in its dicts and lists",
     "SparseCategoricalCrossentropy": "sg.nn.CrossEntropyLoss",
+}  # fmt: skip
+
+# Optimisers and their kin elsewhere, as attributes of `sg.optim`.
+OPTIMISERS = {
+    "adam": "sg.optim.Adam", "sgd": "sg.optim.SGD", "minimize": FUNCTIONS["minimize"],
+    "schedules": "sg.optim.lr_scheduler", "apply_updates": "sg.compile(.., updates=..)",
+    **dict.fromkeys(("Nadam", "NAdam", "RAdam", "Adamax", "Adadelta", "LBFGS", "Lion"),
+    "sg.optim.Adam, sg.optim.AdamW, sg.optim.RMSprop or sg.optim.Adagrad, or a subclass of "
+    "sg.optim.Optimizer with its own `rule`"),
 }  # fmt: skip
 
 # Attributes of tensors.
@@ -122,6 +134,8 @@ KEYWORDS = {
     "sg.nn.ReLU()", "unbiased": "correction=1 or correction=0", "ddof": "correction=..",
     "out": "the result", **dict.fromkeys(("clipnorm", "global_clipnorm", "max_grad_norm"),
     "clip_norm=.. of fit and of an optimiser's minimize"),
+    "maxiter": "a loop: each call of the compiled program is one step",
+    **dict.fromkeys(("var_list", "params"), "parameters=[..]"),
     "clipvalue": "clip_value=.. of fit and of an optimiser's minimize",
 }  # fmt: skip
 
@@ -133,4 +147,4 @@ def missing(owner: str, name: str, *tables: dict[str, str]) -> str:
     return text if hint is None else f"{text}: use {hint}"
 
 
-__all__ = ["FUNCTIONS", "KEYWORDS", "LAYERS", "MODEL", "TENSOR", "missing"]
+__all__ = ["FUNCTIONS", "KEYWORDS", "LAYERS", "MODEL", "OPTIMISERS", "TENSOR", "missing"]

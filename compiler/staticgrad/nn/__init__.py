@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from staticgrad.ops.public import publish
+from staticgrad.ops.public import publish, show_only
 
 from . import data, functional, init, utils  # noqa: F401
 from .activation import (
@@ -210,6 +210,7 @@ __all__ = [
     "Unfold",
     "functional",
     "init",
+    "utils",
 ]
 
 if not TYPE_CHECKING:  # or every name would seem to be there
@@ -222,3 +223,4 @@ if not TYPE_CHECKING:  # or every name would seem to be there
 
 publish(sys.modules[__name__], __all__)
 publish(init, init.__all__)
+show_only(utils, utils.__all__)

@@ -17,7 +17,8 @@ from staticgrad.ops.tensor import Tensor
 from . import functional as F
 from . import init
 from .functional.linear import padding_row
-from .module import Module, check_device
+from .mode import check_device
+from .module import Module
 
 
 def size(value: Any, what: str, least: int = 0) -> int:

@@ -6,6 +6,7 @@ import copy
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from reprlib import recursive_repr
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -20,38 +21,15 @@ from staticgrad.ops.leaves import Parameter as StateParameter
 from staticgrad.ops.public import dynamic, public
 from staticgrad.ops.tensor import Tensor
 
-_CPU = ("cpu", "cpu:0")
-_DEVICES = ("cuda", "gpu", "tpu", "mps", "xpu", "rocm", "hip")
+from .held import entry, held, may_hold, replaced
+from .mode import SYMBOLIC, SymbolicMode, check_device, is_device, mode_of
 
 # The cells whose name a module has given; a name that the user gave is kept.
 _named: weakref.WeakSet[StateCell] = weakref.WeakSet()
 
 
-class SymbolicMode:
-    """The value of `training` until `train()` or `eval()` is called: bound when compiling."""
-
-    def __bool__(self) -> bool:
-        raise ArgumentTypeError(
-            "whether a module trains is not known while the graph is declared: it is bound by "
-            "sg.compile(training=...). Record both values with nn.functional.dropout(..., "
-            "training=self.training) or training_switch, or fix the mode with model.train() or "
-            "model.eval()"
-        )
-
-    def __repr__(self) -> str:
-        return "symbolic"
-
-
-SYMBOLIC = SymbolicMode()
-
-
-def mode_of(training: Any) -> bool | None:
-    """A `training` argument (True, False, or open: None or the symbolic mode) as bool or None."""
-    if training is None or training is SYMBOLIC:
-        return None
-    if isinstance(training, (bool, np.bool_)):
-        return bool(training)
-    raise ArgumentTypeError(f"training must be True, False or None, got {training!r}")
+# What a module keeps of its own.
+_OWN = ("_parameters", "_buffers", "_modules", "_containers")
 
 
 @public  # of values too: it is no operation of the dynamic mode
@@ -73,12 +51,17 @@ class Module:
     A subclass calls `super().__init__()`, assigns parameters and modules as attributes, and defines
     `forward`, which builds graph; gradients are derived from it. A module's mode is symbolic until
     `train()` or `eval()` fixes it: an executable of `sg.compile` binds it.
+
+    Those in plain lists, tuples and dicts, nested ones too, are parts of the module like those in
+    `ModuleList` and `ModuleDict`, by the same names ("layers.0.weight"). PyTorch does not find them
+    there; what is not to be a part is kept out by `object.__setattr__(self, name, value)`.
     """
 
     _parameters: dict[str, StateParameter | None]
     _buffers: dict[str, StateParameter | None]
     _modules: dict[str, Module | None]
     _transient: set[str]
+    _containers: dict[str, None]  # attributes that may hold modules or state: lists, tuples, dicts
     _mode: bool | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Module:
@@ -95,6 +78,10 @@ class Module:
             object.__setattr__(self, name, OrderedDict())
         object.__setattr__(self, "_transient", set())
         object.__setattr__(self, "_mode", None)
+        object.__setattr__(self, "_containers", {})
+        for name, value in self.__dict__.items():  # set before this was called
+            if name not in _OWN and may_hold(name, value, (Module, StateParameter)):
+                self._containers[name] = None
 
     # --- calling ------------------------------------------------------------------------------
 
@@ -181,6 +168,12 @@ class Module:
                     )
                 known[name] = None
                 return
+        known = self.__dict__.get("_containers")
+        kinds = (Module, StateParameter)
+        if may_hold(f"{type(self).__name__}.{name}", value, kinds) and known is not None:
+            for path, v in held(name, value, kinds):
+                name_parameters(v, path) if isinstance(v, Module) else _set_name(v, path)
+            known[name] = None
         object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -200,6 +193,13 @@ class Module:
                 self._transient.discard(name)
                 return
         object.__delattr__(self, name)
+        self._containers.pop(name, None)
+
+    def _held(self, kind: type) -> Iterator[tuple[str, Any]]:
+        """What is in lists, tuples and dicts among the attributes, with its paths."""
+        for name in self._containers:
+            if name in self.__dict__:  # else a module or state has taken its place
+                yield from held(name, self.__dict__[name], (kind,))
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *(n for r in self._registries() for n in r)})
@@ -257,24 +257,40 @@ class Module:
     ) -> Iterator[tuple[str, Module]]:
         """This module and all below it with their dotted paths; each once."""
         seen = set() if memo is None else memo
-        if remove_duplicate:
-            if self in seen:
-                return
-            seen.add(self)
+        if remove_duplicate and self in seen:
+            return
+        seen.add(self)
         yield prefix, self
         for name, module in self._registries()[2].items():
             if module is not None:
                 path = f"{prefix}.{name}" if prefix else name
                 yield from module.named_modules(seen, path, remove_duplicate)
+        for name, module in self._held(Module) if self._containers else ():
+            if module not in seen:  # a list of layers that are attributes too names none of them
+                path = f"{prefix}.{name}" if prefix else name
+                yield from module.named_modules(seen, path, remove_duplicate)
 
     def modules(self) -> Iterator[Module]:
-        """This module and all below it."""
-        return (m for _, m in self.named_modules())
+        """This module and all below it, in the order of `named_modules`."""
+        # Each call of a traced function that reads a model asks: 5 us for ten layers, 12 by name.
+        seen: set[Module] = set()
+        pending: list[Module] = [self]
+        while pending:
+            module = pending.pop()
+            if module in seen:
+                continue
+            seen.add(module)
+            yield module
+            registered = module._registries()[2]
+            if module._containers:
+                pending += reversed([m for _, m in module._held(Module)])
+            if registered:
+                pending += [m for m in reversed(registered.values()) if m is not None]
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules directly below this one."""
         seen: set[Module] = set()
-        for name, module in self._registries()[2].items():
+        for name, module in (*self._registries()[2].items(), *self._held(Module)):
             if module is not None and module not in seen:
                 seen.add(module)
                 yield name, module
@@ -293,11 +309,21 @@ class Module:
         )
         seen: set[StateParameter] = set()
         for path, module in owners:
-            for name, value in module._registries()[which].items():
+            for name, value in module._own_state(which):
                 if value is None or (remove_duplicate and value in seen):
                     continue
                 seen.add(value)
                 yield (f"{path}.{name}" if path else name), value
+
+    def _own_state(self, which: int) -> Iterator[tuple[str, StateParameter | None]]:
+        """The parameters (0) or the buffers (1) of this very module."""
+        registry = self._registries()[which]
+        yield from registry.items()
+        known = {id(value) for value in registry.values()}
+        for name, value in self._held(StateParameter):
+            if value.trainable == (which == 0) and id(value) not in known:
+                known.add(id(value))
+                yield name, value
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -342,25 +368,34 @@ class Module:
         """The module at a dotted path; "" is this one. Raises AttributeError."""
         found: Any = self
         for name in target.split(".") if target else ():
-            found = getattr(found, name)
-            if not isinstance(found, Module):
+            found = _part_of(found, name)
+            if not isinstance(found, (Module, list, tuple, dict)):
                 raise AttributeError(f"{target!r}: {name!r} is not a module")
+        if not isinstance(found, Module):
+            raise AttributeError(f"{target!r} is not a module")
         return found
 
     def get_parameter(self, target: str) -> StateParameter:
         """The parameter or buffer at a dotted path. Raises AttributeError."""
-        path, _, name = target.rpartition(".")
-        found = getattr(self.get_submodule(path), name)
+        found: Any = self
+        for name in target.split("."):
+            found = _part_of(found, name)
         if not isinstance(found, StateParameter):
             raise AttributeError(f"{target!r} is not a parameter")
         return found
 
     def apply(self, fn: Callable[[Module], None]) -> Module:
         """Calls `fn` on every module below this one, then on this one; returns this one."""
-        for child in self.children():
-            child.apply(fn)
-        fn(self)
+        self._apply_within(fn, set())
         return self
+
+    def _apply_within(self, fn: Callable[[Module], None], around: set[Module]) -> None:
+        around.add(self)
+        for child in self.children():
+            if child not in around:  # a list may hold what this is a part of
+                child._apply_within(fn, around)
+        around.discard(self)
+        fn(self)
 
     # --- training -----------------------------------------------------------------------------
 
@@ -478,7 +513,7 @@ class Module:
         optimiser made earlier raises `ArgumentError`. Raises `UnsupportedError` for other devices.
         """
         for a in args:
-            if isinstance(a, str) and _is_device(a):
+            if isinstance(a, str) and is_device(a):
                 device = a
             elif a is not None:
                 dtype = a
@@ -495,16 +530,21 @@ class Module:
         if not wanted.is_float:
             raise ArgumentError(f"a module's dtype must be floating, got {wanted}")
         converted: dict[StateParameter, StateParameter] = {}
+
+        def new(value: StateParameter) -> StateParameter:
+            if not value.dtype.is_float or value.dtype == wanted:
+                return value
+            if value not in converted:
+                converted[value] = _like(value, value.numpy().astype(wanted.numpy))
+                replaced_cells.add(value.cell)
+            return converted[value]
+
         for module in self.modules():
             for registry in module._registries()[:2]:
-                for name, value in registry.items():
-                    if value is None or not value.dtype.is_float or value.dtype == wanted:
-                        continue
-                    if value not in converted:
-                        array = value.numpy().astype(wanted.numpy)
-                        converted[value] = _like(value, array)
-                        replaced_cells.add(value.cell)
-                    registry[name] = converted[value]
+                replaced(registry, (StateParameter,), new)
+            for name in module._containers.keys() & module.__dict__.keys():
+                made = replaced(module.__dict__[name], (StateParameter,), new)
+                object.__setattr__(module, name, made)
         name_parameters(self)
 
     def cpu(self) -> Module:
@@ -525,9 +565,8 @@ class Module:
 
     def _persistent_state(self) -> Iterator[tuple[str, StateParameter]]:
         for path, module in self.named_modules(remove_duplicate=False):
-            parameters, buffers, _ = module._registries()
-            kept = {n: b for n, b in buffers.items() if n not in module._transient}
-            for name, value in (*parameters.items(), *kept.items()):
+            kept = [b for b in module._own_state(1) if b[0] not in module._transient]
+            for name, value in (*module._own_state(0), *kept):
                 if value is not None:
                     yield (f"{path}.{name}" if path else name), value
 
@@ -592,9 +631,10 @@ class Module:
         """The arguments in the module's repr."""
         return ""
 
+    @recursive_repr()
     def __repr__(self) -> str:
         lines = []
-        for name, module in self._registries()[2].items():
+        for name, module in (*self._registries()[2].items(), *self._held(Module)):
             text = "None" if module is None else repr(module).replace("\n", "\n  ")
             lines.append(f"  ({name}): {text}")
         extra = self.extra_repr()
@@ -602,6 +642,15 @@ class Module:
             return f"{type(self).__name__}({extra})"
         head = f"{type(self).__name__}({extra}" + ("," if extra else "")
         return "\n".join([head, *lines, ")"])
+
+
+def _part_of(whole: Any, name: str) -> Any:
+    """What a part of a dotted path names in a module, or in a list, tuple or dict of one."""
+    if isinstance(whole, (list, tuple, dict)):
+        return entry(whole, name)
+    if not isinstance(whole, Module):
+        raise AttributeError(f"{name!r}: {type(whole).__name__} has no modules or parameters")
+    return getattr(whole, name)
 
 
 def _like(value: StateParameter, array: np.ndarray[Any, Any]) -> StateParameter:
@@ -617,19 +666,6 @@ def _fitted(value: StateParameter, given: Any) -> np.ndarray[Any, Any]:
     if array.shape != tuple(value.cell.shape):
         raise ConversionError(f"{array.dtype}{list(array.shape)}")
     return cast_checked(array, value.dtype.numpy)
-
-
-def _is_device(text: str) -> bool:
-    return text in _CPU or text.split(":")[0] in _DEVICES
-
-
-def check_device(device: Any) -> None:
-    """Accepts "cpu" (and None); refuses other devices by name."""
-    if device is not None and str(device) not in _CPU:
-        raise UnsupportedError(
-            f"device {str(device)!r} is not supported: staticgrad compiles for CPUs only; "
-            'use "cpu" or leave the device out'
-        )
 
 
 def _set_name(value: StateParameter, name: str) -> None:
@@ -653,13 +689,4 @@ def name_parameters(root: Module, prefix: str = "") -> None:
             _set_name(value, name)
 
 
-__all__ = [
-    "SYMBOLIC",
-    "IncompatibleKeys",
-    "Module",
-    "Parameter",
-    "SymbolicMode",
-    "check_device",
-    "mode_of",
-    "name_parameters",
-]
+__all__ = ["IncompatibleKeys", "Module", "Parameter", "name_parameters"]

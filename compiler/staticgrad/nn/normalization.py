@@ -18,7 +18,8 @@ from . import functional as F
 from . import init
 from .functional.normalization import normalise_batch
 from .linear import empty, size
-from .module import Module, mode_of
+from .mode import mode_of
+from .module import Module
 
 
 class _BatchNorm(Module):

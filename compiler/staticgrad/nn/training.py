@@ -278,7 +278,7 @@ def _fingerprint(model: Module) -> tuple[Any, ...]:
     plain = (bool, int, float, str, tuple, type(None))
     found: list[Any] = []
     for path, module in model.named_modules():
-        state = [*module._parameters.values(), *module._buffers.values()]
+        state = [v for which in (0, 1) for _, v in module._own_state(which)]
         known = tuple(None if p is None else (p.node.id, p.requires_grad) for p in state)
         own = tuple(
             (name, repr(value))

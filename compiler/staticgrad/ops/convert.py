@@ -8,7 +8,15 @@ import numpy as np
 from staticgrad_runtime.arrays import is_masked
 
 from staticgrad.ir.dim import Dim
-from staticgrad.ir.dtype import DType, dtype, int64, integer_range, promote, weak_scalar_dtype
+from staticgrad.ir.dtype import (
+    DType,
+    dtype,
+    float64,
+    int64,
+    integer_range,
+    promote,
+    weak_scalar_dtype,
+)
 from staticgrad.ir.errors import ArgumentTypeError, DTypeError
 from staticgrad.ir.types import TensorType
 
@@ -27,6 +35,7 @@ from .registry import (
 )
 from .tensor import Tensor, method
 from .weak import WeakNumber
+from .widening import tell_widened
 
 
 def constant(value: Any, dtype: Any = None) -> Tensor:
@@ -137,6 +146,8 @@ def promoted(*values: Any) -> tuple[Tensor, ...]:
     common = known[0]
     for d in known[1:]:
         common = promote(common, d)
+    if common == float64 and any(d != common for d in known):
+        tell_widened(strong)
     for v, t in zip(values, strong):
         if t is None:
             common = promote(common, weak_scalar_dtype(_present(v), common))

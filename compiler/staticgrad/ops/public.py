@@ -260,9 +260,17 @@ def public_class(cls: C) -> C:
     return cls
 
 
+def show_only(module: ModuleType, names: Iterable[str]) -> None:
+    """Makes `dir(module)`, and so completion, give these names, without imports and submodules."""
+    shown = sorted({*names, *(n for n in vars(module) if n.startswith("__"))})
+    vars(module)["__dir__"] = lambda: list(shown)
+
+
 def publish(module: ModuleType, names: Iterable[str], *, eager: bool = True) -> None:
     """Makes boundaries of a module's functions and classes; bases of the same package too. With
-    `eager` the functions are operations of the dynamic mode as well."""
+    `eager` the functions are operations of the dynamic mode as well. The names are all that `dir`
+    shows."""
+    show_only(module, names)
     namespace: Mapping[str, Any] = vars(module)
     for name in names:
         value = namespace[name]
@@ -283,5 +291,6 @@ __all__ = [
     "public",
     "public_class",
     "publish",
+    "show_only",
     "shown",
 ]

@@ -1,6 +1,7 @@
 """Optimisers: pure graph building. `minimize(loss)` gives the updates for `sg.compile`."""
 
 import sys
+from typing import TYPE_CHECKING, NoReturn
 
 from staticgrad.ops.public import publish
 
@@ -25,6 +26,16 @@ __all__ = [
     "global_norm",
     "lr_scheduler",
 ]
+
+if not TYPE_CHECKING:  # or every name would seem to be there
+
+    def __getattr__(name: str) -> NoReturn:
+        from staticgrad.ir.hints import OPTIMISERS, missing
+
+        raise AttributeError(
+            missing("sg.optim", name, OPTIMISERS), name=name, obj=sys.modules[__name__]
+        )
+
 
 publish(sys.modules[__name__], __all__)
 publish(lr_scheduler, lr_scheduler.__all__)

@@ -7,7 +7,6 @@ them recompiles nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -27,10 +26,11 @@ from staticgrad.ir.errors import (
 from staticgrad.ir.loc import locs_text
 from staticgrad.ops.convert import astype, to_array
 from staticgrad.ops.leaves import Parameter, parameter, replaced_cells
-from staticgrad.ops.public import checked_scalar, dynamic, list_of
+from staticgrad.ops.public import dynamic, list_of, shown
 from staticgrad.ops.tensor import Tensor
 
 from .clip import clip_by_global_norm, clip_by_value
+from .groups import FIXED, LearningRate, ParamGroup, rate_of
 from .step import Step
 
 Pair = tuple[Parameter, Tensor]
@@ -98,88 +98,6 @@ def _check_pair(target: Any, value: Any) -> None:
         raise GraphError(
             f"updates: {_label(target)} has type {target.type}, its new value {value.type}"
         )
-
-
-class LearningRate(float):
-    """The current learning rate: a float, with the state scalar that programs read (`state`)."""
-
-    state: Parameter
-
-    def __new__(cls, state: Parameter) -> LearningRate:
-        found = super().__new__(cls, state.numpy())
-        found.state = state
-        return found
-
-    def __reduce__(self) -> Any:
-        return LearningRate, (self.state,)
-
-    def numpy(self) -> np.ndarray[Any, Any]:
-        return self.state.numpy()
-
-    def assign(self, value: float) -> None:
-        """Sets the rate of the next steps; nothing is recompiled."""
-        self.state.assign(_rate(value))
-
-
-def _rate(value: Any) -> np.ndarray[Any, Any]:
-    if isinstance(value, Tensor):
-        raise ArgumentTypeError(
-            "the learning rate is set to a number, not to a tensor of the graph"
-        )
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
-    if isinstance(value, (list, tuple, np.ndarray)):
-        raise ArgumentError(f"the learning rate must be one number of at least 0, got {value!r}")
-    number = checked_scalar(value, ("float",), "the learning rate")
-    if not 0 <= number < math.inf:
-        raise ArgumentError(f"the learning rate must be finite and at least 0, got {number}")
-    return np.asarray(number, dtype=np.float64)
-
-
-class ParamGroup(dict[str, Any]):
-    """Parameters with their options. `group["lr"]` reads and writes the group's rate."""
-
-    def __init__(self, options: Mapping[str, Any], number: int) -> None:
-        super().__init__(options)
-        self.rate = parameter(_rate(options["lr"]), f"lr.{number}", trainable=False)
-        super().__setitem__("lr", None)
-
-    def __reduce__(self) -> Any:
-        # Not item by item, as dicts are copied: "lr" stands for the state.
-        return _group_of, (dict(super().items()), self.rate)
-
-    def __getitem__(self, key: str) -> Any:
-        return LearningRate(self.rate) if key == "lr" else super().__getitem__(key)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        if key == "lr":
-            self.rate.assign(_rate(value))
-        elif key in self:
-            raise ArgumentError(
-                f"the option {key!r} is fixed when an optimiser is made; only lr can be changed"
-            )
-        else:
-            super().__setitem__(key, value)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return LearningRate(self.rate) if key == "lr" else super().get(key, default)
-
-    def __repr__(self) -> str:
-        return repr(dict(self.items()))
-
-    def items(self) -> Any:
-        return [(key, self[key]) for key in self]
-
-    def values(self) -> Any:
-        return [self[key] for key in self]
-
-
-def _group_of(options: dict[str, Any], rate: Parameter) -> ParamGroup:
-    """A group that was copied or pickled."""
-    group = ParamGroup.__new__(ParamGroup)
-    dict.update(group, options)
-    group.rate = rate
-    return group
 
 
 Slots = dict[str, Tensor]
@@ -328,9 +246,25 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
-        rate = _rate(value)
+        rate = rate_of(value)
         for group in self.param_groups:
             group["lr"] = rate
+
+    @property
+    def learning_rate(self) -> LearningRate:
+        """`lr`, by Keras's name."""
+        return self.lr
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.lr = value  # type: ignore[assignment]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        fixed = name != "lr" and name in self.__dict__.get("defaults", ())
+        # An optimiser of the user's may read its options from attributes.
+        if fixed and type(self).__module__.startswith("staticgrad."):
+            raise ArgumentError(f"{type(self).__name__}: {FIXED.format(name)}")
+        object.__setattr__(self, name, value)
 
     # --- updates ---
 
@@ -353,15 +287,18 @@ class Optimizer:
                 f"{type(self).__name__}.minimize: this optimiser's parameters are eager tensors; "
                 "use loss.backward() and step(), or declare them by sg.parameter"
             )
-        if dynamic.is_tensor(loss):
-            raise ArgumentTypeError(
-                f"{type(self).__name__}.minimize: the loss is an eager tensor, which has a value "
-                "already; use loss.backward() and step()"
-            )
+        _check_loss(loss, f"{type(self).__name__}.minimize")
+        for name, bound in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if bound is not None and not bound > 0:
+                raise ArgumentError(
+                    f"{type(self).__name__}.minimize: {name} must be positive, got {bound}"
+                )
         try:
             grads = gradients(loss, chosen, unreachable=unreachable)
         except DifferentiationError as error:
-            raise DifferentiationError(f"{type(self).__name__}.minimize: {error}") from None
+            named = DifferentiationError(f"{type(self).__name__}.minimize: {error}")
+            named.located = getattr(error, "located", False)  # type: ignore[attr-defined]
+            raise named from None
         if clip_norm is not None:
             grads = clip_by_global_norm(grads, clip_norm)
         if clip_value is not None:
@@ -376,6 +313,8 @@ class Optimizer:
             if isinstance(parameters, Tensor)
             else list_of(parameters, f"{type(self).__name__}: parameters", "parameters")
         )
+        if not given:
+            raise ArgumentError(f"{type(self).__name__}: the list of parameters is empty")
         for p in given:
             if not isinstance(p, Parameter) or p not in self._slots:
                 raise ArgumentError(
@@ -575,15 +514,49 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
 
+def _check_loss(loss: Any, what: str) -> None:
+    """Refuses what is no scalar of a graph, with what serves instead."""
+    if dynamic.is_tensor(loss):
+        raise ArgumentTypeError(
+            f"{what}: the loss is an eager tensor, which has a value already; use loss.backward() "
+            "and step()"
+        )
+    if isinstance(loss, Tensor):
+        mend = "" if loss.ndim == 0 else "; reduce it with .mean() or .sum()"
+        if not loss.dtype.is_float:
+            mend = "; only floats have a gradient"
+        if mend:
+            raise DifferentiationError(
+                f"{what}: the loss must be a floating scalar, got {loss.type}{mend}"
+            )
+        return
+    mend = ""
+    if callable(loss):
+        mend = (
+            "; call it with inputs of the graph, minimize(f(x, y)), or take sg.value_and_grad(f) "
+            "and apply_gradients"
+        )
+    elif isinstance(loss, (list, tuple)):
+        mend = "; add the losses up, with a weight each"
+    raise ArgumentTypeError(
+        f"{what}: the loss must be a tensor of a graph, got {shown(loss)}{mend}"
+    )
+
+
 def _groups(params: Any) -> list[Mapping[str, Any]]:
     """PyTorch's `params`: parameters, or dicts with "params"."""
     if isinstance(params, Tensor) or dynamic.is_tensor(params):
         raise ArgumentTypeError("an optimiser is given a list of parameters, not one tensor")
+    if isinstance(params, Mapping):
+        raise ArgumentTypeError(
+            "an optimiser is given a list of parameters, not a dict; pass its values()"
+        )
     try:
         given = list(params)
     except TypeError:
         raise ArgumentTypeError(
             f"an optimiser is given a list of parameters, got {type(params).__name__}"
+            + ("; pass its parameters()" if hasattr(params, "parameters") else "")
         ) from None
     if not given:
         raise ArgumentError("an optimiser got an empty list of parameters")
@@ -592,4 +565,4 @@ def _groups(params: Any) -> list[Mapping[str, Any]]:
     return [{"params": given}]
 
 
-__all__ = ["LearningRate", "Optimizer", "ParamGroup", "Updates"]
+__all__ = ["Optimizer", "Updates"]

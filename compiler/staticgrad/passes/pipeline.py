@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from staticgrad_runtime.environment import verifies
+
 from staticgrad.ir.errors import ArgumentError, StaticgradError, VerifyError
 from staticgrad.ir.graph import Graph
 from staticgrad.ops.public import listed
@@ -88,7 +90,7 @@ def run_pipeline(
     """
     off = checked_names(disable, also)
     if verify is None:
-        verify = os.environ.get("STATICGRAD_VERIFY") == "1"
+        verify = verifies()
     options = Options(training, evaluate)
     if verify:
         _verify(graph)

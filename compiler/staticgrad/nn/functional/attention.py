@@ -25,7 +25,7 @@ from staticgrad.ops.shape import broadcast_to, expand_dims, may_equal, permute_d
 from staticgrad.ops.slicing import narrow
 from staticgrad.ops.tensor import Tensor
 
-from ..module import mode_of
+from ..mode import mode_of
 from .linear import checked_probability, dropout, linear
 
 

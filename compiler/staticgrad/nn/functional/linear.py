@@ -21,7 +21,7 @@ from staticgrad.ops.selection import stop_gradient, where
 from staticgrad.ops.shape import expand_dims, matrix_transpose, may_equal, reshape
 from staticgrad.ops.tensor import Tensor
 
-from ..module import mode_of
+from ..mode import mode_of
 
 
 def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:

@@ -26,7 +26,7 @@ from staticgrad.ops.selection import maximum, where
 from staticgrad.ops.shape import may_equal, reshape
 from staticgrad.ops.tensor import Tensor
 
-from ..module import mode_of
+from ..mode import mode_of
 
 
 def _floating(input: Any, what: str) -> Tensor:

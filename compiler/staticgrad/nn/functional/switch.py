@@ -8,7 +8,7 @@ from typing import Any
 from staticgrad.ops import mode
 from staticgrad.ops.tensor import Tensor
 
-from ..module import mode_of
+from ..mode import mode_of
 
 
 def training_switch(
