@@ -307,20 +307,20 @@ def test_windows_of_several_kinds_in_one_program() -> None:
 @pytest.mark.parametrize("size", [7, 14, 33])
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 @pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("group", [(1, 1), (3, 4)], ids=str)
 def test_neither_threads_nor_symbolic_sizes_change_a_bit(
-    kernel: int, stride: int, size: int
+    group: tuple[int, int], stride: int, kernel: int, size: int
 ) -> None:
     rng = np.random.default_rng(0)
-    arrays = [
-        rng.standard_normal(s).astype("float32")
-        for s in ((3, 5, size, size), (5, 1, kernel, kernel))
-    ]
+    c, o = (5 * channels for channels in group)
+    shapes = (3, c, size, size), (o, group[0], kernel, kernel)
+    arrays = [rng.standard_normal(s).astype("float32") for s in shapes]
     found = []
     for shape, threads in (
-        ((3, 5, size, size), 1), ((3, 5, size, size), 2), (("N", 5, "H", "W"), 1),
-        (("N", 5, "H", size), 2), ((3, 5, size, "W"), 2),
+        ((3, c, size, size), 1), ((3, c, size, size), 2), (("N", c, "H", "W"), 1),
+        (("N", c, "H", size), 2), ((3, c, size, "W"), 2),
     ):  # fmt: skip
-        x, w = sg.input("x", shape), sg.input("w", (5, 1, kernel, kernel))
+        x, w = sg.input("x", shape), sg.input("w", shapes[1])
         y = sg.nn.functional.conv2d(x, w, stride=stride, padding=kernel // 2, groups=5)
         outputs = [y, *sg.gradients(sg.sum(y * y), [x, w])]
         results = sg.compile([x, w], outputs, threads=threads)(*arrays)

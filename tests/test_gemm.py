@@ -22,11 +22,10 @@ from staticgrad.codegen.target import Target, host_target
 
 FLOATS = ["float32", "float64"]
 DTYPES = [*FLOATS, "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
-EPILOGUE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 5)
 I64, PTR = ctypes.c_int64, ctypes.c_void_p
-GEMM = ctypes.CFUNCTYPE(
-    None, I64, I64, I64, PTR, I64, I64, PTR, I64, I64, PTR, I64, PTR, PTR, PTR, *[I64] * 5
-)
+EPILOGUE = ctypes.CFUNCTYPE(None, PTR, *[I64] * 5, PTR, I64)
+ARGUMENTS = [I64, I64, I64, PTR, I64, I64, PTR, I64, I64, PTR, I64, *[PTR] * 4, *[I64] * 5]
+GEMM = ctypes.CFUNCTYPE(None, *ARGUMENTS)
 TILE = ctypes.CFUNCTYPE(None, I64, PTR, PTR, PTR, *[I64] * 4)
 
 
@@ -71,7 +70,9 @@ class Product:
         self._memory = np.full(workspace_bytes(self.target, self.dtype.name) + 64, 255, np.uint8)
         self.workspace = -(-self._memory.ctypes.data // 64) * 64
 
-    def __call__(self, a, b, c=None, rect=None, epilogue=None, context=None, batch=0):
+    def __call__(
+        self, a, b, c=None, rect=None, epilogue=None, context=None, batch=0, tile=None
+    ):  # fmt: skip
         """c = a @ b on the rectangle; a fresh c is full of a mark that the product never gives."""
         (m, k), n = a.shape, b.shape[1]
         if c is None:
@@ -80,7 +81,8 @@ class Product:
         strides = [s // size for x in (a, b) for s in x.strides]
         self._gemm(
             m, n, k, a.ctypes.data, *strides[:2], b.ctypes.data, *strides[2:], c.ctypes.data,
-            c.strides[0] // size, self.workspace, epilogue, context, batch, *(rect or (0, m, 0, n)),
+            c.strides[0] // size, tile, self.workspace, epilogue, context, batch,
+            *(rect or (0, m, 0, n)),
         )  # fmt: skip
         return c
 
@@ -400,8 +402,10 @@ def test_epilogue_sees_each_finished_element_once(dtype):
             c, seen, calls = np.full((m, n), 77, dtype), np.zeros((m, n), int), []
 
             def note(
-                context, batch, r0, r1, c0, c1, c=c, seen=seen, calls=calls, expected=expected
-            ):
+                context, batch, r0, r1, c0, c1, place, c_rs, c=c, seen=seen, calls=calls,
+                expected=expected,
+            ):  # fmt: skip
+                assert (place, c_rs) == (c[r0:, c0:].ctypes.data, c.shape[1])
                 np.testing.assert_array_equal(c[r0:r1, c0:c1], expected[r0:r1, c0:c1])
                 seen[r0:r1, c0:c1] += 1
                 c[r0:r1, c0:c1] = 1

@@ -27,11 +27,10 @@ from staticgrad.codegen.gemm_prepacked import (
 from staticgrad.kernels.program import Item, Program, Repeat, Step, steps_of
 from staticgrad.kernels.verify import verify_program
 
-from .test_gemm import EPILOGUE, TARGETS, UNMASKED, check, laid_out, values
+from .test_gemm import ARGUMENTS, EPILOGUE, TARGETS, UNMASKED, check, laid_out, values
 
 Array = np.ndarray[Any, Any]
 I64, PTR = ctypes.c_int64, ctypes.c_void_p
-GEMM = [I64, I64, I64, PTR, I64, I64, PTR, I64, I64, PTR, I64, PTR, PTR, PTR, *[I64] * 5]
 PACK = [I64, I64, PTR, I64, I64, PTR, I64, I64]
 DTYPES = ("float32", "float64", "int8", "int16", "int64")
 GUARD = 64
@@ -57,7 +56,7 @@ class Prepacked:
         self._engine.finalize_object()
         self.gemm, self.pack, self.prepacked = (
             ctypes.CFUNCTYPE(None, *types)(self._engine.get_function_address(name))
-            for name, types in zip(names, (GEMM, PACK, [*GEMM, PTR]))
+            for name, types in zip(names, (ARGUMENTS, PACK, [*ARGUMENTS, PTR]))
         )
         self._memory = np.full(workspace_bytes(target, dtype) + 64, 255, np.uint8)
         self.workspace = -(-self._memory.ctypes.data // 64) * 64
@@ -85,7 +84,7 @@ class Prepacked:
         strides = [s // self.dtype.itemsize for x in (a, b) for s in x.strides]
         arguments = [
             m, n, k, a.ctypes.data, *strides[:2], b.ctypes.data, *strides[2:], c.ctypes.data, n,
-            self.workspace, epilogue, None, 0, *(rect or (0, m, 0, n)),
+            None, self.workspace, epilogue, None, 0, *(rect or (0, m, 0, n)),
         ]  # fmt: skip
         if panels is None:
             self.gemm(*arguments)
@@ -177,7 +176,10 @@ def test_a_part_of_the_result(target: str) -> None:
     for r0, r1, c0, c1 in ((0, 40, 16, 200), (8, 24, 48, 112), (16, 40, 0, 17), (5, 6, 16, 64)):
         seen = np.zeros((40, 200), int)
 
-        def note(_: Any, batch: int, i: int, j: int, k: int, n: int, seen: Array = seen) -> None:
+        def note(
+            _: Any, batch: int, i: int, j: int, k: int, n: int, place: int, c_rs: int,
+            seen: Array = seen,
+        ) -> None:  # fmt: skip
             seen[i:j, k:n] += 1
 
         c = run(a, b, panels, (r0, r1, c0, c1), EPILOGUE(note))

@@ -17,14 +17,11 @@ from staticgrad.codegen.gemm import prologue_workspace_bytes, require_gemm_prolo
 from staticgrad.codegen.gemm_emit import Element
 from staticgrad.codegen.gemm_prepacked import prepacked, require_prepacked, strips_bytes
 
-from .test_gemm import TARGETS, UNMASKED, product, values
+from .test_gemm import ARGUMENTS, TARGETS, UNMASKED, product, values
 
 I64, PTR = ctypes.c_int64, ctypes.c_void_p
 PROLOGUE = ctypes.CFUNCTYPE(None, PTR, *[I64] * 5, PTR, I64)
-GEMM = ctypes.CFUNCTYPE(
-    None, I64, I64, I64, PTR, I64, I64, PTR, I64, I64, PTR, I64, PTR, PTR, PTR, *[I64] * 5,
-    PROLOGUE, PTR, PROLOGUE, PTR, PTR,
-)  # fmt: skip
+GEMM = ctypes.CFUNCTYPE(None, *ARGUMENTS, PROLOGUE, PTR, PROLOGUE, PTR, PTR)
 MARK, BEHIND, BATCH = 0xAB, 1 << 14, 5
 Array = np.ndarray[Any, Any]
 
@@ -92,8 +89,8 @@ class PrologueProduct:
                 prologues += [PROLOGUE(), None]
         function = self._plain if panels is None and not missing else self._packed
         function(
-            m, n, k, *words, c.ctypes.data, n, memory.ctypes.data + start, None, None, BATCH, *rect,
-            *prologues, None if panels is None else panels.ctypes.data,
+            m, n, k, *words, c.ctypes.data, n, None, memory.ctypes.data + start, None, None, BATCH,
+            *rect, *prologues, None if panels is None else panels.ctypes.data,
         )  # fmt: skip
         assert np.all(memory[start + int(room) :] == MARK), (m, n, k, rect)
 

@@ -186,7 +186,7 @@ def test_rectangles_and_epilogues(rows: int) -> None:
         c, seen = np.full((m, n + 3), 77, np.float32)[:, :n], np.zeros((m, n), int)
 
         def note(
-            context: int, batch: int, r0: int, r1: int, c0: int, c1: int,
+            context: int, batch: int, r0: int, r1: int, c0: int, c1: int, place: int, c_rs: int,
             c: np.ndarray = c, seen: np.ndarray = seen, expected: np.ndarray = expected,
         ) -> None:  # fmt: skip
             same_bits(c[r0:r1, c0:c1], expected[r0:r1, c0:c1])

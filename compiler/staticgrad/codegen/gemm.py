@@ -50,13 +50,13 @@ from .gemm_skinny import require_row, require_row_transposed
 from .target import Target
 
 __all__ = [
-    "GEMM_PARAMS", "require_gemm", "require_gemm_prologue", "require_micro_kernel", "tile_shape",
-    "workspace_bytes",
+    "GEMM_PARAMS", "require_gemm", "require_gemm_prologue", "require_micro_kernel", "tile_bytes",
+    "tile_shape", "workspace_bytes",
 ]  # fmt: skip
 
 GEMM_PARAMS = (
     "i64 m, i64 n, i64 k, ptr a, i64 a_rs, i64 a_cs, ptr b, i64 b_rs, i64 b_cs, ptr c, i64 c_rs, "
-    "ptr workspace, ptr epilogue, ptr context, i64 batch, i64 r0, i64 r1, i64 c0, i64 c1"
+    "ptr tile, ptr workspace, ptr epilogue, ptr context, i64 batch, i64 r0, i64 r1, i64 c0, i64 c1"
 )
 # An epilogue is called when at least so many elements of C are finished (16 KiB of float32).
 EPILOGUE_ELEMS = 4096
@@ -195,6 +195,19 @@ def workspace_bytes(
     return needed
 
 
+def tile_bytes(target: Target, dtype: str, m: int, n: int) -> int:
+    """Room for the rows of C between two calls of an epilogue, whatever rectangle of it is asked
+    for, in whole cache lines; about as much as C, at most."""
+    element = Element.of(dtype, target)
+    mr, _ = tile_shape(target, dtype)
+    line = LINE_BYTES // element.itemsize  # by which a row may be longer
+    # Rows come by strips, until there are enough elements.
+    rows = EPILOGUE_ELEMS * element.itemsize // STRIDE_PERIOD + max(mr, EDGE_ROWS)
+    elements = EPILOGUE_ELEMS + max(mr, EDGE_ROWS) * n + rows * line
+    found = min(m * (n + line), max(SMALL_PRODUCT, elements)) * element.itemsize
+    return -(-found // LINE_BYTES) * LINE_BYTES
+
+
 def prologue_workspace_bytes(
     target: Target, dtype: str, sizes: tuple[DimLike, DimLike, DimLike]
 ) -> DimLike:
@@ -234,14 +247,17 @@ def require_gemm(module: Module, dtype: str) -> str:
     """Makes sure that the matrix product of `dtype` is in the module; -> its name.
 
     `void @sg_gemm_<dtype>(i64 m, i64 n, i64 k, ptr a, i64 a_rs, i64 a_cs, ptr b, i64 b_rs,
-    i64 b_cs, ptr c, i64 c_rs, ptr workspace, ptr epilogue, ptr context, i64 batch, i64 r0, i64 r1,
-    i64 c0, i64 c1)` sets c[i, j] = sum_p a[i, p] * b[p, j] for r0 <= i < r1, c0 <= j < c1, with
-    a: [m, k], b: [k, n], c: [m, n]. Strides are in elements, any sign or zero for A and B; c has
-    unit column stride and overlaps neither operand. Unsigned dtypes share the signed function.
+    i64 b_cs, ptr c, i64 c_rs, ptr tile, ptr workspace, ptr epilogue, ptr context, i64 batch,
+    i64 r0, i64 r1, i64 c0, i64 c1)` sets c[i, j] = sum_p a[i, p] * b[p, j] for r0 <= i < r1,
+    c0 <= j < c1, with a: [m, k], b: [k, n], c: [m, n]. Strides are in elements, any sign or zero
+    for A and B; c has unit column stride and overlaps neither operand. Unsigned dtypes share the
+    signed function.
 
     `workspace` has `workspace_bytes` and 64-byte alignment; two calls at a time need two.
-    `epilogue` is null or a `void(ptr context, i64 batch, i64 r0, i64 r1, i64 c0, i64 c1)` which is
-    called for each finished rectangle of C; those cover the asked one once.
+    `epilogue` is null or a `void(ptr context, i64 batch, i64 r0, i64 r1, i64 c0, i64 c1, ptr c,
+    i64 c_rs)` which is called for each finished rectangle of C; those cover the asked one once.
+    Nothing else may need C: then `tile` is not null, has `tile_bytes`, and where k is no longer
+    than a block C is not written; the epilogue's `c` and `c_rs` tell where the rectangle lies.
     """
     element = Element.of(dtype, module.target)
     name = f"sg_gemm_{element.dtype}"
@@ -282,12 +298,14 @@ def _require_small(module: Module, element: Element) -> str:
     f = Emitter(module, name, GEMM_PARAMS, element, CONTROL)
     desc = emit_descriptor(f)
     rows, cols = f.sub("%r1", "%r0"), f.sub("%c1", "%c0")
-    c = f.at(f.at("%c", f.mul("%r0", "%c_rs")), "%c0")
+    tiled = emit_is_tiled(f)
+    c = f.select(tiled, "%tile", f.at(f.at("%c", f.mul("%r0", "%c_rs")), "%c0"), "ptr")
+    c_rs = f.select(tiled, cols, "%c_rs")
     a_rs, a_cs, b_rs, b_cs = (f.mul(s, size) for s in ("%a_rs", "%a_cs", "%b_rs", "%b_cs"))
     a, b = f.at_byte("%a", f.mul("%r0", a_rs)), f.at_byte("%b", f.mul("%c0", b_cs))
     in_place = f.compare("eq", "%b_cs", 1) if element.has_masks else "false"
     packed_rs = f.mul(f.emit(f"and i64 {f.add(cols, element.lanes - 1)}, {-element.lanes}"), size)
-    for field, value in (("k", "%k"), ("a_rs", a_rs), ("a_cs", a_cs), ("c_rs", "%c_rs"),
+    for field, value in (("k", "%k"), ("a_rs", a_rs), ("a_cs", a_cs), ("c_rs", c_rs),
                          ("b_rs", f.select(in_place, b_rs, packed_rs)), ("c_cs", 1),
                          ("accumulate", 0)):  # fmt: skip
         set_field(f, desc, field, value)
@@ -297,31 +315,33 @@ def _require_small(module: Module, element: Element) -> str:
     b = f.select(in_place, b, "%workspace", "ptr")
     f.call(require_strip(module, element.dtype), ("ptr", desc), ("ptr", a), ("ptr", b), ("ptr", c),
            ("i64", rows), ("i64", cols))  # fmt: skip
-    emit_finished(f, "%r0", "%r1", "%c0", "%c1")
+    emit_finished(f, ("%r0", "%r1", "%c0", "%c1"), c, c_rs)
     f.leave()
     f.finish()
     return name
 
 
-def emit_zeros(f: Emitter) -> None:
-    """The product over no k at all."""
+def emit_zeros(f: Emitter, tiled: str = "false") -> None:
+    """The product over no k at all; row by row, if it is `tiled`."""
     f.module.intrinsic("llvm.memset.p0.i64", "void", "ptr", "i8", "i64", "i1")
-    cols = f.sub("%c1", "%c0")
-    with f.when(f.compare("sgt", cols, 0)):
-        with f.loop("%r0", "%r1") as i:
-            row = f.at(f.at("%c", f.mul(i, "%c_rs")), "%c0")
-            f.call("llvm.memset.p0.i64", ("ptr", row), ("i8", 0),
+    rows, cols = f.sub("%r1", "%r0"), f.sub("%c1", "%c0")
+    some = f.both(f.compare("sgt", rows, 0), f.compare("sgt", cols, 0))
+    step = f.select(tiled, 1, rows)
+    with f.when(some), f.loop("%r0", "%r1", step) as i:
+        first = f.at(f.at("%c", f.mul(i, "%c_rs")), "%c0")
+        first = f.select(tiled, "%tile", first, "ptr")
+        with f.loop(0, step) as row:
+            place = f.at(first, f.mul(row, "%c_rs"))
+            f.call("llvm.memset.p0.i64", ("ptr", place), ("i8", 0),
                    ("i64", f.mul(cols, f.element.itemsize)), ("i1", "false"))  # fmt: skip
-        with f.when(f.compare("slt", "%r0", "%r1")):
-            emit_finished(f, "%r0", "%r1", "%c0", "%c1")
+        emit_finished(f, (i, f.add(i, step), "%c0", "%c1"), first, "%c_rs")
 
 
-def emit_finished(f: Emitter, r0: str, r1: str, c0: str, c1: str) -> None:
-    """Calls the epilogue, if there is one."""
+def emit_finished(f: Emitter, rectangle: tuple[str, str, str, str], c: str, c_rs: str) -> None:
+    """Calls the epilogue, if there is one, for a rectangle (r0, r1, c0, c1) that lies at `c`."""
     with f.when(f.emit("icmp ne ptr %epilogue, null")):
-        f.stmt(
-            f"call void %epilogue(ptr %context, i64 %batch, i64 {r0}, i64 {r1}, i64 {c0}, i64 {c1})"
-        )
+        bounds = ", ".join(f"i64 {x}" for x in rectangle)
+        f.stmt(f"call void %epilogue(ptr %context, i64 %batch, {bounds}, ptr {c}, i64 {c_rs})")
 
 
 class Frame:
@@ -332,13 +352,15 @@ class Frame:
     The product is the rectangle by itself, [m, n] = [m, whole_k] times [whole_k, n], or its
     transpose (`swap`). Its pointers are at the first row and column; those of `block_` at the block
     at hand, which has `k` (of the descriptor) by `cols`. Strides are in bytes, C's in elements.
+    With `tiled`, `block_c` is the tile, in which unfinished rows lie, `tile_rs` apart.
     """
 
     FIELDS = (*DESC, "m", "n", "whole_k", "kc", "nc", "a", "b", "c", "a_row", "a_col", "b_row",
               "b_col", "r0", "c0", "swap", "unit", "single", "copied", "tiled_rows", "panel_bytes",
-              "workspace", "packed", "block_a", "block_b", "block_c", "cols", "start")  # fmt: skip
+              "workspace", "packed", "block_a", "block_b", "block_c", "cols", "start", "tiled",
+              "tile_rs")  # fmt: skip
     POINTERS = ("a", "b", "c", "workspace", "packed", "block_a", "block_b", "block_c")
-    FLAGS = ("swap", "unit", "single", "copied")
+    FLAGS = ("swap", "unit", "single", "copied", "tiled")
 
     # Computed operands: where the rectangle begins in them; how many rows of A are computed at
     # once, which of them lie in the workspace, and with what strides.
@@ -375,25 +397,28 @@ def _require_blocked(module: Module, element: Element, *, prologue: bool = False
     f = Emitter(module, name, params, element, CONTROL)
     x = Frame(f, prologue=prologue)
     with f.when(f.compare("eq", "%k", 0)):
-        emit_zeros(f)
+        emit_zeros(f, emit_is_tiled(f))
         f.leave()
     _emit_setup(f, x)
     with f.loop(0, x["n"], x["nc"]) as jc:
         x["cols"] = f.minimum(x["nc"], f.sub(x["n"], jc))
+        with f.when(x["tiled"]):
+            _emit_tile(f, x)
         with f.loop(0, x["whole_k"], x["kc"]) as pc:
             x["k"] = f.minimum(x["kc"], f.sub(x["whole_k"], pc))
             x["accumulate"] = pc
             x["block_a"] = f.at_byte(x["a"], f.mul(pc, x["a_col"]))
             row_of_b = f.at_byte(x["b"], f.mul(pc, x["b_row"]))
             x["block_b"] = f.at_byte(row_of_b, f.mul(jc, x["b_col"]))
-            x["block_c"] = f.at(x["c"], f.mul(jc, x["c_cs"]))
+            block_c = f.at(x["c"], f.mul(jc, x["c_cs"]))
+            x["block_c"] = f.select(x["tiled"], "%tile", block_c, "ptr")
             _emit_single_rows(f, x)
             _emit_pack_unit(f, x)
             if prologue:
                 with f.when(emit_is_computed(f, x, "b")):
                     emit_filled_block(f, x, jc)
             emit_strips(
-                f, x, pc, x["whole_k"], lambda i, rows: _emit_strip(f, x, i, rows),
+                f, x, pc, x["whole_k"], lambda *rows: _emit_strip(f, x, *rows),
                 lambda first, stop: _emit_finish(f, x, jc, first, stop),
             )  # fmt: skip
     f.leave()
@@ -441,6 +466,23 @@ def _emit_setup(f: Emitter, x: Frame) -> None:
     nc = emit_block_cols(f, x["n"], block, panel_bytes)
     x["kc"], x["panel_bytes"] = kc, panel_bytes
     x["nc"] = f.select(single, ROW_COLS, nc)
+    x["tiled"] = emit_is_tiled(f)
+
+
+def emit_is_tiled(f: Emitter) -> str:
+    """Whether blocks of C are only ever in the tile: as there is one block of k."""
+    given = f.emit("icmp ne ptr %tile, null")
+    return f.both(given, f.compare("ule", "%k", longest_k_block(f.element.itemsize)))
+
+
+def _emit_tile(f: Emitter, x: Frame) -> None:
+    """C's strides within the tile, whose rows are not to be on one set of the cache."""
+    swap, cols = x["swap"], x["cols"]
+    period = f.emit(f"and i64 {f.mul(cols, f.element.itemsize)}, {STRIDE_PERIOD - 1}")
+    gap = f.select(f.compare("eq", period, 0), LINE_BYTES // f.element.itemsize, 0)
+    tile_rs = f.select(swap, x["m"], f.add(cols, gap))
+    x["tile_rs"] = tile_rs
+    x["c_rs"], x["c_cs"] = f.select(swap, 1, tile_rs), f.select(swap, tile_rs, 1)
 
 
 def _emit_prologues(f: Emitter, x: Frame, swap: str) -> None:
@@ -538,10 +580,10 @@ def _emit_pack_unit(f: Emitter, x: Frame) -> None:
 
 def emit_strips(
     f: Emitter, x: Frame, pc: str, whole_k: str,
-    strip: Callable[[str, str], None], finish: Callable[[str, str], None],
+    strip: Callable[[str, str, str], None], finish: Callable[[str, str], None],
 ) -> None:  # fmt: skip
-    """Takes strip after strip of A through a block of B: `strip(row, rows)`. Behind the last block
-    of k, `finish(first, stop)` for rows that are finished."""
+    """Takes strip after strip of A through a block of B: `strip(row, rows, first)`, where rows from
+    `first` on are not finished. Behind the last block of k, `finish(first, stop)`."""
     mr, _ = tile_shape(f.module.target, f.element.dtype)
     rows = f.reserve()
     if x.prologue:
@@ -550,7 +592,7 @@ def emit_strips(
         most = f.select(f.compare("slt", i, x["tiled_rows"]), mr, EDGE_ROWS)
         left = f.sub(x["m"], i)
         f.assign(rows, f"select i1 {f.compare('slt', left, most)}, i64 {left}, i64 {most}")
-        strip(i, rows)
+        strip(i, rows, finished)
         stop = f.add(i, rows)
         enough = f.compare("sge", f.mul(f.sub(stop, finished), x["cols"]), EPILOGUE_ELEMS)
         last = f.compare("sge", f.add(pc, x["kc"]), whole_k)
@@ -586,13 +628,15 @@ def _emit_finish(f: Emitter, x: Frame, jc: str, first: str, stop: str) -> None:
     swap, end = x["swap"], f.add(jc, x["cols"])
     r0, r1 = f.select(swap, jc, first), f.select(swap, end, stop)
     c0, c1 = f.select(swap, first, jc), f.select(swap, stop, end)
-    emit_finished(f, f.add(x["r0"], r0), f.add(x["r0"], r1), f.add(x["c0"], c0),
-                  f.add(x["c0"], c1))  # fmt: skip
+    r0, r1, c0, c1 = (f.add(x[of], n) for of, n in (("r0", r0), ("r0", r1), ("c0", c0), ("c0", c1)))
+    tiled, c = x["tiled"], f.at(f.at("%c", f.mul(r0, "%c_rs")), c0)
+    c, c_rs = f.select(tiled, "%tile", c, "ptr"), f.select(tiled, x["tile_rs"], "%c_rs")
+    emit_finished(f, (r0, r1, c0, c1), c, c_rs)
 
 
-def _emit_strip(f: Emitter, x: Frame, i: str, rows: str) -> None:
+def _emit_strip(f: Emitter, x: Frame, i: str, rows: str, first: str) -> None:
     """A strip of A, from row i, times all panels from column `start` on; the first strip packs what
-    is neither packed yet nor read in place."""
+    is neither packed yet nor read in place. A tile of C begins with the row `first`."""
     element = f.element
     _, nr = tile_shape(f.module.target, element.dtype)
     a = emit_strip_of_a(f, x, i, rows)
@@ -618,7 +662,8 @@ def _emit_strip(f: Emitter, x: Frame, i: str, rows: str) -> None:
             f.call(pack, ("ptr", here), ("i64", x["b_row"]), ("i64", x["b_col"]), ("ptr", panel),
                    ("i64", x["k"]), ("i64", width))  # fmt: skip
         x["b_rs"] = f.select(in_place, x["b_row"], nr * element.itemsize)
-        c = f.at(f.at(x["block_c"], f.mul(i, x["c_rs"])), f.mul(j, x["c_cs"]))
+        row = f.sub(i, f.select(x["tiled"], first, 0))
+        c = f.at(f.at(x["block_c"], f.mul(row, x["c_rs"])), f.mul(j, x["c_cs"]))
         f.call(require_strip(f.module, element.dtype), ("ptr", x.pointer), ("ptr", a),
                ("ptr", f.select(in_place, here, panel, "ptr")), ("ptr", c), ("i64", rows),
                ("i64", width))  # fmt: skip

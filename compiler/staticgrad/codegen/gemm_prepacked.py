@@ -150,7 +150,8 @@ def require_prepack(module: Module, dtype: str) -> str:
 def require_prepacked(module: Module, dtype: str, *, prologue: bool = False) -> str:
     """Makes sure of `sg_prepacked_<dtype>`, which has the parameters and the meaning of `sg_gemm`
     (`gemm.require_gemm`), for k > 0, and one more, `ptr panels`: all of B, packed by `sg_prepack`.
-    Where that is null, the product is computed from B itself, which otherwise is not read.
+    Where that is null, the product is computed from B itself, which otherwise is not read. C is
+    always written: `tile` has to be null.
 
     With `prologue`, of `sg_prepacked_prologue_<dtype>`, whose A may be computed, as
     `gemm.require_gemm_prologue` has it."""
@@ -181,11 +182,8 @@ def require_prepacked(module: Module, dtype: str, *, prologue: bool = False) -> 
             panel = f.mul(f.add(block, f.div(jc, nr)), x["panel_bytes"])
             x["block"] = f.at_byte("%panels", panel)
             emit_strips(
-                f, x, pc, "%k", lambda i, count: _emit_strip(f, x, i, count, jc),
-                lambda first, stop: emit_finished(
-                    f, f.add("%r0", first), f.add("%r0", stop), f.maximum(jc, "%c0"),
-                    f.add(jc, x["cols"]),
-                ),
+                f, x, pc, "%k", lambda i, count, _: _emit_strip(f, x, i, count, jc),
+                lambda first, stop: _emit_finish(f, x, jc, first, stop),
             )  # fmt: skip
     f.leave()
     f.finish()
@@ -211,6 +209,12 @@ def _emit_setup(f: Emitter, x: Frame) -> None:
     block = block_bounds(f.module.target)[1] if x.prologue else emit_block_bytes(f, rows)
     x["nc"] = f.mul(f.div(block, panel_bytes), nr)
     x["start"] = f.mul(f.div("%c0", nr), nr)
+
+
+def _emit_finish(f: Emitter, x: Frame, jc: str, first: str, stop: str) -> None:
+    r0, c0 = f.add("%r0", first), f.maximum(jc, "%c0")
+    rectangle = (r0, f.add("%r0", stop), c0, f.add(jc, x["cols"]))
+    emit_finished(f, rectangle, f.at(f.at("%c", f.mul(r0, "%c_rs")), c0), "%c_rs")
 
 
 def _emit_strip(f: Emitter, x: Frame, i: str, rows: str, jc: str) -> None:

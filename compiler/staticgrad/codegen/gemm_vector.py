@@ -134,7 +134,8 @@ def require_gemm_vector(module: Module, dtype: str, rows: int) -> str:
         set_field(f, desc, "accumulate", pc)
         f.call(columns, ("ptr", desc), ("ptr", f.at_byte(a, f.mul(pc, a_cs))),
                ("ptr", f.at(b, pc)), ("ptr", c), ("i64", few), ("i64", many))  # fmt: skip
-    emit_finished(f, "%r0", "%r1", "%c0", "%c1")
+    c = f.at(f.at("%c", f.mul("%r0", "%c_rs")), "%c0")
+    emit_finished(f, ("%r0", "%r1", "%c0", "%c1"), c, "%c_rs")
     f.leave()
     f.finish()
     return name

@@ -5,7 +5,9 @@
              sizes   m, n, k, a_start, a_rs, a_cs, b_start, b_rs, b_cs, c_start, c_rs, batch,
                      begin, end (the share of the rows, or of the columns if there are more than
                      rows, or than the size `most` behind it; of many columns as many are enough)
-             attrs   dtype; vectors, if few rows or columns are declared (`gemm_vector.vectors_of`)
+             attrs   dtype; vectors, if few rows or columns are declared (`gemm_vector.vectors_of`);
+                     tile, the bytes with which the workspace begins, if nothing but the epilogue
+                     reads c (`gemm.tile_bytes`): c is null then where one block of k is enough
     matmul_pack
              buffers b, panels
              sizes   n, k, b_start, b_rs, b_cs, begin, end (the share of the panels)
@@ -41,7 +43,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from staticgrad.kernels.ir import TILE, TILE_STRIDE, Kernel, Template
+from staticgrad.kernels.ir import TILE, TILE_STRIDE, Buffer, Kernel, Template
 
 from .builder import Function, Module
 from .gemm import require_gemm, require_gemm_prologue
@@ -62,7 +64,8 @@ _CONV = {
 SQUARE_COLUMNS = 1024
 EPILOGUE_PARAMS = [("ptr", "table"), ("i64", "batch"), ("i64", "r0"), ("i64", "r1"), ("i64", "c0"),
                    ("i64", "c1")]  # fmt: skip
-PROLOGUE_PARAMS = [*EPILOGUE_PARAMS, ("ptr", "tile"), ("i64", f"n_{TILE_STRIDE}")]
+# Of a matrix product: where the rectangle lies that its prologue computes, its epilogue reads.
+TILE_PARAMS = [*EPILOGUE_PARAMS, ("ptr", "tile"), ("i64", f"n_{TILE_STRIDE}")]
 
 
 def emit_template(em: KernelEmitter, s: Template) -> None:
@@ -156,7 +159,11 @@ def _emit_matmul(em: KernelEmitter, s: Template) -> None:
         f.emit(f"getelementptr {scalar}, ptr %b_{buffer}, i64 {start}")
         for buffer, start in zip(s.buffers, (a0, b0, c0))
     )
-    epilogue, table = _epilogue(em, s.epilogue)
+    epilogue, table = _epilogue(em, s.epilogue, TILE_PARAMS)
+    workspace, tile = f"%b_{s.buffers[3]}", "null"
+    if "tile" in s.attrs:
+        tile = workspace
+        workspace = f.emit(f"getelementptr i8, ptr {tile}, i64 {s.attrs['tile']}")
     more: list[tuple[str, ...]] = []
     if s.prologues != (None, None):
         more += [_prologue(em, p, side) for p, side in zip(s.prologues, ("left", "right"))]
@@ -164,7 +171,7 @@ def _emit_matmul(em: KernelEmitter, s: Template) -> None:
     pointers = "".join(f", ptr {p}" for group in more for p in group)
     f.stmt(
         f"call void @{name}(i64 {m}, i64 {n}, i64 {k}, ptr {a}, i64 {a_rs}, i64 {a_cs}, "
-        f"ptr {b}, i64 {b_rs}, i64 {b_cs}, ptr {c}, i64 {c_rs}, ptr %b_{s.buffers[3]}, "
+        f"ptr {b}, i64 {b_rs}, i64 {b_cs}, ptr {c}, i64 {c_rs}, ptr {tile}, ptr {workspace}, "
         f"ptr {epilogue}, ptr {table}, i64 {batch}, i64 {r0}, i64 {r1}, i64 {first}, i64 {last}"
         f"{pointers})"
     )
@@ -202,7 +209,7 @@ def _emit_conv(em: KernelEmitter, s: Template) -> None:
     name = require_function(em.module, s)
     *geometry, begin, end = map(em.integer, s.sizes)
     words = _table(em, [("i64", g) for g in geometry])
-    epilogue, table = _epilogue(em, s.epilogue)
+    epilogue, table = _epilogue(em, s.epilogue, EPILOGUE_PARAMS)
     x, w, y, workspace = (f"%b_{b}" for b in s.buffers)
     f.stmt(
         f"call void @{name}(ptr {words}, ptr {x}, ptr {w}, ptr {y}, ptr {workspace}, "
@@ -266,33 +273,38 @@ def _table(em: KernelEmitter, words: list[tuple[str, str]]) -> str:
     return em.at(0, build)
 
 
-def _epilogue(em: KernelEmitter, kernel: Kernel | None) -> tuple[str, str]:
+def _epilogue(
+    em: KernelEmitter, kernel: Kernel | None, params: list[tuple[str, str]]
+) -> tuple[str, str]:
     """The function of an epilogue and its table; the epilogue's buffers and sizes are the
     caller's, by name. Products of other sizes often have an equal one, which is theirs too."""
     if kernel is None:
         return "null", "null"
-    function = Function(em.module, f"{em.f.name}.epilogue", EPILOGUE_PARAMS, once=True)
-    return _called(em, kernel, function)
+    return _called(em, kernel, Function(em.module, f"{em.f.name}.epilogue", params, once=True))
 
 
 def _prologue(em: KernelEmitter, kernel: Kernel | None, side: str) -> tuple[str, str]:
-    """The function of a prologue and its table. The tile begins at the first row and column that
-    are asked for: its pointer is moved to where row 0 and column 0 would be."""
+    """The function of a prologue and its table."""
     if kernel is None:
         return "null", "null"
-    function = Function(em.module, f"{em.f.name}.{side}", PROLOGUE_PARAMS, once=True)
-    (tile,) = (b for b in kernel.buffers if b.name == TILE)
+    return _called(em, kernel, Function(em.module, f"{em.f.name}.{side}", TILE_PARAMS, once=True))
+
+
+def _emit_tile(function: Function, tile: Buffer) -> None:
+    """The tile begins at the first row and column of the rectangle: its pointer is moved to where
+    row 0 and column 0 would be."""
     begin = function.emit(f"mul i64 %r0, %n_{TILE_STRIDE}")
     begin = function.emit(f"sub i64 0, {function.emit(f'add i64 {begin}, %c0')}")
     scalar = _scalar(str(tile.dtype))
     function.assign(f"%b_{TILE}", f"getelementptr {scalar}, ptr %tile, i64 {begin}")
-    return _called(em, kernel, function)
 
 
 def _called(em: KernelEmitter, kernel: Kernel, function: Function) -> tuple[str, str]:
     """Fills in a function that a product calls; -> its name and its table."""
     from .loops import KernelEmitter
 
+    for tile in (b for b in kernel.buffers if b.name == TILE):
+        _emit_tile(function, tile)
     words = [("ptr", f"%b_{b.name}") for b in kernel.buffers if b.name != TILE]
     words += [("i64", f"%n_{s}") for s in kernel.sizes if s != TILE_STRIDE]
     for i, (ty, word) in enumerate(words):

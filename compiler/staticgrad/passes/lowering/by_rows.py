@@ -221,8 +221,9 @@ def _product_rows(step: Step, s: Template, values: Mapping[str, DimLike]) -> _Ro
     row, column, inner = (Dim.symbol(name) for name in (ROW, "column", "k"))
     found = [
         _Access(s.buffers[0], a + row * a_rs + inner * a_cs, {"k": k}),
-        _Access(s.buffers[2], c + row * c_rs + column, {"column": n}),
     ]
+    if "tile" not in s.attrs or s.buffers[2] != s.buffers[3]:
+        found.append(_Access(s.buffers[2], c + row * c_rs + column, {"column": n}))
     found += [_Access(b, None, {}) for b in (s.buffers[1], *s.buffers[4:])]
     left, right = s.prologues
     if left is not None:
@@ -244,7 +245,8 @@ def _epilogue_accesses(
         for inner in rows.body:
             if isinstance(inner, Loop) and inner.kind == "columns":
                 at = {**values, rows.var: Dim.symbol(ROW)}
-                yield from _accesses(inner.body, at, {inner.var: columns})
+                found = _accesses(inner.body, at, {inner.var: columns})
+                yield from (access for access in found if access.buffer != TILE)
             else:
                 yield from (_Access(b.name, None, {}) for b in epilogue.buffers)
 

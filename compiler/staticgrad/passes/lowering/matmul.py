@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from staticgrad.codegen import gemm, gemm_vector
 from staticgrad.ir.dim import Dim, DimLike, dim_max, dim_min, product, substitute
@@ -34,6 +35,11 @@ def _is_flat(rows: DimLike, n: DimLike, k: DimLike) -> DimLike:
     if isinstance(n, int) and n < least:
         return 0
     return dim_min(1, dim_max(0, rows - (least - 1)))
+
+
+# Results of fewer bytes stay in the cache anyway, and of fewer tiles, one a thread, memory is not
+# saved.
+LEAST_TILED_BYTES, LEAST_TILES = 1 << 16, 4
 
 
 class MatmulLowering(ProductLowering):
@@ -86,7 +92,10 @@ class MatmulLowering(ProductLowering):
         else:
             needed = gemm.prologue_workspace_bytes(target, held, (rows, n, k))
             vectors = 0
-        workspace = self.lowerer.scratch(dtype("uint8"), needed, per_thread=True)
+        tile = 0 if vectors else self._tile_bytes(rows, n)
+        workspace = self.lowerer.scratch(dtype("uint8"), needed + tile, per_thread=True)
+        if tile:
+            self.tiled, self.c = True, self._long_result(k, workspace)
         buffers = (
             draft.buffer(workspace if a_buffer is None else a_buffer, "in"),
             draft.buffer(workspace if b_buffer is None else b_buffer, "in"),
@@ -105,7 +114,8 @@ class MatmulLowering(ProductLowering):
             rows, n, k, *strides, 0 if split else BATCH,
             begin if split else 0, end if split else longer, *most,
         )  # fmt: skip
-        attrs = {"dtype": held, **({"vectors": vectors} if vectors else {})}
+        attrs: dict[str, Any] = {"dtype": held}
+        attrs.update({name: n for name, n in (("vectors", vectors), ("tile", tile)) if n})
         template = Template(
             "matmul", buffers, sizes, attrs,  # type: ignore[arg-type]
             epilogue[0] if epilogue else None,
@@ -161,6 +171,24 @@ class MatmulLowering(ProductLowering):
         buffers = (Buffer(TILE, v.dtype, "out", 0), *buffers)
         letter = "l" if row != "k" else "r"
         return called("prologue", letter, buffers, (loops,)), Dim.symbol(last)
+
+    def _tile_bytes(self, rows: DimLike, columns: DimLike) -> int:
+        """Room for what the epilogue has not read yet, if nothing else reads the result, and it is
+        much larger; else 0. A weights' gradient is so never in memory as a whole."""
+        if len(self.riders) < len(self.body.outputs) or self.c_shared is not None:
+            return 0
+        if not isinstance(rows, int) or not isinstance(columns, int):
+            return 0
+        held = self.result.dtype
+        tile = gemm.tile_bytes(self.lowerer.target, str(held), rows, columns)
+        whole = rows * columns * held.itemsize_bytes
+        return tile if whole >= LEAST_TILED_BYTES and tile * LEAST_TILES <= whole else 0
+
+    def _long_result(self, k: DimLike, workspace: int) -> int:
+        """Where the result lies if k takes several blocks, whose sums are added to it."""
+        longest = gemm.longest_k_block(self.result.dtype.itemsize_bytes)
+        size = dim_min(1, dim_max(0, k - longest)) * self.result.type.size
+        return workspace if size == 0 else self.lowerer.scratch(self.result.dtype, size)
 
     def _rows(
         self, shape: tuple[DimLike, ...], a: DimLike, b: DimLike, c: DimLike

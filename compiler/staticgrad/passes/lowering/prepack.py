@@ -233,6 +233,8 @@ class _Packer:
             return None
         if len(template.buffers) != 4 or template.prologues[1] is not None:
             return None
+        if "tile" in template.attrs:
+            return None  # a parameter's update, which a product with panels would store C for
         values = dict(zip(step.kernel.sizes, step.sizes))
         m, n, k, _, _, _, start, rs, cs, _, _, batch, *_ = (
             substitute(d, values) for d in template.sizes

@@ -31,6 +31,7 @@ class ProductLowering:
         self.draft = Draft(lowerer.program)
         self.result = root.results[0]
         self.riders = [(i, o) for i, o in body.outputs if i is not self.result]
+        self.tiled = False  # whether the result is only ever in the epilogue's tile
 
     @cached_property
     def c(self) -> int:
@@ -76,6 +77,8 @@ class ProductLowering:
         draft = self.draft
 
         def root_element(index: At) -> Expr:
+            if self.tiled:
+                return Load(TILE, ROW * Dim.symbol(TILE_STRIDE) + COLUMN, self.result.dtype)
             return Load(draft.buffer(self.c, "inout"), linear(index, shape), self.result.dtype)
 
         puller = self.puller({self.result: root_element})
@@ -95,6 +98,8 @@ class ProductLowering:
             Buffer(name, self.lowerer.program.buffers[i].dtype, mode, 0)
             for i, name, mode in draft.entries()
         )
+        if self.tiled:
+            buffers = (Buffer(TILE, self.result.dtype, "in", 0), *buffers)
         return called("epilogue", "e", buffers, (loops,))
 
     def finish(
