@@ -57,7 +57,7 @@ LR = 0.02
 
 def test_a_descent_is_one_loop_of_one_kernel() -> None:
     end = sg.fori_loop(0, 1000, lambda i, x: x - LR * (2 * x - 4), X)
-    program = stages([X], [end])
+    program = stages([X], [end], disable=("scalar_loops",))
     first, loop = program.items
     assert isinstance(first, Step) and isinstance(loop, Repeat)
     assert loop.length == 1000 and len(loop.items) == 1 and not loop.test

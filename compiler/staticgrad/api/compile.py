@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # The stages are imported where they are used: 25 ms of the 170 that `import staticgrad` took.
 
 # Passes of this driver, after the graph's own.
-LATE_PASSES = ("prepack", "in_place", "by_rows", "nontemporal")
+LATE_PASSES = ("prepack", "in_place", "scalar_loops", "by_rows", "nontemporal")
 
 Observe = Callable[[int, str, IrGraph], None]
 
@@ -166,7 +166,9 @@ def compile_stages(
     program = lower(named, target)
     if "prepack" not in off:
         program = prepack(program, target)
-    program = schedule(program, in_place="in_place" not in off)
+    program = schedule(
+        program, in_place="in_place" not in off, scalar_loops="scalar_loops" not in off
+    )  # fmt: skip
     if "by_rows" not in off:
         program = by_rows(program, target)
     if "nontemporal" not in off:

@@ -24,6 +24,7 @@ MEANINGS = {
     "fuse": "neighbouring operations share one sweep over memory",
     "prepack": "what calls or iterations multiply with again and again is rearranged once",
     "in_place": "a result takes the memory of an operand that nobody needs any more",
+    "scalar_loops": "a loop over a few numbers keeps them in registers",
     "by_rows": "threads that keep to rows of their own don't wait for each other in a loop",
     "nontemporal": "large results that nothing reads any more are stored past the caches",
 }

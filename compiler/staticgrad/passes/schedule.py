@@ -37,13 +37,18 @@ from staticgrad.kernels.program import (  # fmt: skip
 )
 from staticgrad.kernels.walk import accesses
 
+from .lowering.scalar_loops import with_scalar_loops
 from .order import Listed, Precedence, Work, best_order, declared_order, nominal_bytes
 from .scratch import with_shared_scratch
 
 
-def schedule(program: Program, *, in_place: bool = True) -> Program:
+def schedule(
+    program: Program, *, in_place: bool = True, scalar_loops: bool = True
+) -> Program:  # fmt: skip
     """Orders the steps and sets lifetimes and the commit point."""
     items = _scheduled(program, program.items, program.commit, in_place, region=0)
+    if scalar_loops:
+        items = with_scalar_loops(program, items)
     program = replace(program, items=items)
     writing = [i for i, s in enumerate(items) if _writes_state(program, s)]
     program.commit = min(writing, default=len(items))
