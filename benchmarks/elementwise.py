@@ -51,6 +51,31 @@ def _parabola(X: Any, P: Any) -> Any:
     return x * x - 4.0 * x
 
 
+def _draw_lorenz(rng: Generator, s: Sizes) -> Drawn:
+    start, constants = np.ones(3, np.float32), np.array([10.0, 28.0, 8 / 3], np.float32)
+    return [start, constants], [normal(rng, s["steps"], 3)]
+
+
+def _lorenz(X: Any, P: Any, force: Any) -> Any:
+    """Runge-Kutta steps of 0.002, a force at each. Source: Lorenz, J. Atmos. Sci. 20, 1963."""
+    start, constants = P
+    sigma, rho, beta = constants[0], constants[1], constants[2]
+
+    def slope(state: Any, force: Any) -> Any:
+        x, y, z = state[0], state[1], state[2]
+        return X.stack(sigma * (y - x), x * (rho - z) - y, x * y - beta * z) + force
+
+    def step(state: Any, force: Any) -> Any:
+        k1 = slope(state, force)
+        k2 = slope(state + 0.001 * k1, force)
+        k3 = slope(state + 0.001 * k2, force)
+        k4 = slope(state + 0.002 * k3, force)
+        return state + (0.002 / 6) * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+
+    end = X.scan(step, start, force)
+    return X.mean(end * end)
+
+
 def _draw_pair(rng: Generator, s: Sizes) -> Drawn:
     return [], [normal(rng, s["N"]), normal(rng, s["N"])]
 
@@ -142,6 +167,11 @@ CALLS = (
         "gd", "overhead", "1000 steps of gradient descent on x² - 4x", "descent", {"steps": 1000},
         {"steps": 20}, _draw_descent, _parabola, lambda s: 4 * s["steps"],
         without={"torch_compile": _UNROLLED},
+    ),
+    Workload(
+        "lorenz", "overhead", "gradients of 1000 Runge-Kutta steps of three equations", "gradient",
+        {"steps": 1000}, {"steps": 10}, _draw_lorenz, _lorenz, lambda s: 260 * s["steps"],
+        tolerance=1e-3, without={"torch_compile": _UNROLLED},
     ),
 )  # fmt: skip
 

@@ -67,6 +67,14 @@ class X:
         return weight[index]
 
     @staticmethod
+    def stack(*numbers: Any) -> Any:
+        return jnp.stack(numbers)
+
+    @staticmethod
+    def scan(step: Any, state: Any, xs: Any) -> Any:
+        return lax.scan(lambda s, x: (step(s, x), None), state, xs)[0]
+
+    @staticmethod
     def gru(P: Sequence[Any], xs: Any, h: Any) -> Any:
         """The inputs' products are one for all steps."""
         w_ih, w_hh, b_ih, b_hh = P

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -335,6 +336,18 @@ def embedding(weight: Any, index: Array) -> Any:
         return back
 
     return node(w[index], (weight, pull))
+
+
+def stack(*numbers: Any) -> Any:
+    pulls = [(x, operator.itemgetter(i)) for i, x in enumerate(numbers)]
+    return node(np.array([value(x) for x in numbers]), *pulls)
+
+
+def scan(step: Any, state: Any, xs: Any) -> Any:
+    """The last state."""
+    for i in range(xs.shape[0]):
+        state = step(state, xs[i])
+    return state
 
 
 def gru(P: Sequence[Any], xs: Any, h: Any) -> Any:

@@ -57,6 +57,15 @@ class X:
         return F.embedding(index, weight)
 
     @staticmethod
+    def stack(*numbers: Any) -> Any:
+        return sg.stack(list(numbers))
+
+    @staticmethod
+    def scan(step: Any, state: Any, xs: Any) -> Any:
+        """The last state."""
+        return sg.scan(lambda s, x: (step(s, x), None), state, xs)[0]
+
+    @staticmethod
     def gru(P: Sequence[Any], xs: Any, h: Any) -> Any:
         return F.gru(xs, sg.expand_dims(h, axis=0), list(P), train=True)[1][0]
 

@@ -54,6 +54,16 @@ class X:
         return F.embedding(index, weight)
 
     @staticmethod
+    def stack(*numbers: Any) -> Any:
+        return torch.stack(numbers)
+
+    @staticmethod
+    def scan(step: Any, state: Any, xs: Any) -> Any:
+        for x in xs:
+            state = step(state, x)
+        return state
+
+    @staticmethod
     def gru(P: Sequence[Any], xs: Any, h: Any) -> Any:
         """What nn.GRU calls."""
         return torch.gru(xs, h[None], list(P), True, 1, 0.0, True, False, False)[1][0]
