@@ -44,12 +44,12 @@ class Lowered:
     manifest: Manifest
 
 
-def lowered(graph: Graph) -> Lowered:
+def lowered(graph: Graph, *, scalar_loops: bool = True) -> Lowered:
     after: list[tuple[str, Graph]] = []
     final = run_pipeline(
         graph, observe=lambda index, name, g: after.append((name, g)), also=LATE_PASSES
     )
-    program = schedule(lower(final, TARGET), in_place=True)
+    program = schedule(lower(final, TARGET), scalar_loops=scalar_loops)
     llvm, called = emit_program(program, TARGET)
     manifest, _ = build_manifest(program, final, TARGET, called, {})
     return Lowered(after, program, llvm, called, manifest)
@@ -162,10 +162,12 @@ class Stages:
         """The parts of the example of a loop."""
         names = run_code(code, "descent.py")
         declared = sg.Graph([names["start"]], [names["end"]])
-        program = lowered(declared).program
+        program = lowered(declared, scalar_loops=False).program
+        held = program_text(lowered(declared).program).partition("\nkernel loop")
         return {
             "loop_declared": fenced(graph_text(declared)),
             "loop_program": fenced(program_text(program).partition("\nkernel ")[0]),
+            "loop_kernel": fenced("kernel loop" + held[2]),
         }
 
     def last(self, name: str) -> Graph:
