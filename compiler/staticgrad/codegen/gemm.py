@@ -118,12 +118,15 @@ def emit_block_bytes(f: Emitter, m: str, *, prologue: bool = False) -> str:
 
 
 def emit_block_cols(f: Emitter, n: str, block_bytes: str, panel_bytes: str) -> str:
-    """Columns of a block of B. Two blocks are equally wide, as 256 columns by 1024 stay in the L2
-    cache and 480 do not; of more the rows are read in the longest pieces (32 x 4096 x 1024)."""
+    """Columns of a block of B. Two or three blocks are equally wide: 256 columns by 1024 stay in
+    the L2 cache and 480 do not, and a narrow last one would go through all of A for little. Of more
+    the rows are read in the longest pieces (32 x 4096 x 1024)."""
     _, nr = tile_shape(f.module.target, f.element.dtype)
     panels, most = f.div(f.add(n, nr - 1), nr), f.div(block_bytes, panel_bytes)
-    two = f.both(f.compare("sgt", panels, most), f.compare("sle", panels, f.mul(most, 2)))
-    return f.mul(f.select(two, f.div(f.add(panels, 1), 2), most), nr)
+    blocks = f.div(f.add(panels, f.sub(most, 1)), most)
+    few = f.both(f.compare("sgt", blocks, 1), f.compare("sle", blocks, 3))
+    even = f.div(f.add(panels, f.sub(blocks, 1)), f.maximum(blocks, 1))
+    return f.mul(f.select(few, even, most), nr)
 
 
 def _most_for_computed(element: Element) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from .builder import Module
 from .gemm_emit import (
+    LINE_BYTES,
     Element,
     Emitter,
     emit_add,
@@ -127,8 +128,15 @@ def _require_full_kernel(module: Module, element: Element, rows: int) -> str:
     merge = require_merge(module, element)
     f = Emitter(module, name, KERNEL_PARAMS, element)
     buffer = f.emit(f"alloca [{rows * width} x {element.memory}], align 64")
-    sums = _emit_k_loop(f, _many_rows(f, rows), "%b", VECTORS)
     direct = _emit_is_plain(f)
+    with f.when(f.negate(direct)):
+        # What the sums are added to comes from L3 meanwhile.
+        c_rs = get_field(f, "%desc", "c_rs")
+        for i in range(rows):
+            row = f.at("%c", f.mul(c_rs, i))
+            for j in range(0, width * element.itemsize, LINE_BYTES):
+                f.prefetch(f.at_byte(row, j))
+    sums = _emit_k_loop(f, _many_rows(f, rows), "%b", VECTORS)
     row = f.select(direct, "%c", buffer, "ptr")
     row_step = f.select(direct, get_field(f, "%desc", "c_rs"), width)
     for i in range(rows):
