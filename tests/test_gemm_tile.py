@@ -93,6 +93,20 @@ def test_shares_of_threads(dtype: str) -> None:
                 assert tiled("host", a, b, rect)[inside].tobytes() == expected[inside].tobytes()
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("n", [2, 3, 5, 7, 8])
+def test_few_columns_of_many_rows_stay_in_the_tile(n: int, target: str) -> None:
+    """Their transposed product has all of its rows in the tile at once, of any share of columns."""
+    for dtype, m in (("float64", 2500), ("float32", 5000), ("int8", 2100)):
+        a, b = laid_out((m, 70), dtype, "column", 1), laid_out((70, n), dtype, "row", 2)
+        expected = product(dtype, target)(a, b)
+        assert tiled(target, a, b, (0, m, 0, n)).tobytes() == expected.tobytes()
+        wide = laid_out((70, m + 50), dtype, "row", 3)
+        got = tiled(target, a, wide, (0, m, 16, 16 + n))[:, 16 : 16 + n]
+        expected = product(dtype, target)(a, wide)[:, 16 : 16 + n]
+        assert got.tobytes() == expected.tobytes()
+
+
 def test_several_blocks_of_k_are_summed_in_the_result() -> None:
     run = product("float32")
     a, b = laid_out((40, 1500), "float32", "row", 1), laid_out((1500, 50), "float32", "row", 2)

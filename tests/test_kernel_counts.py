@@ -168,7 +168,7 @@ def test_flops_are_told_of_the_kernel_that_does_them() -> None:
 
 # Kernels of a call at full size; of matrix products one each.
 WORKLOADS: dict[str, int] = {
-    "tiny": 1, "tiny_100": 2, "tiny_many": 40, "linreg": 2, "gd": 2, "chain": 1,
+    "tiny": 1, "tiny_100": 2, "tiny_many": 40, "linreg": 2, "lorenz": 9, "gd": 2, "chain": 1,
     "broadcast": 1, "black_scholes": 1, "softmax": 1, "layer_norm": 2, "sum_axis0": 2,
     "sum_axis1": 2, "sum_axis2": 1, "sum_all": 2, "mlp": 16, "mlp_batch1": 3, "cnn": 27,
     "residual": 20, "attention": 2, "gpt": 41, "gru": 18, "lstm": 19, "embedding": 16,

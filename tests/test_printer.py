@@ -200,6 +200,7 @@ def random_graph(seed: int) -> Graph:
     return Graph([x], values[-3:], [(w, multiply(w, step))])
 
 
+@pytest.mark.filterwarnings("ignore::staticgrad.PromotionWarning")  # both dtypes are to be there
 @pytest.mark.parametrize("seed", range(12))
 def test_random_graphs_round_trip(seed: int) -> None:
     graph = random_graph(seed)

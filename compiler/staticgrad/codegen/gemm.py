@@ -468,8 +468,10 @@ def _emit_setup(f: Emitter, x: Frame) -> None:
     block = emit_block_bytes(f, m, prologue=x.prologue)
     nc = emit_block_cols(f, x["n"], block, panel_bytes)
     x["kc"], x["panel_bytes"] = kc, panel_bytes
-    x["nc"] = f.select(single, ROW_COLS, nc)
-    x["tiled"] = emit_is_tiled(f)
+    nc, tiled = f.select(single, ROW_COLS, nc), emit_is_tiled(f)
+    # All rows of a transposed product may be in the tile at once, which has room for so many.
+    most = f.minimum(nc, SMALL_PRODUCT // EDGE_ROWS)
+    x["nc"], x["tiled"] = f.select(f.both(tiled, swap), most, nc), tiled
 
 
 def emit_is_tiled(f: Emitter) -> str:
