@@ -463,3 +463,13 @@ def test_functions_of_batches_with_other_arguments(cli, tmp_path, given, message
     )
     assert cli("train", path) != 0
     assert message in cli.err and "model.py:" in cli.err
+
+
+@pytest.mark.parametrize("name", ["sg.exponential", "sg.nn.Linaer", "sg.optim.Adm"])
+def test_a_misspelt_name_is_the_model_file_s(cli, tmp_path, name):
+    """staticgrad's own module raises the AttributeError, for the line that asks."""
+    model = tmp_path / "model.py"
+    model.write_text(f"import staticgrad as sg\n\n\ndef build():\n    return {name}(2, 2)\n")
+    assert cli("train", str(model)) == 2
+    assert f"model.py:5 in build: AttributeError: {name.rpartition('.')[0]}" in cli.err
+    assert "internal" not in cli.err

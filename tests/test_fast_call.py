@@ -543,3 +543,15 @@ def test_a_program_that_declines_is_one_of_a_trace() -> None:
     assert not program.declines
     np.testing.assert_array_equal(program(ones(2)), 2 * ones(2))
     np.testing.assert_array_equal(program.checked([1.0, 2.0]), [2, 3])
+
+
+@pytest.mark.parametrize("which", ["the model", "its method"])
+def test_a_model_that_is_the_function_itself_is_looked_at(which: str) -> None:
+    """A layer put in another's place is seen: the trace had the old one's parameters."""
+    model = sg.nn.Sequential(sg.nn.Linear(3, 2))
+    f = sg.jit(model if which == "the model" else model.forward)
+    x = np.ones((4, 3), "float32")
+    f(x)
+    model[0] = sg.nn.Linear(3, 2)
+    weight, bias = (p.numpy() for p in model[0].parameters())
+    np.testing.assert_allclose(f(x), x @ weight.T + bias, rtol=1e-5)

@@ -152,3 +152,11 @@ def test_functions_of_arrays_are_profiled_too() -> None:
         f.profile({"x": sg.input("x", (8, 16))}, 0.5)
     with pytest.raises(sg.ArgumentError, match="no program"):
         sg.jit(lambda x: ()).profile(XS)
+
+
+def test_reports_and_profiles_are_mappings() -> None:
+    x = sg.input("x", (3,))
+    program = sg.compile([x], x * 2)
+    for found in (program.report(), program.profile(np.ones(3, "float32"), seconds=0.01)):
+        assert "kernels" in found and "nothing" not in found
+        assert dict(found) == found.to_dict() and len(found) == len(list(found))

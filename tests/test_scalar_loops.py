@@ -187,7 +187,7 @@ def test_long_loops_run_in_pieces(
     end, ys = sg.scan(lambda c, x: (c * 0.5 + x, c), X, xs, reverse=reverse)
     program = stages([X, xs], [end, ys])
     (region,) = [i for i in program.items if isinstance(i, Repeat)]
-    assert len(region.items) == 1 and len(loops(program)) == 1
+    assert region.pieces and len(region.items) == 1 and len(loops(program)) == 1
     values = np.random.default_rng(1).standard_normal(length)
     got = both([X, xs], [end, ys], np.float64(3.0), values)
     c, seen = 3.0, []

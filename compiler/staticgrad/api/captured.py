@@ -92,10 +92,12 @@ def captured_by(
     fn: Any, elements: bool, objects: Iterable[tuple[str, Any]] = ()
 ) -> list[Captured]:  # fmt: skip
     """What `fn` and the user's functions that it calls read: variables, and attributes of objects,
-    `objects` (static arguments) among them. `elements`: those of arrays count as well."""
+    `objects` (static arguments) and a layer that is `fn` itself, or whose method it is, among them.
+    `elements`: those of arrays count as well."""
     search = _Search(elements)
     search.values.append(fn)
-    for name, value in objects:
+    layers = [(type(v).__name__, v) for v in (fn, getattr(fn, "__self__", None)) if _parts(v)]
+    for name, value in (*objects, *layers):
         search.values.append(value)
         search.add_object(name, value)
         parts = _parts(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +22,8 @@ _FEWEST, _MOST = 5, 1000  # calls
 _UNCOUNTED = 2  # the first calls: caches and the workers' cores were another's
 
 
-class Profile:
-    """The time of each kernel in a call. `to_dict()` for programs, `str()` for people.
+class Profile(Mapping[str, Any]):
+    """The time of each kernel in a call: a mapping, `to_dict()` for JSON, `str()` for people.
 
     A kernel has `step`, `name`, `kind` (the product it is, "reduction", "element-wise", "copy", or
     the operation that has a kernel of its own), `calls` (runs in a call of the program), `us` (of
@@ -39,6 +39,12 @@ class Profile:
 
     def __getitem__(self, name: str) -> Any:
         return self._plain[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plain)
+
+    def __len__(self) -> int:
+        return len(self._plain)
 
     def __repr__(self) -> str:
         return str(self)

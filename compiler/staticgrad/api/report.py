@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-class Report:
-    """Figures of one executable. `to_dict()` for programs, `str()` for people.
+class Report(Mapping[str, Any]):
+    """Figures of one executable: a mapping, `to_dict()` for JSON, `str()` for people.
 
     flops and bytes are those of one call (elements touched, each buffer of a kernel counted once);
     expressions where they depend on symbolic dims. peak_bytes is the arena of temporaries;
@@ -23,6 +23,12 @@ class Report:
 
     def __getitem__(self, name: str) -> Any:
         return self._plain[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plain)
+
+    def __len__(self) -> int:
+        return len(self._plain)
 
     def __repr__(self) -> str:
         return str(self)

@@ -219,6 +219,8 @@ def _is_internal(error: BaseException) -> bool:
         file = frame.f_code.co_filename
         if is_user_file(file):
             internal = False
+        elif frame.f_code.co_name == "__getattr__":
+            continue  # a name that its caller misspelt: `sg.exponential`
         elif file.startswith(_PACKAGES) and not file.startswith(_CLI):
             internal = True
     return internal

@@ -424,6 +424,8 @@ class Driver:
     def _asks(self, region: Repeat) -> int:
         """Every how many iterations (a power of two) a loop asks whether it is interrupted: about
         every 50 ms by its cost; 0 for one that ends before that."""
+        if region.pieces:
+            return 1
         ns = region_ns(region)
         if region.length is not None:
             whole = ns * region.length

@@ -72,7 +72,8 @@ class Repeat:
     after `test` has run. `symbol` is the number of the iteration in sizes and offsets; `reverse`
     counts it down. From item `commit` on carries are copied. `by_rows` is 1 where threads have the
     same shares of all steps in all iterations, and none needs what another computes in the loop;
-    a symbolic one tells at run time whether that is so."""
+    a symbolic one tells at run time whether that is so. `pieces`: each iteration is a part of a
+    long loop, behind which it asks whether it is interrupted."""
 
     symbol: str
     number: int
@@ -84,6 +85,7 @@ class Repeat:
     predicate: int = -1
     locs: Locs = NOWHERE
     by_rows: DimLike = 0
+    pieces: bool = False
 
 
 @dataclass(frozen=True)

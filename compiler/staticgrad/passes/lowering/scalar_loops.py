@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from staticgrad.codegen.sharing import SCALAR_BYTES
 from staticgrad.ir.dim import Dim, DimLike, dim_min, floor_div, substitute, symbols
+from staticgrad.kernels.cost import COST
 from staticgrad.kernels.ir import (
     Call,
     Carry,
@@ -44,10 +45,11 @@ from .draft import Draft
 
 # Elements of what is computed one by one: as many as a vector of float64 has.
 MOST_ELEMENTS = 8
-# Operations of an iteration: LLVM's time grows faster than the length of a block.
-MOST_OPERATIONS = 512
-# Operations between two times that a loop can be interrupted: some 20 ms, if each takes 20 ns.
-PIECE_OPERATIONS = 1 << 20
+# Operations of an iteration, by their cost: LLVM's time grows faster than the length of a block.
+MOST_OPERATIONS = 1024
+# The same between two times that a loop asks whether it is interrupted: a unit of cost takes 0.3 to
+# 2 ns, so that is 1 to 8 ms.
+PIECE_OPERATIONS = 1 << 22
 MOST_NAME = 60  # letters
 
 
@@ -227,8 +229,9 @@ class _Merge:
         count = dim_min(most, length - piece * most)
         step = self._step(piece * most, count, times * pieces, most)
         return replace(
-            self.region, items=(step,), commit=1, length=pieces, reverse=False, by_rows=0
-        )
+            self.region, items=(step,), commit=1, length=pieces, reverse=False, by_rows=0,
+            pieces=True,
+        )  # fmt: skip
 
     def _step(self, begin: DimLike, count: DimLike, times: DimLike, most: int) -> Step:
         """`count` iterations from number `begin` on, `most` of them at once."""
@@ -400,4 +403,4 @@ def _operations(s: Let | Store) -> int:
         if id(e) not in seen:
             seen[id(e)] = e
             todo += children(e)
-    return sum(isinstance(e, Call) for e in seen.values())
+    return sum(COST.get(e.op, 1) for e in seen.values() if isinstance(e, Call))
