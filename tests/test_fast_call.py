@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
-import threading
 from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +19,7 @@ from staticgrad.api.fast_call import MOST_FORMS, MOST_SERVED, builder, matcher
 from staticgrad.api.trace import Traced
 from staticgrad.api.watch import watched
 
+from tests.contended import in_threads
 from tests.forked import in_child
 
 Pair = namedtuple("Pair", "a b")
@@ -473,29 +472,14 @@ def test_errors_of_later_calls_name_the_line_as_the_first_does() -> None:
 
 def test_threads_call_one_function_with_trees() -> None:
     f = sg.jit(lambda p, k: {"y": p["x"] * k + p["b"][0]})
-    failures: list[BaseException] = []
-    interval = sys.getswitchinterval()
 
     def loop(seed: int) -> None:
-        try:
-            for n in np.random.default_rng(seed).integers(2, 9, 200):
-                x = np.full(int(n), seed, "float32")
-                tree = {"x": x, "b": [x]} if n % 2 else {"b": (x,), "x": x}
-                np.testing.assert_array_equal(f(tree, float(n))["y"], x * n + x)
-        except BaseException as error:
-            failures.append(error)
-            raise
+        for n in np.random.default_rng(seed).integers(2, 9, 200):
+            x = np.full(int(n), seed, "float32")
+            tree = {"x": x, "b": [x]} if n % 2 else {"b": (x,), "x": x}
+            np.testing.assert_array_equal(f(tree, float(n))["y"], x * n + x)
 
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=loop, args=(i,)) for i in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert not failures
+    in_threads(loop)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

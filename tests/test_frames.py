@@ -7,7 +7,6 @@ import gc
 import os
 import pickle
 import sys
-import threading
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +23,7 @@ from staticgrad_runtime.plan import Planner
 
 from tests import runtime_programs as programs
 from tests import threaded_programs as threaded
+from tests.contended import in_threads
 from tests.forked import in_child
 
 
@@ -417,27 +417,12 @@ def test_a_binding_that_fails_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_threads_call_one_program_with_sizes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "KEPT_BYTES", 1)  # sizes go and come meanwhile
     program = programs.load(programs.with_temps)
-    failures: list[BaseException] = []
-    interval = sys.getswitchinterval()
 
     def loop(seed: int) -> None:
-        try:
-            for n in np.random.default_rng(seed).integers(0, 40, 300):
-                check(int(n), program(*arrays(int(n))))
-        except BaseException as error:
-            failures.append(error)
-            raise
+        for n in np.random.default_rng(seed).integers(0, 40, 300):
+            check(int(n), program(*arrays(int(n))))
 
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=loop, args=(i,)) for i in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert not failures
+    in_threads(loop)
     assert len(program._contexts) <= 4
     assert len(program._frames) <= program._frames.most + 4
 

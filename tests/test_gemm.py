@@ -20,6 +20,8 @@ from staticgrad.codegen.gemm import (
 from staticgrad.codegen.gemm_emit import Element
 from staticgrad.codegen.target import Target, host_target
 
+from .native import compiled
+
 FLOATS = ["float32", "float64"]
 DTYPES = [*FLOATS, "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 I64, PTR = ctypes.c_int64, ctypes.c_void_p
@@ -54,14 +56,7 @@ class Product:
         self.dtype, self.target = np.dtype(dtype), target
         module = Module(target)
         names = [require_gemm(module, dtype), require_micro_kernel(module, dtype)]
-        self.text = re.sub(r"^define internal", "define", module.to_text(), flags=re.M)
-        parsed = llvm.parse_assembly(self.text)
-        parsed.verify()
-        machine = llvm.Target.from_triple(target.triple).create_target_machine(
-            cpu=target.cpu, features=target.features, opt=2
-        )
-        self._engine = llvm.create_mcjit_compiler(parsed, machine)
-        self._engine.finalize_object()
+        self._engine, self.text = compiled(module)
         self._gemm = GEMM(self._engine.get_function_address(names[0]))
         self.tile = TILE(self._engine.get_function_address(names[1]))
         self.new_workspace()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
-import re
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import staticgrad as sg
@@ -27,6 +25,7 @@ from staticgrad.codegen.gemm_prepacked import (
 from staticgrad.kernels.program import Item, Program, Repeat, Step, steps_of
 from staticgrad.kernels.verify import verify_program
 
+from .native import compiled
 from .test_gemm import ARGUMENTS, EPILOGUE, TARGETS, UNMASKED, check, laid_out, values
 
 Array = np.ndarray[Any, Any]
@@ -44,16 +43,7 @@ class Prepacked:
         self.dtype, self.target = np.dtype(dtype), target
         module = Module(target)
         names = [f(module, dtype) for f in (require_gemm, require_prepack, require_prepacked)]
-        text = re.sub(r"^define internal", "define", module.to_text(), flags=re.M)
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        parsed = llvm.parse_assembly(text)
-        parsed.verify()
-        machine = llvm.Target.from_triple(target.triple).create_target_machine(
-            cpu=target.cpu, features=target.features, opt=2
-        )
-        self._engine = llvm.create_mcjit_compiler(parsed, machine)
-        self._engine.finalize_object()
+        self._engine, _ = compiled(module)
         self.gemm, self.pack, self.prepacked = (
             ctypes.CFUNCTYPE(None, *types)(self._engine.get_function_address(name))
             for name, types in zip(names, (ARGUMENTS, PACK, [*ARGUMENTS, PTR]))

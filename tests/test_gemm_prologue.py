@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
-import re
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -17,6 +16,7 @@ from staticgrad.codegen.gemm import prologue_workspace_bytes, require_gemm_prolo
 from staticgrad.codegen.gemm_emit import Element
 from staticgrad.codegen.gemm_prepacked import prepacked, require_prepacked, strips_bytes
 
+from .native import compiled
 from .test_gemm import ARGUMENTS, TARGETS, UNMASKED, product, values
 
 I64, PTR = ctypes.c_int64, ctypes.c_void_p
@@ -56,14 +56,7 @@ class PrologueProduct:
         names = [
             require_gemm_prologue(module, dtype), require_prepacked(module, dtype, prologue=True)
         ]  # fmt: skip
-        text = re.sub(r"^define internal", "define", module.to_text(), flags=re.M)
-        parsed = llvm.parse_assembly(text)
-        parsed.verify()
-        machine = llvm.Target.from_triple(self.target.triple).create_target_machine(
-            cpu=self.target.cpu, features=self.target.features, opt=2
-        )
-        self._engine = llvm.create_mcjit_compiler(parsed, machine)
-        self._engine.finalize_object()
+        self._engine, _ = compiled(module)
         self._plain, self._packed = (GEMM(self._engine.get_function_address(n)) for n in names)
 
     def __call__(

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from staticgrad.codegen.sharing import share
 from staticgrad.kernels.ir import Loop, Template
 from staticgrad.passes.pipeline import PASSES
 
+from .native import compiled
 from .test_gemm import TARGETS, UNMASKED, Guarded, check, product, values
 from .threaded_programs import Threaded, bits, random, share_whatever_the_size
 
@@ -203,14 +203,7 @@ class Dots:
             if name in UNMASKED:
                 patch.setattr(Element, "has_masks", False)
             function = require_dots(module, dtype)
-        text = re.sub(r"^define internal", "define", module.to_text(), flags=re.M)
-        parsed = llvm.parse_assembly(text)
-        parsed.verify()
-        machine = llvm.Target.from_triple(target.triple).create_target_machine(
-            cpu=target.cpu, features=target.features, opt=2
-        )
-        self.engine = llvm.create_mcjit_compiler(parsed, machine)
-        self.engine.finalize_object()
+        self.engine, _ = compiled(module)
         self.call = DOTS(self.engine.get_function_address(function))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from staticgrad_runtime.dims import evaluate_int
 from staticgrad.ops import registry
 from staticgrad.ops.lowering import Custom, Product, Reduction
 
+from .report import Figures
 from .timed import TimedProgram
 
 if TYPE_CHECKING:
@@ -22,32 +23,14 @@ _FEWEST, _MOST = 5, 1000  # calls
 _UNCOUNTED = 2  # the first calls: caches and the workers' cores were another's
 
 
-class Profile(Mapping[str, Any]):
-    """The time of each kernel in a call: a mapping, `to_dict()` for JSON, `str()` for people.
+class Profile(Figures):
+    """The time of each kernel in a call.
 
     A kernel has `step`, `name`, `kind` (the product it is, "reduction", "element-wise", "copy", or
     the operation that has a kernel of its own), `calls` (runs in a call of the program), `us` (of
     all of them, the median of the profiled calls), `share` of the kernels' sum, `flops` and `bytes`
     of all of them with `gflop_s` and `gb_s`, and `locations`, the lines that it comes from.
     """
-
-    def __init__(self, plain: Mapping[str, Any]) -> None:
-        self._plain = dict(plain)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(self._plain)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._plain[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._plain)
-
-    def __len__(self) -> int:
-        return len(self._plain)
-
-    def __repr__(self) -> str:
-        return str(self)
 
     def __str__(self) -> str:
         p = self._plain

@@ -6,14 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-class Report(Mapping[str, Any]):
-    """Figures of one executable: a mapping, `to_dict()` for JSON, `str()` for people.
-
-    flops and bytes are those of one call (elements touched, each buffer of a kernel counted once);
-    expressions where they depend on symbolic dims. peak_bytes is the arena of temporaries;
-    packed_bytes are copies of state as matrix products read it, made where calls find it unchanged;
-    sizes_bytes is what is kept of the sizes that calls came with (up to 4 MiB, no temporaries).
-    """
+class Figures(Mapping[str, Any]):
+    """What was found, by name: a mapping, `to_dict()` for JSON, `str()` for people."""
 
     def __init__(self, plain: Mapping[str, Any]) -> None:
         self._plain = dict(plain)
@@ -32,6 +26,16 @@ class Report(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return str(self)
+
+
+class Report(Figures):
+    """Figures of one executable.
+
+    flops and bytes are those of one call (elements touched, each buffer of a kernel counted once);
+    expressions where they depend on symbolic dims. peak_bytes is the arena of temporaries;
+    packed_bytes are copies of state as matrix products read it, made where calls find it unchanged;
+    sizes_bytes is what is kept of the sizes that calls came with (up to 4 MiB, no temporaries).
+    """
 
     def __str__(self) -> str:
         p = self._plain

@@ -181,14 +181,14 @@ def workspace_bytes(
     panel = kc * (nr * size) + PANEL_GAP
     few = max(EDGE_ROWS, SINGLE_COLS)  # columns up to which the transposed product may be computed
     if few <= mr:  # which then is one strip: that needs one panel
-        panels = 1 + _above(m, mr) * (_ceil_div(n, nr) - 1)
+        panels = 1 + above(m, mr) * (_ceil_div(n, nr) - 1)
     else:
-        is_few = 1 if up_to else 1 - _above(n, few)
+        is_few = 1 if up_to else 1 - above(n, few)
         panels = _ceil_div(dim_max(n, is_few * m), nr)
     needed = _room_bytes(element, kc) + dim_min(panels * panel, block)
     if in_place:
         row = dim_min(n, ROW_COLS) * size
-        needed = row + _above(m, 1) * (needed - row)
+        needed = row + above(m, 1) * (needed - row)
     if product(tuple(d for d in sizes if isinstance(d, int))) <= SMALL_PRODUCT:
         blocked = dim_max(m * n * k - SMALL_PRODUCT, 0) + dim_max(k - longest, 0)
         needed = dim_min(1, blocked) * needed
@@ -220,14 +220,14 @@ def prologue_workspace_bytes(
     _, nr = tile_shape(target, dtype)
     kc = k_block(element.itemsize, k)
     room = dim_max(_room_bytes(element, kc), fill_bytes(element, dim_max(m, n), kc))
-    few = 1 - _above(n, max(EDGE_ROWS, SINGLE_COLS))  # columns: the transposed product
+    few = 1 - above(n, max(EDGE_ROWS, SINGLE_COLS))  # columns: the transposed product
     panels = _ceil_div(dim_max(n, few * m), nr)
     panel = kc * (nr * element.itemsize) + PANEL_GAP
     block = dim_min(panels * panel, _block_bytes(element, *sizes, prologue=True))
     return room + block + _FEW_ROWS_GAP
 
 
-def _above(size: DimLike, limit: int) -> DimLike:
+def above(size: DimLike, limit: int) -> DimLike:
     """1 where a size is above the limit, else 0."""
     return dim_min(1, dim_max(0, size - limit))
 

@@ -30,7 +30,7 @@ from .gemm import (
     emit_strip_of_a,
     emit_strips,
     emit_tiled_rows,
-    longest_k_block,
+    k_block,
     require_gemm,
     require_gemm_prologue,
 )
@@ -87,11 +87,10 @@ def strips_bytes(
 
 def _block(target: Target, dtype: str, k: int) -> tuple[int, int]:
     """The k of a block (`emit_k_block`), and the distance of its panels."""
-    element = Element.of(dtype, target)
-    _, nr = tile_shape(target, dtype)
-    blocks = -(-k // longest_k_block(element.itemsize))
-    kc = -(-k // blocks)
-    return kc, kc * nr * element.itemsize + PANEL_GAP
+    itemsize, (_, nr) = Element.of(dtype, target).itemsize, tile_shape(target, dtype)
+    kc = k_block(itemsize, k)
+    assert isinstance(kc, int)
+    return kc, kc * nr * itemsize + PANEL_GAP
 
 
 def prepacked(target: Target, b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -32,7 +32,7 @@ def tell_widened(operands: Sequence[Value | None]) -> None:
         return
     for v in tensors:
         if v.dtype == float64 and (found := _source(v.node)) is not None:
-            warn_widened(name, found)
+            _warn(name, found)
 
 
 def tell_mixed(types: Sequence[Any], parameters: Sequence[Any]) -> None:
@@ -41,11 +41,11 @@ def tell_mixed(types: Sequence[Any], parameters: Sequence[Any]) -> None:
     for p in parameters:
         if p is not None and p.dtype == float32 and (name := _parameter(p)):
             if any(t.dtype == float64 and q is None for t, q in zip(types, parameters)):
-                warn_widened(name, None)
+                _warn(name, None)
             return
 
 
-def warn_widened(name: str, source: Node | None) -> None:
+def _warn(name: str, source: Node | None) -> None:
     """Warns that the float32 parameter is promoted by a float64 input or constant; of the dynamic
     mode there is no node."""
     # Those of loops' bodies have names of ours, and no line.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from staticgrad.codegen import gemm, gemm_vector
-from staticgrad.ir.dim import Dim, DimLike, dim_max, dim_min, product, substitute
+from staticgrad.ir.dim import Dim, DimLike, dim_max, product, substitute
 from staticgrad.ir.dtype import dtype
 from staticgrad.ir.node import Value
 from staticgrad.kernels.ir import TILE, TILE_STRIDE, Buffer, Loop, Stmt, Store, Template
@@ -34,7 +34,7 @@ def _is_flat(rows: DimLike, n: DimLike, k: DimLike) -> DimLike:
     least = max(LEAST_FLAT_ROWS, ROWS_TO_K * k)
     if isinstance(n, int) and n < least:
         return 0
-    return dim_min(1, dim_max(0, rows - (least - 1)))
+    return gemm.above(rows, least - 1)
 
 
 # Results of fewer bytes stay in the cache anyway, and of fewer tiles, one a thread, memory is not
@@ -187,7 +187,7 @@ class MatmulLowering(ProductLowering):
     def _long_result(self, k: DimLike, workspace: int) -> int:
         """Where the result lies if k takes several blocks, whose sums are added to it."""
         longest = gemm.longest_k_block(self.result.dtype.itemsize_bytes)
-        size = dim_min(1, dim_max(0, k - longest)) * self.result.type.size
+        size = gemm.above(k, longest) * self.result.type.size
         return workspace if size == 0 else self.lowerer.scratch(self.result.dtype, size)
 
     def _rows(
